@@ -1,0 +1,65 @@
+"""Affinity functions (eq. 1): from the features of N entities to the N x N matrix of affinity logits W."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from affsup_cli.affinity.precision import at_least_float32, without_autocast
+
+
+def l2_affinity(features: Tensor) -> Tensor:
+    """Negative half squared distance between every two entities, eq. 11: `W[m, n] = -||f_m - f_n||^2 / 2`.
+
+    Computed in float32 or wider with autocast off, as differences of large numbers. The result is symmetric, never
+    positive, exactly 0 on the diagonal, and its gradient is finite where features coincide.
+
+    Args:
+        features: `[..., N, d]`, floating point.
+
+    Returns:
+        `[..., N, N]`, float32 (float64 for float64 features).
+
+    Raises:
+        TypeError: `features` is not floating point.
+        ValueError: `features` has fewer than two dimensions.
+    """
+    if features.dim() < 2:
+        raise ValueError(f"features must have the shape [..., N, d], found {list(features.shape)}")
+    with without_autocast(features):
+        features = at_least_float32("features", features)
+        # An offset that all entities share changes no distance, but its square would drown them.
+        centered = features - features.detach().mean(dim=-2, keepdim=True)
+        gram = centered @ centered.mT
+        # Matrix products are not bit-symmetric on every device.
+        gram = (gram + gram.mT) / 2
+        # Norms taken from the same product cancel exactly on the diagonal.
+        squared_norms = gram.diagonal(dim1=-2, dim2=-1)
+        half_distances = (squared_norms.unsqueeze(-1) + squared_norms.unsqueeze(-2)) / 2 - gram
+        return -half_distances.clamp(min=0)
+
+
+def scaled_dot_affinity(queries: Tensor, keys: Tensor) -> Tensor:
+    """Scaled dot products of queries with keys, eq. 9 before its softmax: `W[m, n] = <q_m, k_n> / sqrt(d)`.
+
+    A row is a reference entity (query) and its columns are what it looks at (keys). Eq. 9 as printed normalises the
+    other axis; aggregation (eq. 10) needs the weights of one reference to sum to 1. The product follows the caller's
+    precision and autocast, as any layer does.
+
+    Args:
+        queries: `[..., N, d]`.
+        keys: `[..., M, d]`, leading dimensions that broadcast with those of `queries`.
+
+    Returns:
+        `[..., N, M]`.
+
+    Raises:
+        ValueError: fewer than two dimensions, or different d.
+    """
+    if queries.dim() < 2 or keys.dim() < 2 or queries.shape[-1] != keys.shape[-1]:
+        raise ValueError(
+            f"queries [..., N, d] and keys [..., M, d] must share d, found {list(queries.shape)} and {list(keys.shape)}"
+        )
+    # Scaling before the product keeps float16 from overflowing in it.
+    return (queries / math.sqrt(queries.shape[-1])) @ keys.mT

@@ -1,0 +1,110 @@
+"""The target affinity mass M (eq. 3, 12): how much of a graph's softmax lies on the target.
+
+M is never computed as a softmax that is then summed and logged: at the logits of trained networks that ends in
+infinities. Everything comes from the log-odds `log M - log(1 - M)`, the difference of two log-sum-exps, over the
+entries in the target and over the others. It is accurate at both ends, where M or 1 - M is far below the float's eps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from affsup_cli.affinity.precision import at_least_float32, without_autocast
+
+SoftmaxKind = Literal["matrix", "row"]
+DiagonalKind = Literal["keep", "exclude"]
+
+
+def target_mass(
+    logits: Tensor, target: Tensor, softmax: SoftmaxKind = "matrix", diagonal: DiagonalKind = "keep"
+) -> Tensor:
+    """Target affinity mass, eq. 3: `M = sum(softmax(W) * T)`; a row at a time, eq. 12, with `softmax="row"`.
+
+    Computed in float32 or wider with autocast off.
+
+    Args:
+        logits: affinities W `[..., N, M]`, finite; leading dimensions are graphs.
+        target: bool, the shape of `logits`.
+        softmax: over the whole matrix, or over the columns of each row.
+        diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == M.
+
+    Returns:
+        M in [0, 1], `[...]` for the matrix, `[..., N]` for rows; 0 where the target is empty, 1 where it is all.
+
+    Raises:
+        TypeError: `logits` is not floating point or `target` not bool.
+        ValueError: the shapes do not fit, or `softmax` or `diagonal` is unknown.
+    """
+    check_choice("softmax", softmax, get_args(SoftmaxKind))
+    with without_autocast(logits):
+        return torch.sigmoid(mass_log_odds(supervised_entries(logits, target, diagonal), softmax).value)
+
+
+class Entries(NamedTuple):
+    """A graph's affinities `[..., N, M]` in full precision, and which entries are in the target or in the rest."""
+
+    logits: Tensor
+    target: Tensor
+    rest: Tensor
+
+
+class LogOdds(NamedTuple):
+    """`log M - log(1 - M)` of each graph or row, and whether it has a target at all."""
+
+    value: Tensor
+    supervised: Tensor
+
+
+def supervised_entries(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -> Entries:
+    """Check a graph and split its entries; an excluded diagonal is in neither part."""
+    check_choice("diagonal", diagonal, get_args(DiagonalKind))
+    if logits.dim() < 2 or logits.shape != target.shape:
+        raise ValueError(
+            f"logits and target must share one shape [..., N, M], "
+            f"found {list(logits.shape)} and {list(target.shape)}: target.expand_as(logits) repeats a target"
+        )
+    if target.dtype != torch.bool:
+        raise TypeError(f"target must be a bool tensor, found {target.dtype}: call target.bool()")
+    logits = at_least_float32("logits", logits)
+    if diagonal == "keep":
+        return Entries(logits, target, ~target)
+    rows, columns = logits.shape[-2:]
+    if rows != columns:
+        raise ValueError(f'diagonal="exclude" needs a square graph, found {rows} x {columns}: use diagonal="keep"')
+    off_diagonal = ~torch.eye(rows, dtype=torch.bool, device=logits.device)
+    return Entries(logits, target & off_diagonal, ~target & off_diagonal)
+
+
+def mass_log_odds(entries: Entries, softmax: SoftmaxKind) -> LogOdds:
+    """Log-odds of M: -inf without a target, inf with a target that covers everything."""
+    if softmax == "matrix":
+        entries = Entries(*(part.flatten(-2) for part in entries))
+    logits, target, rest = entries
+    target_peak, target_sum = _exp_sum(logits, target)
+    rest_peak, rest_sum = _exp_sum(logits, rest)
+    # The peaks are subtracted before the logs are added, which would round away beside a peak of thousands.
+    value = (target_peak - rest_peak) + (target_sum.log() - rest_sum.log())
+    supervised = target.any(dim=-1)
+    return LogOdds(value.masked_fill(~supervised, -torch.inf), supervised)
+
+
+def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
+    """Raise the ValueError that lists what is allowed."""
+    if found not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; found {found!r}")
+
+
+def _exp_sum(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`peak, total` of the last dimension, where `sum(exp(logits[mask])) = total * exp(peak)`.
+
+    Where the mask is empty, peak is -inf and total 1: only the constant is infinite, no gradient is.
+    """
+    masked = logits.detach().masked_fill(~mask, -torch.inf)
+    # Nothing has no maximum, but it has a sum, and a graph of nothing has no target that would read it.
+    peak = masked.amax(dim=-1) if masked.shape[-1] else masked.sum(dim=-1)
+    # Masked before exp, not after: an overflow there would turn the gradient into NaN.
+    total = (logits - peak.unsqueeze(-1)).masked_fill(~mask, -torch.inf).exp().sum(dim=-1)
+    return peak, total.masked_fill(~mask.any(dim=-1), 1)

@@ -1,0 +1,163 @@
+"""Supervision targets T (eq. 2): boolean matrices, true where an affinity should grow.
+
+`T[a, b]` speaks of the row a as the reference and the column b as what it relates to, like the affinities. The targets
+for proposals start from `match_proposals`: the ground-truth object that each proposal belongs to, -1 for none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def same_category_target(labels: Tensor) -> Tensor:
+    """Entities of the same category, section 5.2: eq. 2 with `S = {(a, b): labels[a] == labels[b]}`.
+
+    The diagonal is true, as an entity is of its own category; the loss leaves it out with `diagonal="exclude"`.
+
+    Args:
+        labels: integer class ids `[N]`.
+
+    Returns:
+        bool `[N, N]`, symmetric.
+
+    Raises:
+        TypeError: `labels` is not an integer tensor.
+        ValueError: `labels` is not one-dimensional.
+    """
+    _check_ids("labels", labels, "N")
+    return labels.unsqueeze(1) == labels.unsqueeze(0)
+
+
+def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor:
+    """Ground-truth object of each proposal, conditions 1 and 2 of section 4.1, on which the targets of eq. 2 stand.
+
+    A proposal belongs to the object that it overlaps most (the first of equals), if that overlap exceeds `iou`.
+
+    Args:
+        boxes: proposals `[N, 4]` as x1, y1, x2, y2 in pixels.
+        gt_boxes: ground-truth objects `[G, 4]`, alike.
+        iou: intersection over union that must be exceeded, strictly. Boxes without an area overlap nothing.
+
+    Returns:
+        int64 `[N]`: an index into `gt_boxes`, or -1.
+
+    Raises:
+        ValueError: a tensor is not `[*, 4]`, or `iou` is not in [0, 1).
+    """
+    if not 0 <= iou < 1:
+        raise ValueError(f"iou must be at least 0 and below 1, found {iou}")
+    for name, value in (("boxes", boxes), ("gt_boxes", gt_boxes)):
+        if value.dim() != 2 or value.shape[1] != 4:
+            raise ValueError(f"{name} must have the shape [*, 4] (x1, y1, x2, y2), found {list(value.shape)}")
+    if gt_boxes.shape[0] == 0:
+        return torch.full((boxes.shape[0],), -1, dtype=torch.int64, device=boxes.device)
+    # Loading torchvision takes seconds, and mini-batch training needs nothing from it.
+    from torchvision.ops import box_iou
+
+    overlap: Tensor = box_iou(boxes, gt_boxes).nan_to_num(nan=0.0)
+    best = overlap.argmax(dim=1)
+    return best.masked_fill(overlap.amax(dim=1) <= iou, -1)
+
+
+def different_instance_target(match: Tensor) -> Tensor:
+    """Proposals of two different objects, whatever their classes, supplement E; a set S for eq. 2.
+
+    Args:
+        match: int64 `[N]` from `match_proposals`.
+
+    Returns:
+        bool `[N, N]`, symmetric, false on the diagonal.
+
+    Raises:
+        TypeError, ValueError: `match` is not a one-dimensional integer tensor.
+    """
+    _check_ids("match", match, "N")
+    matched = match >= 0
+    return (match.unsqueeze(1) != match.unsqueeze(0)) & matched.unsqueeze(1) & matched.unsqueeze(0)
+
+
+def different_category_target(match: Tensor, gt_labels: Tensor) -> Tensor:
+    """Proposals of two objects of different classes, section 4.1; a set S for eq. 2.
+
+    Args:
+        match: int64 `[N]` from `match_proposals`.
+        gt_labels: integer class ids of the objects, `[G]`.
+
+    Returns:
+        bool `[N, N]`, symmetric, false on the diagonal.
+
+    Raises:
+        TypeError, ValueError: an argument is not a one-dimensional integer tensor.
+    """
+    labels = _matched_labels(match, gt_labels)
+    return different_instance_target(match) & (labels.unsqueeze(1) != labels.unsqueeze(0))
+
+
+def relationship_target(match: Tensor, relations: Tensor) -> Tensor:
+    """Proposals of a subject and an object whose relationship is annotated, section 6.5; a set S for eq. 2.
+
+    Directed: `T[a, b]` asks for the relation from the object of a to the object of b. A relation of an object with
+    itself selects nothing.
+
+    Args:
+        match: int64 `[N]` from `match_proposals`.
+        relations: integers `[R, 2]`, (subject, object) as indices of ground-truth objects; duplicates do no harm.
+
+    Returns:
+        bool `[N, N]`, false on the diagonal.
+
+    Raises:
+        TypeError: an argument is not an integer tensor.
+        ValueError: `match` is not `[N]` or `relations` not `[R, 2]`.
+    """
+    different = different_instance_target(match)
+    if relations.dim() != 2 or relations.shape[1] != 2:
+        raise ValueError(f"relations must have the shape [R, 2] (subject, object), found {list(relations.shape)}")
+    _check_integer("relations", relations)
+    of_subject = match.unsqueeze(1) == relations[:, 0]
+    of_object = match.unsqueeze(1) == relations[:, 1]
+    # Sums of zeros and ones stay positive when positive, in every precision.
+    return different & (of_subject.float() @ of_object.float().mT > 0)
+
+
+def category_pair_target(match: Tensor, gt_labels: Tensor, *, first: int, second: int | None = None) -> Tensor:
+    """Proposals of two different objects with given classes, supplement E: human-to-human, human-to-X; S for eq. 2.
+
+    Directed, as the affinities are: `T[a, b]` wants a to belong to an object of class `first`, the reference, and b
+    to one of class `second`. The union of both directions is `target | target.mT`.
+
+    Args:
+        match: int64 `[N]` from `match_proposals`.
+        gt_labels: integer class ids of the objects, `[G]`.
+        first: class id of the reference.
+        second: class id of the other object; None for any class.
+
+    Returns:
+        bool `[N, N]`, false on the diagonal.
+
+    Raises:
+        TypeError, ValueError: a tensor is not a one-dimensional integer tensor.
+    """
+    labels = _matched_labels(match, gt_labels)
+    target = different_instance_target(match) & (labels == first).unsqueeze(1)
+    return target if second is None else target & (labels == second).unsqueeze(0)
+
+
+def _matched_labels(match: Tensor, gt_labels: Tensor) -> Tensor:
+    """Class of each proposal's object `[N]`; what stands at proposals without one has no meaning."""
+    _check_ids("match", match, "N")
+    _check_ids("gt_labels", gt_labels, "G")
+    # The entry appended is the one that index -1 reads, so that an image without objects has something to read too.
+    return torch.cat([gt_labels, gt_labels.new_zeros(1)])[match]
+
+
+def _check_ids(name: str, ids: Tensor, size: str) -> None:
+    if ids.dim() != 1:
+        raise ValueError(f"{name} must have the shape [{size}], found {list(ids.shape)}")
+    _check_integer(name, ids)
+
+
+def _check_integer(name: str, ids: Tensor) -> None:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, found {ids.dtype}: call {name}.long()")
