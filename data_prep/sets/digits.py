@@ -1,0 +1,35 @@
+"""Handwritten digits: the 1,797 real 8x8 images that ship with scikit-learn.
+
+There is no official split: a fifth, drawn at random once and for all, is the test set.
+"""
+
+from __future__ import annotations
+
+from data_prep.official import DataSet, Files, Official
+
+
+def _read(files: Files) -> Official:
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from data_prep.memory import images_in_memory
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    order = np.random.RandomState(0).permutation(len(labels))
+    test, train = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
+    return Official(
+        classes=tuple(str(name) for name in bunch.target_names),
+        image_shape=(1, 8, 8),
+        train=images_in_memory(images[train], labels[train], train),
+        test=images_in_memory(images[test], labels[test], test),
+    )
+
+
+DATASET = DataSet(
+    name="digits",
+    summary="1,797 handwritten digits, 8x8 grey, 10 classes; ships with scikit-learn",
+    official_counts={"train": 1438, "test": 359},
+    read=_read,
+)

@@ -1,0 +1,129 @@
+"""Tiny ImageNet: 64x64 JPEGs in the official zip archive.
+
+The classes and their order are those of `wnids.txt`, their names those of `words.txt`. The official validation images
+are the test set, as the official test labels are not public (paper 6.1).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from data_prep.official import DataSet, Files, Images, Official, Origin, SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_SIDE = 64
+_TRAIN_IMAGE = re.compile(r"train/(n\d{8})/images/\1_(\d+)\.JPEG")
+_ANNOTATIONS = "val/val_annotations.txt"
+_THREADS = min(
+    4, os.cpu_count() or 1
+)  # Pillow decodes outside the interpreter lock, but for so small images not all of it
+
+
+def _read(files: Files) -> Official:
+    wnids = _lines(files, "wnids.txt")
+    index = {wnid: i for i, wnid in enumerate(wnids)}
+    if len(index) != len(wnids):
+        raise SourceError("wnids.txt: lists a class twice")
+    words = dict(line.split("\t", 1) for line in _lines(files, "words.txt") if "\t" in line)
+    unnamed = [wnid for wnid in wnids if wnid not in words]
+    if unnamed:
+        raise SourceError(f"words.txt: has no name for class {unnamed[0]!r} of wnids.txt")
+    return Official(
+        classes=tuple(words[wnid] for wnid in wnids),
+        image_shape=(3, _SIDE, _SIDE),
+        train=_images(files, _train_members(files, index)),
+        test=_images(files, _test_members(files, index)),
+    )
+
+
+def _train_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
+    """Files and labels, ordered by class and then by image number."""
+    found = []
+    for name in files:
+        if match := _TRAIN_IMAGE.fullmatch(name):
+            if match[1] not in index:
+                raise SourceError(f"{name}: its class is not in wnids.txt")
+            found.append((index[match[1]], int(match[2]), name))
+    empty = set(index.values()).difference(label for label, _, _ in found)
+    if empty:
+        raise SourceError(f"class {list(index)[min(empty)]!r} of wnids.txt has no training images")
+    return [(name, label) for label, _, name in sorted(found)]
+
+
+def _test_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
+    """Files and labels of the official validation images, in the order of their annotations."""
+    found = []
+    for number, line in enumerate(_lines(files, _ANNOTATIONS), start=1):
+        image, wnid = [*line.split("\t"), ""][:2]
+        name = f"val/images/{image}"
+        if wnid not in index or name not in files:
+            what = f"image {image!r}, which is not there" if wnid in index else f"class {wnid!r}, not in wnids.txt"
+            raise SourceError(f"{_ANNOTATIONS} line {number}: names {what}")
+        found.append((name, index[wnid]))
+    return found
+
+
+def _images(files: Files, members: Sequence[tuple[str, int]]) -> Images:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from data_prep.format import BLOCK
+
+    names = [name for name, _ in members]
+
+    def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(rows), BLOCK):
+                encoded = [(names[row], files[names[row]]) for row in rows[start : start + BLOCK]]
+                share = -(-len(encoded) // _THREADS)
+                shares = [encoded[i : i + share] for i in range(0, len(encoded), share)]
+                yield np.concatenate(list(pool.map(_decode, shares)))
+
+    return Images(np.array([label for _, label in members], dtype=np.int64), np.arange(len(members)), blocks)
+
+
+def _decode(encoded: Sequence[tuple[str, bytes]]) -> NDArray[np.uint8]:
+    """Decode JPEGs, grey ones included, to uint8 [n, 64, 64, 3]."""
+    import numpy as np
+    from PIL import Image
+
+    images = np.empty((len(encoded), _SIDE, _SIDE, 3), dtype=np.uint8)
+    for i, (name, jpeg) in enumerate(encoded):
+        try:
+            with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+                if image.size != (_SIDE, _SIDE):
+                    raise SourceError(f"{name}: is {image.size[0]}x{image.size[1]}, expected {_SIDE}x{_SIDE}")
+                images[i] = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise SourceError(f"{name}: cannot be decoded ({error})") from None
+    return images
+
+
+def _lines(files: Files, name: str) -> list[str]:
+    return files[name].decode("utf-8", errors="replace").splitlines()
+
+
+DATASET = DataSet(
+    name="tiny-imagenet",
+    summary="Tiny ImageNet: 100,000 + 10,000 photographs, 64x64, 200 classes",
+    official_counts={"train": 100_000, "test": 10_000},
+    read=_read,
+    origin=Origin(
+        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        md5="90528d7ca1a48142e341f4ef8d21d0de",
+        size=248_100_043,
+        root="tiny-imagenet-200",
+        members=("wnids.txt", "words.txt", _ANNOTATIONS),
+        images=r"(train/n\d{8}/images/n\d{8}_\d+|val/images/val_\d+)\.JPEG",
+        max_bytes=1_000_000_000,
+        max_members=500_000,
+    ),
+)

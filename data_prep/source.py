@@ -1,0 +1,131 @@
+"""Where the official files come from: an archive, an extracted folder, a download, or a dependency."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from affsup_cli.errors import AffsupError, UsageError
+from data_prep.archive import open_archive, require_members, select
+from data_prep.download import download
+from data_prep.format import FileRecord, SourceRecord
+from data_prep.official import DataSet, Files, Origin, Progress, SourceError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The official files at hand: what is recorded of them, their name for messages, and how to open them."""
+
+    record: SourceRecord
+    label: str
+    files: AbstractContextManager[Files]
+
+
+def check_sources(dataset: DataSet, sources: Sequence[Path]) -> None:
+    """Refuse sources that cannot be right, before anything is done.
+
+    Raises:
+        UsageError: More than one is given, or one for a data set that ships with a dependency.
+        AffsupError: It does not exist.
+    """
+    if sources and dataset.origin is None:
+        raise UsageError(f"data set {dataset.name!r} needs no source, found {sources[0]}: run it without one")
+    if len(sources) > 1:
+        raise UsageError(
+            f"data set {dataset.name!r} has one source, found {len(sources)}: give the archive or its folder"
+        )
+    for path in sources:
+        if not path.is_file() and not path.is_dir():
+            expected = dataset.origin.filename if dataset.origin else ""
+            raise UsageError(f"{path} is no file or folder: expected {expected} or the folder extracted from it")
+
+
+def open_source(dataset: DataSet, sources: Sequence[Path], downloads: Path, progress: Progress) -> Source:
+    """Find the official files, downloading them where no source is given, and take their checksums.
+
+    Raises:
+        SourceError: A folder lacks a file.
+        AffsupError: The download failed.
+    """
+    origin = dataset.origin
+    if origin is None:
+        record = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
+        return Source(record, dataset.name, nullcontext({}))
+    if not sources:
+        return _archive_source(download(origin, downloads, progress), origin, "download")
+    path = sources[0]
+    return _folder_source(path, origin) if path.is_dir() else _archive_source(path, origin, "archive")
+
+
+def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> Source:
+    record, md5 = checksums(path)
+    record_of_source = SourceRecord(kind=kind, files={path.name: record}, official=md5 == origin.md5, algorithm="md5")
+    return Source(record_of_source, str(path), open_archive(path, origin))
+
+
+def _folder_source(path: Path, origin: Origin) -> Source:
+    try:
+        files = _FolderFiles(path, origin)
+        listing, size, official = hashlib.sha256(), 0, True
+        for name in files:
+            record, md5 = checksums(files.path(name))
+            listing.update(f"{record.sha256}  {name}\n".encode())
+            size += record.bytes
+            official = official and md5 == origin.member_md5.get(name)
+    except SourceError as error:
+        raise AffsupError(f"{path}: {error}") from None
+    known = bool(origin.member_md5)
+    source_record = SourceRecord(
+        kind="folder",
+        files={origin.root: FileRecord(sha256=listing.hexdigest(), bytes=size)},
+        official=official if known else None,
+        algorithm="md5" if known else None,
+    )
+    return Source(source_record, str(path), nullcontext(files))
+
+
+class _FolderFiles(Mapping[str, bytes]):
+    """The needed files of an extracted folder, sorted by name."""
+
+    def __init__(self, path: Path, origin: Origin) -> None:
+        self._root = path / origin.root if (path / origin.root).is_dir() else path
+        present = [name for name in origin.members if self.path(name).is_file()]
+        require_members(present, (entry.name for entry in self._root.iterdir()), origin)
+        self._names = sorted(set(present).union(select(self._walk(), origin)) if origin.images else present)
+        self._max_bytes = origin.max_bytes
+        size = sum(self.path(name).stat().st_size for name in self._names)
+        if size > origin.max_bytes:
+            raise SourceError(f"holds {size:,} bytes, more than the {origin.max_bytes:,} that the data set can have")
+
+    def path(self, name: str) -> Path:
+        return self._root / name
+
+    def _walk(self) -> Iterator[str]:
+        for folder, _, names in os.walk(self._root):
+            inner = Path(folder).relative_to(self._root).as_posix()
+            yield from (f"{inner}/{name}" for name in names)
+
+    def __getitem__(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def checksums(path: Path) -> tuple[FileRecord, str]:
+    """SHA-256 and size of a file, and its MD5, which is what the publishers give."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+            md5.update(chunk)
+            size += len(chunk)
+    return FileRecord(sha256=sha256.hexdigest(), bytes=size), md5.hexdigest()

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep import cifar_pickle
+from data_prep.cifar_pickle import load
+from data_prep.official import SourceError
+
+DATA = np.arange(12, dtype=np.uint8).reshape(3, 4)
+BATCH = {"labels": [1, 300, 70000], "data": DATA, "filenames": ["a"], "flag": True, "none": None, "pair": (1, "x")}
+
+
+def python2_batch() -> bytes:
+    """What Python 2 wrote: byte strings, and NumPy's reconstruction by its old name."""
+    raw = DATA.tobytes()
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03K\x04\x86"
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"T" + struct.pack("<I", len(raw)) + raw + b"tb"
+    )
+    return b"\x80\x02}(U\x04dataq\x01" + array + b"U\x06labels](K\x01M\x2c\x01eU\x05again" + b"h\x01u."
+
+
+def test_a_python_2_pickle_reads_as_it_was_written() -> None:
+    batch = load("data_batch_1", python2_batch())
+    np.testing.assert_array_equal(batch["data"], DATA)
+    assert batch["labels"] == [1, 300]
+    assert batch["again"] == b"data"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("byte_keys", [False, True])
+def test_a_python_3_pickle_reads_as_it_was_written(protocol: int, byte_keys: bool) -> None:
+    batch = {key.encode() if byte_keys else key: value for key, value in BATCH.items()}
+    read = load("train", pickle.dumps(batch, protocol))
+    np.testing.assert_array_equal(read.pop("data"), DATA)
+    assert read == {key: value for key, value in BATCH.items() if key != "data"}
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_column_major_arrays_keep_their_values(protocol: int) -> None:
+    pickled = pickle.dumps({"data": np.asfortranarray(DATA)}, protocol)
+    np.testing.assert_array_equal(load("train", pickled)["data"], DATA)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_both_names_of_numpys_reconstruction_are_known(module: str) -> None:
+    pickled = python2_batch().replace(b"numpy.core.multiarray", module.encode())
+    np.testing.assert_array_equal(load("train", pickled)["data"], DATA)
+
+
+class Call:
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path: Path, protocol: int) -> None:
+    mark = tmp_path / "called"
+    pickled = pickle.dumps({"data": Call(os.system, f"touch {mark}")}, protocol)
+    pickle.loads(pickled)
+    assert mark.exists()  # it is a real attack
+    mark.unlink()
+    with pytest.raises(SourceError, match=r"asks for 'posix\.system'.*nothing was called"):
+        load("data_batch_1", pickled)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "pickled", [pickle.dumps({"data": 1}, 0), pickle.dumps({"data": {1, 2}}, 4), b"cos\nsystem\n."]
+)
+def test_instructions_and_names_that_no_batch_needs_are_refused(pickled: bytes) -> None:
+    with pytest.raises(SourceError, match="refused"):
+        load("data_batch_1", pickled)
+
+
+@pytest.mark.parametrize("pickled", [python2_batch(), *(pickle.dumps(BATCH, protocol) for protocol in (2, 5))])
+def test_every_truncation_is_refused(pickled: bytes) -> None:
+    for end in range(len(pickled)):
+        with pytest.raises(SourceError):
+            load("data_batch_1", pickled[:end])
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ([1], "holds a list, expected a dictionary"),
+        ({1: 2}, "a dictionary key is a int"),
+        ({(1, 2): 2}, "a dictionary key is a tuple"),
+        ({"data": DATA.astype(np.float32)}, "array of type 'f4', expected uint8"),
+        ({"data": np.dtype("u1")}, r"'numpy\.dtype' where an array should be"),
+    ],
+)
+def test_what_no_batch_holds_is_refused(value: object, what: str) -> None:
+    with pytest.raises(SourceError, match=what):
+        load("data_batch_1", pickle.dumps(value, 2))
+
+
+def test_an_array_of_fewer_bytes_than_its_shape_is_refused() -> None:
+    pickled = python2_batch().replace(b"K\x01K\x03K\x04\x86", b"K\x01K\x03K\x05\x86")
+    with pytest.raises(SourceError, match="its array is damaged"):
+        load("data_batch_1", pickled)
+
+
+def test_an_endless_pickle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar_pickle, "_MAX_INSTRUCTIONS", 1000)
+    with pytest.raises(SourceError, match="more than 1,000 instructions"):
+        load("data_batch_1", b"\x80\x02" + b"}" * 5000 + b".")
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02}r\xff\xff\xff\xff.",  # memo index of 4 billion
+        b"\x80\x05\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # bytes of 4 exabytes
+        b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
+        b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"}.",  # a frame of as many
+    ],
+)
+def test_claimed_sizes_take_no_memory(pickled: bytes) -> None:
+    with contextlib.suppress(SourceError):
+        assert load("data_batch_1", pickled) == {}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4), st.sampled_from([2, 5])
+)
+def test_no_damage_gives_anything_but_a_batch_or_a_source_error(changes: list[tuple[int, int]], protocol: int) -> None:
+    pickled = bytearray(pickle.dumps(BATCH, protocol))
+    for position, value in changes:
+        pickled[position % len(pickled)] = value
+    with contextlib.suppress(SourceError):
+        assert isinstance(load("data_batch_1", bytes(pickled)), dict)
