@@ -1,0 +1,1 @@
+"""Prepared data sets -> batches on the device."""

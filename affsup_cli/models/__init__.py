@@ -1,0 +1,30 @@
+"""Networks by the names that the paper gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from affsup_cli.errors import UsageError
+from affsup_cli.models import cifar_resnet, imagenet_resnet
+from affsup_cli.models.classifier import Classifier
+
+CLASSIFIERS: dict[str, Callable[[int, int], Classifier]] = {
+    **cifar_resnet.ARCHITECTURES,
+    **imagenet_resnet.ARCHITECTURES,
+}
+
+
+def build_classifier(arch: str, channels: int, classes: int) -> Classifier:
+    """Build a freshly initialised image classifier.
+
+    Args:
+        arch: a key of `CLASSIFIERS`, for example "resnet20".
+        channels: channels of the input images.
+        classes: number of categories.
+
+    Raises:
+        UsageError: `arch` is unknown.
+    """
+    if arch not in CLASSIFIERS:
+        raise UsageError(f"no architecture '{arch}' (model.arch): known are {', '.join(CLASSIFIERS)}")
+    return CLASSIFIERS[arch](channels, classes)

@@ -1,0 +1,25 @@
+"""What every image classifier here is: a backbone that gives one feature vector an image, and a linear layer on it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear layer.
+
+    Args:
+        backbone: images `[N, C, H, W]` -> features `[N, width]`.
+        width: length of a feature vector.
+        classes: number of categories.
+    """
+
+    def __init__(self, backbone: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled features `[N, width]`, which the affinity graph is built on, and logits `[N, classes]`."""
+        features = self.backbone(images)
+        return features, self.head(features)

@@ -1,0 +1,256 @@
+"""The typed recipe: every field of an experiment, and how TOML, data-set defaults and overrides become one.
+
+A recipe file holds the sections of the classes below, plus one optional table `[datasets.NAME.SECTION]` for each data
+set whose schedule or augmentation departs from the file's own. The order is: file, then data set, then overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from affsup_cli.errors import AffsupError, UsageError
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys are refused, types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True, allow_inf_nan=False)
+
+
+class ImageData(Section):
+    """`[data]`: which prepared data set, and its augmentation (section 6.2, footnote 3)."""
+
+    name: str
+    pad: int = Field(ge=0, description="zero padding in pixels before a random crop of the original size; 0 = no crop")
+    flip: bool = Field(description="mirror each image left-right with probability 1/2")
+
+
+class ImageModel(Section):
+    """`[model]`: the network by its name in the paper."""
+
+    arch: str
+
+
+class BatchAffinity(Section):
+    """`[affinity]`: L_G on the similarity graph of a mini-batch (sections 3 and 5)."""
+
+    loss: Literal["none", "focal", "log", "l2", "smooth_l1", "bce"] = Field(description="form of L_G; none = base CNN")
+    gamma: float = Field(description="exponent of the focal term (eq. 7): 0, or 1 and above")
+    lambda_: float = Field(alias="lambda", ge=0, description="weight of L_G in the total loss (eq. 8)")
+    softmax: Literal["matrix", "row"] = Field(description="softmax over the whole matrix (eq. 3) or each row (eq. 12)")
+    diagonal: Literal["exclude", "keep"] = Field(description="whether an image's affinity to itself counts")
+    features: Literal["pooled", "logits"] = Field(description="which vectors the graph is built from")
+    normalize: bool = Field(description="scale the vectors to unit length first")
+    temperature: float = Field(gt=0, description="divide the affinities by this")
+    measure: bool = Field(description="record M also where L_G is not trained on")
+
+    @field_validator("gamma")
+    @classmethod
+    def _gamma_has_a_finite_gradient(cls, gamma: float) -> float:
+        if gamma != 0 and not gamma >= 1:
+            raise ValueError(f"must be 0 or at least 1 (between, the gradient at M = 1 is infinite), not {gamma:g}")
+        return gamma
+
+
+class Training(Section):
+    """`[train]`: schedule, optimiser and arithmetic (section 6.2)."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="images a step")
+    learning_rate: float = Field(gt=0)
+    milestones: tuple[int, ...] = Field(
+        strict=False, description="epochs after which the learning rate is divided by 10"
+    )
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    precision: Literal["float32", "tf32", "bf16"] = Field(description="bf16 = autocast; tf32 changes CUDA only")
+    compile: bool = Field(description="run the backbone through torch.compile")
+    test_curve: bool = Field(description="evaluate the test split after every epoch (figure 5); never used to choose")
+
+
+class Execution(Section):
+    """`[run]`: where and how the run executes. Not part of what the run *is*: a resumed run may change these."""
+
+    device: str = Field(description="auto, cpu, cuda or cuda:N")
+    checkpoint_seconds: float = Field(gt=0, description="longest time between two checkpoints")
+    tensorboard: bool = Field(description="write TensorBoard events into the run folder")
+
+
+class Recipe(Section):
+    """What every recipe has. Each task adds its own sections in a class below."""
+
+    name: str
+    task: str
+    seed: int = Field(ge=0)
+    train: Training
+    run: Execution
+
+    def flat(self) -> dict[str, Any]:
+        """Return the fields under dotted keys, as `--set` takes them: `{"affinity.gamma": 4.0, ...}`."""
+        return dict(_flatten(self.model_dump(mode="json", by_alias=True)))
+
+    def identity(self) -> dict[str, Any]:
+        """Return `flat()` without the fields of `[run]`: two runs of equal identity are the same experiment."""
+        return {key: value for key, value in self.flat().items() if not key.startswith("run.")}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of `identity()`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """Return the resolved recipe as TOML; `read_recipe` gives it back unchanged."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True))
+
+
+class MinibatchRecipe(Recipe):
+    """Affinity supervision of image classification (section 5)."""
+
+    task: Literal["minibatch"]
+    data: ImageData
+    model: ImageModel
+    affinity: BatchAffinity
+
+
+RECIPE_OF_TASK: dict[str, type[Recipe]] = {"minibatch": MinibatchRecipe}
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the shipped recipes: inside the installed package, beside it in a source checkout."""
+    package = Path(str(resources.files("affsup_cli")))
+    shipped = package / "recipes"
+    return shipped if shipped.is_dir() else package.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names that `load_recipe` knows."""
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Resolve a shipped recipe (by name) or a file (a path that ends in .toml) with dotted `overrides`.
+
+    Raises:
+        UsageError: there is no such recipe, a key is unknown, or a value is refused.
+    """
+    overrides = dict(overrides or {})
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"no recipe file {name}")
+    else:
+        path = recipes_folder() / f"{name}.toml"
+        if not path.is_file():
+            raise UsageError(
+                f"no recipe '{name}'{_did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
+            )
+    fields = parse_toml(path)
+    by_dataset = fields.pop("datasets", {})
+    fields.setdefault("name", path.stem)
+    dataset = overrides.get("data.name", fields.get("data", {}).get("name"))
+    for key, value in _flatten(by_dataset.get(dataset, {})):
+        _assign(fields, key, value)
+    for key, value in overrides.items():
+        _assign(fields, key, value)
+    return _validate(fields, where=f"recipe {name}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the resolved recipe that a run folder keeps."""
+    return _validate(parse_toml(path), where=str(path))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as TOML (`true`, `3`, `[3, 5]`, `"text"`), else taken as plain text."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"--set takes key=value, for example train.epochs=2; found '{text}'")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a fault in it is named with file, line and column."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise AffsupError(f"{path} is not valid TOML: {error}") from error
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys of two flat recipes whose values differ, with both values."""
+    keys = [*first, *(key for key in second if key not in first)]
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def _validate(fields: dict[str, Any], where: str) -> Recipe:
+    task = fields.get("task")
+    kind = RECIPE_OF_TASK.get(str(task))
+    if kind is None:
+        raise UsageError(f"{where}: task = {task!r}, expected one of {', '.join(RECIPE_OF_TASK)}")
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        known = [key for key, _ in _field_descriptions(kind)]
+        lines = [f"{where}: {_explain(problem, known)}" for problem in error.errors()]
+        raise UsageError("\n".join(lines)) from error
+
+
+def _explain(problem: Any, known: list[str]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"no field '{key}'{_did_you_mean(key, known)}; `affsup show` with the recipe's name lists the fields"
+    if problem["type"] == "missing":
+        return f"the field '{key}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    if not close:
+        close = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]][:1]
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def field_help(recipe: Recipe) -> dict[str, str]:
+    """Return each field's dotted key with its one-line description ('' where the name says it all)."""
+    return dict(_field_descriptions(type(recipe)))
+
+
+def _field_descriptions(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _field_descriptions(field.annotation, f"{key}.")
+        else:
+            yield key, field.description or ""
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _assign(fields: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        inner = fields.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"no field '{dotted}': '{section}' is a value, not a section")
+        fields = inner
+    fields[last] = value

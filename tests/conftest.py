@@ -1,0 +1,36 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import data_prep
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the digits prepared: real images that need no file."""
+    folder = tmp_path_factory.mktemp("data")
+    data_prep.prepare("digits", data_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets that AFFSUP_REAL_DATA names."""
+    folder = os.environ.get("AFFSUP_REAL_DATA")
+    if not folder:
+        pytest.skip("AFFSUP_REAL_DATA names no folder of real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the GPU where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine has no CUDA device")
+    return torch.device(request.param)
