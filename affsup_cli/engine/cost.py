@@ -1,0 +1,104 @@
+"""What a training step costs: two variants timed in turns, and the peak memory of each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from affsup_cli.engine.task import Task
+from affsup_cli.engine.training import optimizer
+from affsup_cli.recipe import Training
+
+BuildTask = Callable[[], Task]
+
+WARM_UP_STEPS = 3
+LEAST_STEPS = 5
+ROUND_SECONDS = 3.0
+MEMORY_STEPS = 3
+
+
+def time_in_turns(
+    baseline: BuildTask, treatment: BuildTask, train: Training, rounds: int, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """Time two variants of one experiment side by side.
+
+    A round runs the same number of steps of each, in alternating order, so that whatever else the machine does falls on
+    both alike. A step is forward, losses, backward and optimiser, data and augmentation included.
+
+    Returns:
+        `rounds`, `steps_per_round`, `steps_per_epoch`, and for `baseline` and `treatment` the `seconds_per_epoch` of
+        each round, scaled from its steps to an epoch's.
+    """
+    clocks = [_StepClock(baseline(), train), _StepClock(treatment(), train)]
+    for clock in clocks:
+        clock.seconds(WARM_UP_STEPS)
+    steps = max(LEAST_STEPS, round(ROUND_SECONDS / (clocks[0].seconds(LEAST_STEPS) / LEAST_STEPS)))
+    epoch = clocks[0].steps
+    seconds: list[list[float]] = [[], []]
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            seconds[which].append(clocks[which].seconds(steps) / steps * epoch)
+        progress(turn + 1)
+    return {
+        "rounds": rounds,
+        "steps_per_round": steps,
+        "steps_per_epoch": epoch,
+        "baseline": {"seconds_per_epoch": seconds[0]},
+        "treatment": {"seconds_per_epoch": seconds[1]},
+    }
+
+
+def peak_megabytes(task: BuildTask, train: Training) -> float:
+    """Return the peak memory of a few training steps in a fresh process, in units of 2^20 bytes.
+
+    On CUDA what PyTorch's allocator held at most; on a CPU the resident set of the whole process, libraries and data
+    set included.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of_some_steps, (task, train))
+
+
+class _StepClock:
+    """Runs a task's steps in a row, over as many epochs as it takes."""
+
+    def __init__(self, task: Task, train: Training) -> None:
+        self._task = task
+        self._optimizer = optimizer(task, train)
+        self._device = next(task.model.parameters()).device
+        self._taken = 0
+        self.steps = task.steps
+        task.model.train()
+
+    def seconds(self, steps: int) -> float:
+        self._wait()
+        begun = time.perf_counter()
+        for _ in range(steps):
+            epoch, step = divmod(self._taken, self.steps)
+            if step == 0:
+                self._task.begin_epoch(epoch)
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(self._task.losses(step).total())
+            self._optimizer.step()
+            self._taken += 1
+        self._wait()
+        return time.perf_counter() - begun
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _peak_of_some_steps(task: BuildTask, train: Training) -> float:
+    built = task()
+    _StepClock(built, train).seconds(MEMORY_STEPS)
+    device = next(built.model.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

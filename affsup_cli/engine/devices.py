@@ -1,0 +1,81 @@
+"""Devices and arithmetic: what a recipe's `run.device` and `train.precision` mean on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from affsup_cli.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there; auto takes CUDA where it can.
+
+    Raises:
+        UsageError: no such device, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"run.device = '{name}': expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise UsageError(f"run.device = '{name}': affsup trains on cpu and cuda")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise UsageError(
+            f"run.device = '{name}': this machine has {count or 'no'} CUDA device{'' if count == 1 else 's'}"
+        )
+    return torch.device("cuda", device.index or 0)
+
+
+def configure_cuda(precision: str) -> None:
+    """Let cuDNN choose the fastest algorithms, and allow TF32 for "tf32" alone: by itself torch allows it in part."""
+    torch.backends.cudnn.benchmark = True
+    allowed = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the autocast context of `precision` on `device`: bfloat16 for "bf16", none otherwise."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def compiled(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return `torch.compile(module)`: the same parameters, fused kernels.
+
+    Raises:
+        UsageError: on a CPU the kernels are C++, and this machine has no compiler for it.
+    """
+    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
+        raise UsageError("train.compile = true needs a C++ compiler on a CPU, such as g++, and none is on the PATH")
+    return cast(nn.Module, torch.compile(module))
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device is called by its maker."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return _processor()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,22 @@
+"""Tasks by name: each turns its recipe into a model with data that the engine can train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from affsup_cli.engine.task import Task
+from affsup_cli.recipe import MinibatchRecipe, Recipe
+
+
+def build_task(recipe: Recipe, data_dir: Path) -> Task:
+    """Build the task of `recipe` on its device, from the data sets prepared in `data_dir`.
+
+    Raises:
+        AffsupError: the data set is not prepared.
+        UsageError: an architecture or device is unknown.
+    """
+    if isinstance(recipe, MinibatchRecipe):
+        from affsup_cli.tasks.minibatch import MinibatchTask
+
+        return MinibatchTask(recipe, data_dir)
+    raise AssertionError(f"no task is registered for {type(recipe).__name__}")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from affsup_cli.engine.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from affsup_cli.errors import AffsupError
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_saved_loads(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", {"w": torch.arange(3), "epoch": 2, "best": None})
+    state = load_checkpoint(tmp_path / "c.pt", CPU)
+    assert torch.equal(state["w"], torch.arange(3))
+    assert (state["epoch"], state["best"]) == (2, None)
+
+
+def test_a_failed_write_leaves_the_previous_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"epoch": 1})
+    before = path.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(AffsupError, match=r"no space to write .*c\.pt"):
+        save_checkpoint(path, {"epoch": 2})
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_a_write_that_the_system_cuts_off_is_said_to_lack_space(tmp_path: Path) -> None:
+    # torch.save turns the system's error into a RuntimeError of its own; only a real one shows that we know it.
+    script = textwrap.dedent(
+        f"""
+        import resource, torch
+        from pathlib import Path
+        from affsup_cli.engine.checkpoint import save_checkpoint
+        path = Path({str(tmp_path / "c.pt")!r})
+        save_checkpoint(path, {{"epoch": 1}})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+        save_checkpoint(path, {{"w": torch.zeros(1_000_000)}})
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "AffsupError: no space to write" in done.stderr
+    assert load_checkpoint(tmp_path / "c.pt", CPU) == {"epoch": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "not a dict"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, {"w": torch.zeros(1000)})
+    content = path.read_bytes()
+    path.write_bytes(
+        {"truncated": content[: len(content) // 2], "garbage": b"not a checkpoint at all" * 9, "empty": b""}.get(
+            damage, b""
+        )
+    )
+    if damage == "not a dict":
+        torch.save(torch.zeros(2), path)
+    with pytest.raises(AffsupError, match=r"c\.pt"):
+        load_checkpoint(path, CPU)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"model": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(AffsupError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "c.pt", CPU)
+    (tmp_path / "p.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(AffsupError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path / "p.pt", CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AffsupError, match=r"c\.pt is missing"):
+        load_checkpoint(tmp_path / "c.pt", CPU)
+
+
+def test_the_random_state_comes_back(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", {"random": random_state()})
+    expected = torch.rand(3)
+    torch.rand(5)
+    set_random_state(load_checkpoint(tmp_path / "c.pt", CPU)["random"])
+    assert torch.equal(torch.rand(3), expected)
