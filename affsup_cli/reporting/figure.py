@@ -1,0 +1,51 @@
+"""How this project's figures look, and PNG bytes that repeat. matplotlib's object API: no display, no global state."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+"""M. Petroff's accessible ten-colour cycle (arXiv:2107.02270)."""
+
+DOTS_PER_INCH = 150
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """Draw in this project's style, whatever the process or a matplotlibrc has set."""
+    return matplotlib.style.context(_STYLE, after_reset=True)
+
+
+def new_figure(width: float, height: float, title: str, remarks: Sequence[str]) -> Figure:
+    """Return a figure of that size in inches, its title on top and `remarks` in small print at its foot."""
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    figure.suptitle(title, fontsize=12.5, fontweight="bold", x=0.012, ha="left")
+    foot = "\n".join(line for remark in remarks for line in textwrap.wrap(remark, int(width * 15)))
+    if foot:
+        figure.supxlabel(foot, fontsize=7.5, color="#555555", x=0.012, ha="left")
+    return figure
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return the figure as PNG, without date or version."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,140 @@
+"""Which runs stand in which cell.
+
+A run belongs to a cell if it has the cell's data set, network and affinity fields. Where it departs from the cell's
+recipe otherwise (fewer epochs, a part of the data) it may still fill the cell, under a footnote. Runs that stand
+together (in one cell, in one column) share one and the same set of departures and one data digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from affsup_cli.recipe import differences
+from affsup_cli.reporting.experiments import Cell, defines_cell
+from affsup_cli.reporting.runs import Run, RunData, TrainedRun
+
+OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
+"""Fields that record more and train the same."""
+
+_NAMES_SHOWN = 6
+
+
+@dataclasses.dataclass
+class Group:
+    """Runs that may stand side by side.
+
+    Attributes:
+        departures: how all of them depart from their cells' recipes, in words; empty if they are faithful.
+        data: the data set of all of them.
+        epochs: how long all of them trained.
+        runs: by cell, then by seed.
+    """
+
+    departures: tuple[str, ...]
+    data: RunData
+    epochs: int
+    runs: dict[str, dict[int, TrainedRun]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def members(self) -> list[TrainedRun]:
+        """All its runs, each once."""
+        return list({run.folder.name: run for by_seed in self.runs.values() for run in by_seed.values()}.values())
+
+    def rank(self) -> tuple[Any, ...]:
+        """Return what groups are sorted by, the best first."""
+        return (
+            bool(self.departures),
+            -len(self.runs),
+            -self.epochs,
+            -len(self.members),
+            self.data.official is False,
+            self.departures,
+            self.data.digest,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The group that fills some cells (None: there are no runs), and in words what was left out."""
+
+    group: Group | None
+    left_out: tuple[str, ...]
+
+
+def select_runs(
+    cells: Mapping[str, Cell],
+    trained: Iterable[TrainedRun],
+    fault: Callable[[TrainedRun], str | None],
+    observing: frozenset[str] = OBSERVING,
+) -> Selection:
+    """Choose the runs that fill `cells` together.
+
+    Faithful runs come first; then those that fill the most cells, trained the longest, are the most. Of several runs of
+    one seed the first that started counts.
+
+    Args:
+        cells: the cells, by the name that `Group.runs` gives them.
+        trained: the runs there are, by the time they started.
+        fault: says why a run cannot be used; None if it can.
+        observing: fields that may differ without being a departure.
+    """
+    groups: dict[tuple[tuple[str, ...], str], Group] = {}
+    left_out: dict[str, list[str]] = {}
+    for run in trained:
+        data = run.environment.data
+        for name, cell in cells.items():
+            departed = departures(cell, run, observing)
+            if departed is None:
+                continue
+            if reason := fault(run):
+                _add(left_out, reason, run)
+                continue
+            group = groups.setdefault((departed, data.digest), Group(departed, data, run.recipe.train.epochs))
+            first = group.runs.setdefault(name, {}).setdefault(run.recipe.seed, run)
+            if first is not run:
+                _add(left_out, f"repeats {first.folder.name}", run)
+    ranked = sorted(groups.values(), key=Group.rank)
+    for group in ranked[1:]:
+        for run in group.members:
+            _add(left_out, "; ".join(group.departures) or f"other data, digest {group.data.digest[:8]}", run)
+    return Selection(ranked[0] if ranked else None, tuple(_left_out_text(*item) for item in left_out.items()))
+
+
+def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ...] | None:
+    """Say how `run` departs from the cell's recipe: an empty tuple if it is faithful, None if it is of another cell."""
+    changed = changed_fields(cell, run, observing)
+    if changed is None:
+        return None
+    words = [f"{field} = {_literal(found)} instead of {_literal(wanted)}" for field, (wanted, found) in changed.items()]
+    data = run.environment.data
+    if data.limit is not None:
+        words.append(f"{data.limit:,} of the training images")
+    elif not data.complete:
+        words.append("a part of the data set")
+    return tuple(words)
+
+
+def changed_fields(cell: Cell, run: Run, observing: frozenset[str] = OBSERVING) -> dict[str, tuple[Any, Any]] | None:
+    """Return the fields in which `run` departs from the cell's recipe, both values; None if it is of another cell."""
+    changed = differences(cell.settings, run.settings)
+    changed = {field: values for field, values in changed.items() if field not in observing}
+    return None if any(defines_cell(field) for field in changed) else changed
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _add(left_out: dict[str, list[str]], reason: str, run: TrainedRun) -> None:
+    names = left_out.setdefault(reason, [])
+    if run.folder.name not in names:
+        names.append(run.folder.name)
+
+
+def _left_out_text(reason: str, names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"left out ({reason}): {shown}{more}"

@@ -1,0 +1,180 @@
+"""The runs under a folder, each read once and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+
+from affsup_cli.engine.run_folder import RunFolder, run_folders
+from affsup_cli.errors import AffsupError
+from affsup_cli.recipe import Recipe
+
+
+class RunData(BaseModel):
+    """A run's data set: `limit` of its training images if not all; `official` None where no checksum is known."""
+
+    name: str
+    digest: str
+    limit: int | None
+    complete: bool
+    official: bool | None
+
+
+class Environment(BaseModel):
+    """What a run ran on."""
+
+    affsup: str
+    commit: str | None
+    dirty: bool
+    python: str
+    torch: str
+    device: str
+    device_name: str
+    threads: int
+    started: str
+    data: RunData
+
+
+class TrainResult(BaseModel):
+    """What a training run came to. Metrics as the task names them; accuracies in 0..1."""
+
+    kind: Literal["train"]
+    epochs: int
+    best_epoch: int
+    metrics: dict[str, Any]
+
+
+class Measurement(BaseModel):
+    """One variant of a cost comparison: seconds of an epoch, one value a round, and the peak over all rounds."""
+
+    seconds_per_epoch: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
+    peak_megabytes: float | None
+
+
+class CostResult(BaseModel):
+    """What a cost comparison came to: round i of both variants was measured back to back."""
+
+    kind: Literal["cost"]
+    baseline: Measurement
+    treatment: Measurement
+
+    @model_validator(mode="after")
+    def _rounds_pair_up(self) -> CostResult:
+        if len(self.baseline.seconds_per_epoch) != len(self.treatment.seconds_per_epoch):
+            raise ValueError("baseline and treatment have different numbers of rounds")
+        return self
+
+
+_RESULT: TypeAdapter[TrainResult | CostResult] = TypeAdapter(
+    Annotated[TrainResult | CostResult, Field(discriminator="kind")]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder, its recipe and what it runs on."""
+
+    folder: RunFolder
+    recipe: Recipe
+    environment: Environment
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The recipe's `comparable_settings`."""
+        return comparable_settings(self.recipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun(Run):
+    """A training run that came to its end."""
+
+    result: TrainResult
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredRun(Run):
+    """A cost comparison that came to its end; its recipe is the treatment's."""
+
+    result: CostResult
+
+
+class RunIndex:
+    """Every run under one folder.
+
+    Attributes:
+        root: the folder.
+        trained: the finished training runs, by the time they started.
+        measured: the finished cost comparisons, by the time they started.
+        unfinished: those that are still going on or were stopped, by name.
+        warnings: a sentence for each folder that could not be read; it is left out of everything else.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.trained: list[TrainedRun] = []
+        self.measured: list[MeasuredRun] = []
+        self.unfinished: list[Run] = []
+        self.warnings: list[str] = []
+        for folder in run_folders(root):
+            try:
+                self._add(folder)
+            except AffsupError as error:
+                self.warnings.append(f"run {folder.name} is left out: {error}")
+        self.trained.sort(key=_by_start)
+        self.measured.sort(key=_by_start)
+        self._of_recipe: dict[tuple[str, str], list[Run]] = {}
+        for kind, runs in (("train", (*self.trained, *self.unfinished)), ("cost", self.measured)):
+            for run in runs:
+                self._of_recipe.setdefault((kind, identity_key(run.recipe)), []).append(run)
+
+    def _add(self, folder: RunFolder) -> None:
+        recipe = folder.recipe()
+        try:
+            environment = Environment.model_validate(folder.environment())
+            if not folder.finished:
+                self.unfinished.append(Run(folder, recipe, environment))
+                return
+            result = _RESULT.validate_python(folder.result())
+        except ValidationError as error:
+            fault = error.errors()[0]
+            field = ".".join(map(str, fault["loc"]))
+            raise AffsupError(f"{folder.path}: {error.title}: {field}: {fault['msg']}") from error
+        if isinstance(result, TrainResult):
+            self.trained.append(TrainedRun(folder, recipe, environment, result))
+        else:
+            self.measured.append(MeasuredRun(folder, recipe, environment, result))
+
+    def find(
+        self, recipe: Recipe, kind: Literal["train", "cost"] = "train", data: str | None = None
+    ) -> RunFolder | None:
+        """Return the run of `recipe`, finished or not; the first started if there are several, None if there is none.
+
+        Args:
+            recipe: any recipe of equal identity.
+            kind: of cost comparisons only finished ones are known.
+            data: digest of the data set that it must have run on; None for any.
+        """
+        runs = self._of_recipe.get((kind, identity_key(recipe)), [])
+        return next((run.folder for run in runs if data in (None, run.environment.data.digest)), None)
+
+
+def _by_start(run: Run) -> tuple[str, str]:
+    return run.environment.started, run.folder.name
+
+
+def identity_key(recipe: Recipe) -> str:
+    """Return a text that is equal for recipes of equal identity."""
+    return json.dumps(recipe.identity(), sort_keys=True)
+
+
+def comparable_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields that make runs comparable: not label and seed, and where there is no L_G none of its fields."""
+    fields = {key: value for key, value in recipe.identity().items() if key not in ("name", "seed")}
+    if fields.get("affinity.loss") == "none":
+        return {key: fields[key] for key in fields if key == "affinity.loss" or not key.startswith("affinity.")}
+    return fields

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from affsup_cli.errors import UsageError
+from affsup_cli.recipe import load_recipe
+from affsup_cli.reporting.experiments import experiments
+from affsup_cli.reporting.spec import load_spec
+
+
+def test_table3_asks_for_ten_cifar_runs_and_five_tiny_imagenet_runs_a_cell() -> None:
+    counts: dict[str, int] = {}
+    for experiment in experiments(load_spec("table3")):
+        counts[experiment.key] = counts.get(experiment.key, 0) + 1
+    assert len(counts) == 18
+    assert {count for key, count in counts.items() if key.startswith("cifar")} == {10}
+    assert {count for key, count in counts.items() if key.startswith("tiny")} == {5}
+
+
+def test_all_cells_of_a_seed_come_before_the_next_seed() -> None:
+    wanted = experiments(load_spec("table3"), seeds=2)
+    assert [experiment.recipe.seed for experiment in wanted] == [0] * 18 + [1] * 18
+    assert [experiment.key for experiment in wanted[:2]] == ["cifar10/resnet20/base", "cifar10/resnet20/affinity"]
+
+
+def test_a_cells_recipe_is_that_of_the_same_call_of_train() -> None:
+    by_key = {experiment.key: experiment.recipe for experiment in experiments(load_spec("table3"), seeds=1)}
+    overrides = {"data.name": "tiny-imagenet", "model.arch": "resnet50", "affinity.loss": "none", "seed": 0}
+    assert by_key["tiny-imagenet/resnet50/base"] == load_recipe("minibatch", overrides)
+
+
+def test_curves_shown_in_two_panels_are_trained_once() -> None:
+    shared = [experiment.keys for experiment in experiments(load_spec("figure5")) if len(experiment.keys) > 1]
+    assert shared == [("gamma/base", "lambda/base"), ("gamma/gamma4", "lambda/lambda0.1")]
+
+
+def test_a_cost_comparison_is_one_experiment_with_both_recipes() -> None:
+    (experiment,) = experiments(load_spec("table4"), seeds=3)
+    assert experiment.kind == "cost"
+    assert experiment.baseline is not None
+    assert experiment.baseline.flat()["affinity.loss"] == "none"
+    assert experiment.recipe.flat()["affinity.loss"] == "focal"
+    differing = {key for key, value in experiment.recipe.flat().items() if experiment.baseline.flat()[key] != value}
+    assert differing == {"affinity.loss"}
+
+
+def test_figure6_uses_runs_of_table3() -> None:
+    of_table = {experiment.recipe.digest() for experiment in experiments(load_spec("table3"), seeds=1)}
+    assert {experiment.recipe.digest() for experiment in experiments(load_spec("figure6"))} <= of_table
+
+
+def test_the_demos_figure_uses_the_runs_of_the_demos_table() -> None:
+    digests = [
+        [experiment.recipe.digest() for experiment in experiments(load_spec(name))] for name in ("demo", "demo-mass")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_extra_overrides_reach_every_recipe() -> None:
+    wanted = experiments(load_spec("table3"), seeds=1, extra={"train.epochs": 2, "train.milestones": []})
+    assert {experiment.recipe.train.epochs for experiment in wanted} == {2}
+
+
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"affinity.gamma": 2}, "affinity.gamma"),
+        ({"data.name": "digits"}, "data.name"),
+        ({"model.arch": "resnet20"}, "model.arch"),
+        ({"seed": 3}, "seed"),
+    ],
+)
+def test_an_override_of_what_tells_cells_apart_is_refused(extra: dict[str, Any], field: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{field} = .*fix that field"):
+        experiments(load_spec("table3"), seeds=1, extra=extra)
+
+
+def test_an_override_of_a_field_that_the_table_sets_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^train\.test_curve = False"):
+        experiments(load_spec("figure5"), extra={"train.test_curve": False})
+
+
+def test_less_than_one_seed_is_refused() -> None:
+    with pytest.raises(UsageError, match="--seeds 0"):
+        experiments(load_spec("table3"), seeds=0)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from affsup_cli.recipe import load_recipe
+from affsup_cli.reporting.experiments import Cell
+from affsup_cli.reporting.match import Selection, select_runs
+from affsup_cli.reporting.runs import RunIndex, TrainedRun
+from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker
+
+CELLS = {
+    "base": Cell("base", load_recipe("minibatch", BASE), 10),
+    "affinity": Cell("affinity", load_recipe("minibatch", AFFINITY), 10),
+}
+SUBSET = {"limit": 5000, "complete": False}
+
+
+def sound(_: TrainedRun) -> None:
+    return None
+
+
+def select(make: RunMaker) -> Selection:
+    return select_runs(CELLS, RunIndex(make.root).trained, sound)
+
+
+def names(selection: Selection) -> dict[str, list[str]]:
+    assert selection.group is not None
+    return {
+        cell: [by_seed[seed].folder.name for seed in sorted(by_seed)] for cell, by_seed in selection.group.runs.items()
+    }
+
+
+def departures(selection: Selection) -> tuple[str, ...]:
+    assert selection.group is not None
+    return selection.group.departures
+
+
+def test_without_runs_nothing_is_chosen(make: RunMaker) -> None:
+    assert select(make) == Selection(None, ())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data.name": "cifar100"},
+        {"model.arch": "resnet56"},
+        {"affinity.gamma": 2},
+        {"affinity.lambda": 0.01},
+        {"affinity.diagonal": "keep"},
+        {"affinity.loss": "log"},
+    ],
+)
+def test_a_run_of_another_experiment_is_never_in_a_cell(make: RunMaker, other: dict[str, Any]) -> None:
+    make.train({**AFFINITY, **other}, 0.9)
+    assert select(make).group is None
+
+
+@pytest.mark.parametrize(
+    "moot", [{"affinity.gamma": 2}, {"affinity.diagonal": "keep"}, {"affinity.measure": False}, {"affinity.lambda": 1}]
+)
+def test_without_l_g_its_other_fields_do_not_matter(make: RunMaker, moot: dict[str, Any]) -> None:
+    make.train({**BASE, **moot}, 0.9)
+    selection = select(make)
+    assert names(selection) == {"base": ["run001"]}
+    assert departures(selection) == ()
+
+
+@pytest.mark.parametrize("observing", [{"train.test_curve": True}, {"affinity.measure": False}, {"run.device": "cpu"}])
+def test_recording_more_is_no_departure(make: RunMaker, observing: dict[str, Any]) -> None:
+    make.train({**AFFINITY, **observing}, 0.9)
+    assert departures(select(make)) == ()
+
+
+def test_every_departure_is_put_into_words(make: RunMaker) -> None:
+    make.train({**AFFINITY, **SHORT, "train.precision": "bf16", "data.flip": False}, 0.5, data=SUBSET)
+    assert set(departures(select(make))) == {
+        "data.flip = false instead of true",
+        "train.epochs = 2 instead of 200",
+        "train.milestones = [] instead of [100, 150]",
+        "train.precision = bf16 instead of float32",
+        "5,000 of the training images",
+    }
+
+
+def test_an_incomplete_data_set_without_a_limit_is_a_departure(make: RunMaker) -> None:
+    make.train(AFFINITY, 0.5, data={"complete": False})
+    assert departures(select(make)) == ("a part of the data set",)
+
+
+def test_a_recipes_label_is_no_departure(make: RunMaker) -> None:
+    make.train({**AFFINITY, "name": "mine"}, 0.9)
+    assert departures(select(make)) == ()
+
+
+def test_faithful_runs_come_before_any_number_of_others_and_are_not_mixed_with_them(make: RunMaker) -> None:
+    for seed in range(3):
+        make.train({**BASE, **SHORT}, 0.5, seed)
+        make.train({**AFFINITY, **SHORT}, 0.5, seed)
+    make.train(BASE, 0.9, seed=7, name="faithful")
+    selection = select(make)
+    assert names(selection) == {"base": ["faithful"]}
+    (left_out,) = selection.left_out
+    assert left_out.startswith("left out (train.epochs = 2 instead of 200; train.milestones = []")
+    assert left_out.endswith(": run001, run002, run003, run004, run005, run006")
+
+
+def test_a_group_that_fills_both_rows_comes_before_a_longer_one_that_fills_one(make: RunMaker) -> None:
+    make.train({**BASE, "train.epochs": 100}, 0.8)
+    make.train({**BASE, **SHORT}, 0.5, name="short-base")
+    make.train({**AFFINITY, **SHORT}, 0.5, name="short-affinity")
+    assert names(select(make)) == {"base": ["short-base"], "affinity": ["short-affinity"]}
+
+
+def test_of_groups_that_fill_both_rows_the_longest_is_chosen(make: RunMaker) -> None:
+    for epochs, seeds in ((10, 3), (20, 1)):
+        for seed in range(seeds):
+            make.train({**BASE, "train.epochs": epochs}, 0.5, seed)
+            make.train({**AFFINITY, "train.epochs": epochs}, 0.5, seed)
+    assert departures(select(make)) == ("train.epochs = 20 instead of 200",)
+
+
+def test_of_equally_long_groups_the_one_with_most_runs_is_chosen(make: RunMaker) -> None:
+    make.train({**BASE, "train.epochs": 10}, 0.5, name="alone")
+    for seed in range(2):
+        make.train({**BASE, "train.epochs": 10, "train.batch_size": 64}, 0.5, seed)
+    assert names(select(make)) == {"base": ["run002", "run003"]}
+
+
+def test_runs_on_different_data_are_not_mixed(make: RunMaker) -> None:
+    make.train(BASE, 0.9, seed=0, name="other", data={"digest": "e" * 64})
+    make.train(BASE, 0.9, seed=1, name="one")
+    make.train(BASE, 0.9, seed=2, name="two")
+    selection = select(make)
+    assert names(selection) == {"base": ["one", "two"]}
+    assert selection.left_out == ("left out (other data, digest eeeeeeee): other",)
+
+
+def test_of_two_runs_of_a_seed_the_first_started_counts(make: RunMaker) -> None:
+    make.train(BASE, 0.9, name="z-first")
+    make.train({**BASE, "train.test_curve": True}, 0.99, name="a-second")
+    selection = select(make)
+    assert names(selection) == {"base": ["z-first"]}
+    assert selection.left_out == ("left out (repeats z-first): a-second",)
+
+
+def test_a_run_with_a_fault_is_left_out_and_named(make: RunMaker) -> None:
+    make.train(BASE, 0.9, seed=0, name="bad")
+    make.train(BASE, 0.9, seed=1, name="good")
+    trained = RunIndex(make.root).trained
+    selection = select_runs(CELLS, trained, lambda run: "it is bad" if run.folder.name == "bad" else None)
+    assert names(selection) == {"base": ["good"]}
+    assert selection.left_out == ("left out (it is bad): bad",)
+
+
+def test_many_left_out_runs_are_counted_not_listed(make: RunMaker) -> None:
+    for seed in range(9):
+        make.train({**BASE, **SHORT}, 0.5, seed)
+    make.train(BASE, 0.9)
+    assert select(make).left_out[0].endswith("run006 and 3 more")

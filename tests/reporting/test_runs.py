@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from affsup_cli.recipe import load_recipe
+from affsup_cli.reporting.runs import RunIndex
+from tests.reporting.fake_runs import AFFINITY, BASE, RunMaker
+
+
+def test_a_run_is_found_by_its_identity(make: RunMaker) -> None:
+    make.train(BASE, 0.9, seed=0)
+    wanted = make.train(BASE, 0.9, seed=1)
+    found = RunIndex(make.root).find(load_recipe("minibatch", {**BASE, "seed": 1}))
+    assert found is not None
+    assert found.path == wanted.path
+
+
+def test_where_and_how_it_ran_is_not_part_of_a_runs_identity(make: RunMaker) -> None:
+    make.train({**BASE, "run.device": "cuda:0"}, 0.9)
+    assert RunIndex(make.root).find(load_recipe("minibatch", {**BASE, "run.device": "cpu"})) is not None
+
+
+def test_a_run_that_differs_in_one_field_is_not_found(make: RunMaker) -> None:
+    make.train({**BASE, "train.epochs": 199}, 0.9)
+    assert RunIndex(make.root).find(load_recipe("minibatch", BASE)) is None
+
+
+def test_an_unfinished_run_is_found(make: RunMaker) -> None:
+    started = make.start(BASE)
+    found = RunIndex(make.root).find(load_recipe("minibatch", BASE))
+    assert found is not None
+    assert (found.path, found.finished) == (started.path, False)
+
+
+def test_of_two_runs_of_one_identity_the_finished_one_is_found(make: RunMaker) -> None:
+    make.start(BASE, name="a")
+    make.train(BASE, 0.9, name="b")
+    found = RunIndex(make.root).find(load_recipe("minibatch", BASE))
+    assert found is not None
+    assert found.name == "b"
+
+
+def test_a_cost_comparison_and_a_training_run_of_one_recipe_are_told_apart(make: RunMaker) -> None:
+    make.measure(AFFINITY, [1.0], [1.0])
+    index, recipe = RunIndex(make.root), load_recipe("minibatch", AFFINITY)
+    assert index.find(recipe) is None
+    assert index.find(recipe, "cost") is not None
+
+
+def test_no_folder_is_no_runs(tmp_path: Path) -> None:
+    index = RunIndex(tmp_path / "nowhere")
+    assert (index.trained, index.measured, index.unfinished, index.warnings) == ([], [], [], [])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("recipe.toml", "task = ", "recipe.toml is not valid TOML"),
+        ("recipe.toml", 'task = "minibatch"\n', "missing"),
+        ("environment.json", "{", "environment.json is not valid JSON"),
+        ("environment.json", "{}", "affsup: Field required"),
+        ("result.json", "[]", "result.json holds list"),
+        ("result.json", '{"kind": "pie"}', "pie"),
+    ],
+)
+def test_a_damaged_run_is_left_out_with_a_warning_that_names_it(
+    make: RunMaker, file: str, text: str, said: str
+) -> None:
+    damaged = make.train(BASE, 0.9, seed=0, name="damaged")
+    make.train(BASE, 0.9, seed=1)
+    (damaged.path / file).write_text(text)
+    index = RunIndex(make.root)
+    assert [run.recipe.seed for run in index.trained] == [1]
+    (warning,) = index.warnings
+    assert "damaged" in warning
+    assert said in warning
+
+
+def test_a_cost_comparison_with_unequal_rounds_is_left_out(make: RunMaker) -> None:
+    make.measure(AFFINITY, [1.0, 1.1], [1.0])
+    index = RunIndex(make.root)
+    assert index.measured == []
+    assert "different numbers of rounds" in index.warnings[0]
+
+
+def test_an_unfinished_run_without_its_environment_is_left_out_and_named(make: RunMaker) -> None:
+    run = make.start(BASE)
+    (run.path / "environment.json").unlink()
+    index = RunIndex(make.root)
+    assert index.unfinished == []
+    assert "environment.json is missing" in index.warnings[0]
+    assert run.name in index.warnings[0]
+
+
+def test_unknown_fields_in_a_runs_files_do_not_matter(make: RunMaker) -> None:
+    run = make.train(BASE, 0.9)
+    content = run.result()
+    run.write_result(json.loads(json.dumps({**content, "later": 1})))
+    assert len(RunIndex(make.root).trained) == 1
+
+
+def test_a_run_on_other_data_is_not_the_run_that_is_asked_for(make: RunMaker) -> None:
+    run = make.start(BASE)
+    digest = run.environment()["data"]["digest"]
+    index, recipe = RunIndex(make.root), load_recipe("minibatch", BASE)
+    for data, found in ((None, True), (digest, True), ("f" * 64, False)):
+        assert (index.find(recipe, data=data) is not None) == found
