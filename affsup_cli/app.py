@@ -1,0 +1,72 @@
+"""The command `affsup`: its subcommands put together, and how they fail."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+import affsup_cli
+from affsup_cli.commands.demo import demo
+from affsup_cli.commands.doctor import doctor
+from affsup_cli.commands.evaluate import evaluate
+from affsup_cli.commands.list import list_
+from affsup_cli.commands.prepare import prepare
+from affsup_cli.commands.report import report
+from affsup_cli.commands.show import show
+from affsup_cli.commands.sweep import sweep
+from affsup_cli.commands.train import train
+from affsup_cli.errors import AffsupError
+
+app = typer.Typer(
+    name="affsup",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(prepare)
+app.command()(train)
+app.command()(evaluate)
+app.command()(sweep)
+app.command()(report)
+app.command(name="list")(list_)
+app.command()(show)
+app.command()(demo)
+app.command()(doctor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"affsup {affsup_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Affinity Graph Supervision for Visual Recognition (CVPR 2020): its experiments, tables and figures.
+
+    ```
+    affsup demo
+    affsup prepare cifar10
+    affsup train minibatch --dataset cifar10 --arch resnet20
+    affsup sweep table3 --only 'cifar10/resnet20/*' --seeds 3
+    affsup report table3
+    ```
+    """
+
+
+def main() -> None:
+    """Run the command line. Exit 0: done; 1: the work failed; 2: the call was wrong."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    try:
+        app()
+    except AffsupError as error:
+        typer.secho(f"affsup: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)

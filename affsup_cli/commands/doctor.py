@@ -1,0 +1,41 @@
+"""`affsup doctor`: what this machine has."""
+
+from __future__ import annotations
+
+from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+
+
+def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
+    """Show devices, library versions, folders and prepared data sets.
+
+    ```
+    affsup doctor
+    ```
+    """
+    import platform
+    import shutil
+    from pathlib import Path
+
+    import torch
+
+    import affsup_cli
+    from affsup_cli.commands import inventory
+    from affsup_cli.commands.console import console
+    from affsup_cli.engine.devices import device_name
+    from affsup_cli.engine.environment import library_versions, source_commit
+    from affsup_cli.engine.run_folder import run_folders
+
+    source = source_commit()
+    commit = f", commit {source['commit'][:12]}{' with changes' if source['dirty'] else ''}" if source["commit"] else ""
+    console.print(f"affsup {affsup_cli.__version__}{commit}, Python {platform.python_version()}, {platform.platform()}")
+    console.print(", ".join(f"{name} {version}" for name, version in library_versions().items()))
+    console.print(f"cpu: {device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        console.print(f"cuda:{index}: {device_name(torch.device('cuda', index))}, {memory:.0f} GiB")
+    if not torch.cuda.is_available():
+        console.print("no CUDA device: runs use the cpu")
+    console.print(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")
+    finished = [run.finished for run in run_folders(runs)]
+    console.print(f"runs: {sum(finished)} finished, {len(finished) - sum(finished)} unfinished in {runs}")
+    console.print(inventory.datasets(data))

@@ -1,0 +1,33 @@
+"""`affsup evaluate`: a run's best model on a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Run folder, or its name under --runs.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    device: Device = None,
+    data: DataDir = DATA_DIR,
+    runs: RunsDir = RUNS_DIR,
+) -> None:
+    """Evaluate a run's best model (on validation, so far) and print its numbers.
+
+    ```
+    affsup evaluate minibatch-digits-resnet20-focal-seed0-3f2a91c0
+    affsup evaluate runs/my-run --split val
+    ```
+    """
+    from affsup_cli.commands.console import console
+    from affsup_cli.engine.run_folder import RunFolder
+    from affsup_cli.tasks.evaluation import evaluate_run
+
+    folder = RunFolder.open(Path(run) if Path(run).is_dir() else runs / run)
+    for name, value in evaluate_run(folder, data, split, device or "auto").items():
+        console.print(f"{name:<16}{value:.4f}")

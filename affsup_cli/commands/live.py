@@ -1,0 +1,69 @@
+"""The live line of a run: a bar with its numbers on a terminal, one plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from affsup_cli.engine.observer import Observer, Progress
+
+
+class LiveLine(Observer):
+    """Shows epoch, images/s, losses, M, the gradient share of L_G and the time left."""
+
+    def __init__(self, console: Console, label: str = "") -> None:
+        self._console = console
+        self._label = f"{label}  " if label else ""
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        if self._live:
+            self._live.start()
+
+    def progressed(self, progress: Progress) -> None:
+        """Redraw."""
+        if not self._live:
+            return
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(
+            Text(f"{self._label}epoch {progress.epoch}/{progress.epochs}"),
+            ProgressBar(progress.steps, progress.step, width=16),
+            Text(f"{progress.images_per_second:,.0f} images/s · {_numbers('train', progress.averages)}"),
+            Text(f"· {_duration(progress.seconds_left)} left", style="dim"),
+        )
+        self._live.update(grid)
+
+    def epoch_ended(self, record: Mapping[str, Any]) -> None:
+        """Print the epoch's line, which stays."""
+        text = (
+            f"{self._label}epoch {record['epoch']}: {_numbers('train', record)} · "
+            f"val accuracy {record['val_accuracy']:.2%}, M {record['val_mass']:.3f} · "
+            f"{record['images_per_second']:,.0f} images/s"
+        )
+        self._console.print(text)
+
+    def close(self) -> None:
+        """Remove the line."""
+        if self._live:
+            self._live.stop()
+
+
+def _numbers(split: str, values: Mapping[str, Any]) -> str:
+    said = [
+        (f"{split}_loss", "loss {:.3f}"),
+        (f"{split}_class_loss", "class {:.3f}"),
+        (f"{split}_affinity_loss", "L_G {:.3f}"),
+        (f"{split}_mass", "M {:.3f}"),
+        ("gradient_share", "L_G's gradient {:.1%}"),
+    ]
+    return " ".join(text.format(values[key]) for key, text in said if key in values)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,23 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataDir = Annotated[Path, typer.Option("--data", envvar="AFFSUP_DATA", help="Folder of the prepared data sets.")]
+RunsDir = Annotated[Path, typer.Option("--runs", envvar="AFFSUP_RUNS", help="Folder of the run folders.")]
+OutDir = Annotated[Path, typer.Option("--out", envvar="AFFSUP_REPORTS", help="Folder for tables and figures.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any other field of the recipe, such as train.batch_size=64. Repeatable."
+    ),
+]
+
+DATA_DIR = Path("data")
+RUNS_DIR = Path("runs")
+REPORTS_DIR = Path("reports")

@@ -1,0 +1,102 @@
+"""`affsup prepare`: official files to a prepared data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from affsup_cli.commands.options import DATA_DIR, DataDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from data_prep.build import Outcome
+    from data_prep.format import Manifest
+
+
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set; `affsup list datasets` prints them.")],
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="PATH",
+            help="The official archive, or the folder extracted from it. Without it, the archive is downloaded.",
+        ),
+    ] = None,
+    data: DataDir = DATA_DIR,
+    check: Annotated[bool, typer.Option("--check", help="Verify what is prepared, and change nothing.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", help="Take N of the official training images, drawn at random."),
+    ] = None,
+) -> None:
+    """Prepare a data set for training: read the official files, split them, and store them with a manifest.
+
+    A tenth of the official training images, always the same, becomes the validation split. Nothing is done where the
+    data set is prepared already as asked.
+
+    ```
+    affsup prepare digits
+    affsup prepare cifar10
+    affsup prepare cifar10 --from cifar-10-python.tar.gz
+    affsup prepare cifar100 --from downloads/cifar-100-python
+    affsup prepare tiny-imagenet --limit 10000
+    affsup prepare cifar10 --check
+    ```
+    """
+    import data_prep
+    from affsup_cli.commands.console import console
+    from affsup_cli.commands.split_table import split_table
+    from affsup_cli.errors import UsageError
+
+    if check:
+        if source or limit is not None:
+            raise UsageError("--check verifies what is prepared: it takes neither --from nor --limit")
+        manifest, folder, status = data_prep.check(dataset, data), data / dataset, "verified"
+    else:
+        outcome = _with_progress(console, dataset, source or [], data, limit)
+        manifest, folder, status = outcome.manifest, outcome.folder, outcome.status
+    console.print(split_table(manifest))
+    console.print(f"source: {', '.join(manifest.source.files) or manifest.source.kind}", markup=False, highlight=False)
+    console.print(_checksum_line(manifest))
+    if not manifest.complete:
+        total = manifest.splits["train"].count + manifest.splits["val"].count
+        console.print(f"not the whole data set: {total:,} of {manifest.official_counts['train']:,} training images")
+    console.print(f"{status}: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _with_progress(console: Console, dataset: str, sources: list[Path], data: Path, limit: int | None) -> Outcome:
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    import data_prep
+
+    amounts = {"download": ("downloading", 1e6, "MB"), "images": ("writing", 1, "images")}
+    tasks: dict[str, TaskID] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+
+        def show(step: str, done: int, total: int) -> None:
+            description, scale, unit = amounts[step]
+            if step not in tasks:
+                tasks[step] = bar.add_task(description, total=total / scale, unit=unit)
+            bar.update(tasks[step], completed=done / scale)
+
+        return data_prep.prepare(dataset, sources=sources, data_dir=data, limit=limit, progress=show)
+
+
+def _checksum_line(manifest: Manifest) -> str:
+    source = manifest.source
+    if source.official is None:
+        return "official checksum: not known for this source"
+    if source.official:
+        return f"official checksum: matched ({source.algorithm})"
+    return f"[yellow]official checksum: not matched ({source.algorithm}); these are not the publisher's own bytes[/]"

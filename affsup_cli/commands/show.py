@@ -1,0 +1,29 @@
+"""`affsup show`: one thing in full."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A recipe, table, figure, data set or run.")],
+    data: DataDir = DATA_DIR,
+    runs: RunsDir = RUNS_DIR,
+) -> None:
+    """Show one thing in full: a recipe's fields, a table's cells, a data set's splits, a run's numbers.
+
+    ```
+    affsup show minibatch
+    affsup show table3
+    affsup show cifar10
+    ```
+    """
+    from affsup_cli.commands import inventory
+    from affsup_cli.commands.console import console
+
+    for part in inventory.describe(name, data, runs):
+        console.print(part)

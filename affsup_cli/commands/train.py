@@ -1,0 +1,74 @@
+"""`affsup train`: one run of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`affsup list recipes`) or a TOML file.")],
+    dataset: Annotated[str | None, typer.Option(help="Prepared data set (`affsup list datasets`).")] = None,
+    arch: Annotated[str | None, typer.Option(help="Network, such as resnet20.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Form of L_G: focal, log, l2, smooth_l1, bce; none = base network.")
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="Focal exponent: 0, or 1 and above.")] = None,
+    weight: Annotated[float | None, typer.Option("--lambda", help="Weight of L_G in the total loss.")] = None,
+    softmax: Annotated[str | None, typer.Option(help="matrix or row.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Length of the run; the milestones stay where they are.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Initial weights, order and augmentation.")] = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue this run from its checkpoint.")] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Folder of the run under --runs, instead of one named by its recipe.")
+    ] = None,
+    settings: Set = None,
+    data: DataDir = DATA_DIR,
+    runs: RunsDir = RUNS_DIR,
+) -> None:
+    """Train one run of a recipe, evaluate it, and keep all of it in a run folder.
+
+    Ctrl-C saves and leaves; the same call with --resume goes on. Without options `minibatch` trains on the digits that
+    ship with the install; `affsup show minibatch` lists all fields for --set.
+
+    ```
+    affsup train minibatch
+    affsup train minibatch --dataset cifar10 --arch resnet20
+    affsup train minibatch --dataset cifar10 --arch resnet20 --loss none
+    affsup train minibatch --gamma 2 --seed 1 --set train.batch_size=64
+    ```
+    """
+    from affsup_cli.commands.console import console, print_result
+    from affsup_cli.commands.embedded import prepare_embedded
+    from affsup_cli.commands.live import LiveLine
+    from affsup_cli.engine.run_folder import RunFolder
+    from affsup_cli.recipe import load_recipe, parse_override
+
+    shortcuts = {
+        "data.name": dataset,
+        "model.arch": arch,
+        "affinity.loss": loss,
+        "affinity.gamma": gamma,
+        "affinity.lambda": weight,
+        "affinity.softmax": softmax,
+        "train.epochs": epochs,
+        "seed": seed,
+        "run.device": device,
+    }
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    resolved = load_recipe(recipe, {**given, **dict(parse_override(text) for text in settings or [])})
+    prepare_embedded([resolved], data)
+    from affsup_cli.tasks.launch import data_digest, run_name, train_run
+
+    run = RunFolder(runs / (name or run_name(resolved, data_digest(resolved, data))))
+    before = run.finished
+    if not before:
+        console.print(f"run folder [bold]{run.path}[/bold]")
+    train_run(resolved, data, run, resume, observers=lambda: [LiveLine(console)])
+    if before:
+        console.print(f"{run.path} is finished already; its result:")
+    print_result(run)

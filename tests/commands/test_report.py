@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from affsup_cli.commands.report import report
+from affsup_cli.errors import UsageError
+from tests.reporting.fake_runs import BASE, SHORT, RunMaker
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    app = typer.Typer()
+    app.command()(report)
+    return CliRunner(env={"COLUMNS": "160", **environment}).invoke(app, arguments)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> RunMaker:
+    return RunMaker(tmp_path / "runs")
+
+
+def test_a_table_is_printed_with_marks_and_the_paths_written(make: RunMaker, tmp_path: Path) -> None:
+    make.train({**BASE, **SHORT}, 0.5)
+    result = invoke("table3", "--runs", str(make.root), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0
+    assert "91.34 ± 0.27" in result.output
+    assert "50.00 (1) ᵃ" in result.output
+    assert "ᵃ train.epochs = 2 instead of 200" in result.output
+    for name in ("table3.md", "table3.csv", "table3.cells.csv"):
+        assert (tmp_path / "out" / name).is_file()
+        assert name in result.output
+
+
+def test_brackets_are_printed_as_they_are(make: RunMaker, tmp_path: Path) -> None:
+    for seed, accuracy in enumerate([0.90, 0.91]):
+        make.train(BASE, accuracy, seed)
+        make.train({**BASE, "affinity.loss": "focal"}, accuracy + 0.01, seed)
+    result = invoke("table3", "--runs", str(make.root), "--out", str(tmp_path / "out"))
+    assert "+1.00 [+1.00, +1.00] (2)" in result.output
+
+
+def test_all_is_what_the_paper_has(tmp_path: Path) -> None:
+    result = invoke("all", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0
+    pages = {path.stem for path in (tmp_path / "out").glob("*.md")}
+    assert pages == {"table3", "table4", "figure5", "figure6"}
+
+
+def test_an_empty_machine_is_no_failure(tmp_path: Path) -> None:
+    result = invoke("figure5", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0
+    assert "affsup sweep figure5" in result.output
+
+
+def test_places_come_from_the_environment_too(make: RunMaker, tmp_path: Path) -> None:
+    make.train(BASE, 0.9)
+    result = invoke("table3", AFFSUP_RUNS=str(make.root), AFFSUP_REPORTS=str(tmp_path / "there"))
+    assert "90.00 (1)" in result.output
+    assert (tmp_path / "there" / "table3.csv").is_file()
+
+
+def test_a_damaged_run_is_a_warning(make: RunMaker, tmp_path: Path) -> None:
+    run = make.train(BASE, 0.9, name="damaged")
+    (run.path / "result.json").write_text("{")
+    result = invoke("table3", "--runs", str(make.root), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0
+    assert "warning: run damaged is left out" in result.output
+
+
+def test_a_wrong_name_among_right_ones_writes_nothing(tmp_path: Path) -> None:
+    result = invoke("table3", "tabel4", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    assert isinstance(result.exception, UsageError)
+    assert "did you mean 'table4'?" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_examples_and_loads_nothing_heavy() -> None:
+    assert "affsup report table3 figure5" in invoke("--help").output
+    code = """
+import sys
+import affsup_cli.commands.report
+heavy = {"torch", "pandas", "matplotlib", "numpy", "pydantic"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
