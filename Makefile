@@ -1,0 +1,48 @@
+# make demo    sets everything up in .venv and shows the paper's idea on a CPU
+# make test    sets everything up and runs every check
+# Needs git, make and Python 3.11-3.13; PYTHON=python3.12 picks one.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: demo test lint format wheel clean
+
+demo: .venv/affsup
+	$(BIN)/affsup demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+
+lint: .venv/affsup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/affsup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: .venv/affsup-dev
+	$(BIN)/python -m build --installer uv
+
+.venv/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "affsup needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+.venv/affsup: .venv/uv pyproject.toml
+	@echo "installing affsup with PyTorch: about 6 GB, a minute or two on a fast network"
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/affsup-dev: .venv/uv pyproject.toml
+	@echo "installing affsup with PyTorch and the development tools: about 6 GB, a minute or two on a fast network"
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ .venv/affsup
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

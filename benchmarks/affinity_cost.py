@@ -1,0 +1,67 @@
+"""What L_G adds to a mini-batch training step: ResNet-20 on CIFAR-10, batch 128, with L_G ÷ without, timed in turns.
+
+    python benchmarks/affinity_cost.py --data data
+
+Needs `affsup prepare cifar10`; about five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from functools import partial
+from pathlib import Path
+
+from record import record
+
+from affsup_cli.engine.cost import time_in_turns
+from affsup_cli.engine.devices import resolve_device
+from affsup_cli.recipe import load_recipe
+from affsup_cli.tasks import build_task
+
+PRECISIONS = ("float32", "bf16")
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    rows = []
+    for precision in PRECISIONS:
+        common = {
+            "data.name": "cifar10",
+            "affinity.measure": False,
+            "train.precision": precision,
+            "run.device": str(device),
+        }
+        without, with_loss = (load_recipe("minibatch", common | {"affinity.loss": form}) for form in ("none", "focal"))
+        measured = time_in_turns(
+            partial(build_task, without, arguments.data),
+            partial(build_task, with_loss, arguments.data),
+            with_loss.train,
+            arguments.rounds,
+            lambda _: None,
+        )
+        seconds = measured["baseline"]["seconds_per_epoch"], measured["treatment"]["seconds_per_epoch"]
+        ratios = [treatment / baseline for baseline, treatment in zip(*seconds, strict=True)]
+        quarters = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {
+                "precision": precision,
+                "epoch_seconds_without": round(statistics.median(seconds[0]), 2),
+                "epoch_seconds_with": round(statistics.median(seconds[1]), 2),
+                "ratio": round(statistics.median(ratios), 4),
+                "ratio_quartiles": f"{quarters[0]:.4f}-{quarters[2]:.4f}",
+                "rounds": measured["rounds"],
+                "steps": measured["steps_per_round"],
+            }
+        )
+    record("affinity_cost", rows, device)
+
+
+if __name__ == "__main__":
+    main()
