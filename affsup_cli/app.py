@@ -56,7 +56,7 @@ def root(
     affsup demo
     affsup prepare cifar10
     affsup train minibatch --dataset cifar10 --arch resnet20
-    affsup sweep table3 --only 'cifar10/resnet20/*' --seeds 3
+    affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup report table3
     ```
     """

@@ -1,4 +1,9 @@
-"""What a person who runs affsup can put right. The lowest floor: everything may import it, it imports nothing."""
+"""What a person who runs affsup can put right. The lowest floor: all may import it, it imports none of ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class AffsupError(Exception):
@@ -15,3 +20,9 @@ class UsageError(AffsupError):
     """The call itself was wrong: an unknown name, a refused value, a missing argument."""
 
     exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean '...'?)" with the nearest of the `known` names, or nothing where none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

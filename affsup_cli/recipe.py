@@ -6,7 +6,6 @@ set whose schedule or augmentation departs from the file's own. The order is: fi
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 
 
 class Section(BaseModel):
@@ -151,7 +150,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
         path = recipes_folder() / f"{name}.toml"
         if not path.is_file():
             raise UsageError(
-                f"no recipe '{name}'{_did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
+                f"no recipe '{name}'{did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
             )
     fields = parse_toml(path)
     by_dataset = fields.pop("datasets", {})
@@ -210,18 +209,13 @@ def _validate(fields: dict[str, Any], where: str) -> Recipe:
 def _explain(problem: Any, known: list[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"no field '{key}'{_did_you_mean(key, known)}; `affsup show` with the recipe's name lists the fields"
+        inner = {field.rpartition(".")[2]: field for field in known}
+        hint = f" (did you mean '{inner[key]}'?)" if key in inner else did_you_mean(key, known)
+        return f"no field '{key}'{hint}; `affsup show` with the recipe's name lists the fields"
     if problem["type"] == "missing":
         return f"the field '{key}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key} = {problem['input']!r}: {message[0].lower() + message[1:]}"
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    if not close:
-        close = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]][:1]
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def field_help(recipe: Recipe) -> dict[str, str]:

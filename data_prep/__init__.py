@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import UsageError, did_you_mean
 from data_prep import sets
 from data_prep.official import DataSet, Progress
 
@@ -42,7 +42,8 @@ def get(name: str) -> DataSet:
     try:
         return datasets()[name]
     except KeyError:
-        raise UsageError(f"no data set {name!r}: choose one of {', '.join(datasets())}") from None
+        hint = did_you_mean(name, datasets())
+        raise UsageError(f"no data set {name!r}{hint}: choose one of {', '.join(datasets())}") from None
 
 
 def prepare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 import data_prep
 from affsup_cli.commands.split_table import split_table
 from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import Recipe, field_help, load_recipe, recipe_names
 from affsup_cli.reporting.experiments import experiments
 from affsup_cli.reporting.spec import load_spec, report_names
@@ -72,10 +71,7 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
     if run.exists:
         return _describe_run(run)
     known = [*recipe_names(), *report_names(), *data_prep.datasets(), *(run.name for run in run_folders(runs_dir))]
-    close = difflib.get_close_matches(name, known, n=1)
-    raise UsageError(
-        f"nothing is called '{name}'" + (f" (did you mean '{close[0]}'?)" if close else "") + ": see `affsup list`"
-    )
+    raise UsageError(f"nothing is called '{name}'{did_you_mean(name, known)}: see `affsup list`")
 
 
 def _describe_recipe(recipe: Recipe) -> Iterable[RenderableType]:

@@ -16,7 +16,7 @@ def sweep(
     table: Annotated[str, typer.Argument(help="Table or figure (`affsup list tables`).")],
     seeds: Annotated[int | None, typer.Option(help="Runs a cell, instead of the paper's number.")] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only cells that match, such as 'cifar10/resnet20/*'.")
+        str | None, typer.Option(metavar="PATTERN", help="Only these cells: cifar10/resnet20, '*/base'.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and do nothing.")] = False,
     device: Device = None,
@@ -31,7 +31,7 @@ def sweep(
 
     ```
     affsup sweep table3 --dry-run
-    affsup sweep table3 --only 'cifar10/resnet20/*' --seeds 3
+    affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup sweep table3 --seeds 2 --set train.epochs=10
     affsup sweep table4
     ```

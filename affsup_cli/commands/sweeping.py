@@ -22,7 +22,7 @@ from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.reporting.spec import load_spec
 from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
 
-COST_ROUNDS = 9
+COST_ROUNDS = 40
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,12 @@ def wanted_experiments(
     wanted = experiments(load_spec(name), seeds, extra)
     if only is not None:
         keys = [key for experiment in wanted for key in experiment.keys]
-        wanted = [experiment for experiment in wanted if any(fnmatch.fnmatch(key, only) for key in experiment.keys)]
+        patterns = (only, f"{only}/*")
+        wanted = [
+            experiment
+            for experiment in wanted
+            if any(fnmatch.fnmatchcase(key, pattern) for key in experiment.keys for pattern in patterns)
+        ]
         if not wanted:
             raise UsageError(f"no cell of {name} matches '{only}'; its cells are {', '.join(dict.fromkeys(keys))}")
     return wanted

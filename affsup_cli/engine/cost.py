@@ -18,8 +18,8 @@ from affsup_cli.recipe import Training
 BuildTask = Callable[[], Task]
 
 WARM_UP_STEPS = 3
-LEAST_STEPS = 5
-ROUND_SECONDS = 3.0
+LEAST_STEPS = 2
+ROUND_SECONDS = 0.5
 MEMORY_STEPS = 3
 
 

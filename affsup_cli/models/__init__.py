@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import UsageError, did_you_mean
 from affsup_cli.models import cifar_resnet, imagenet_resnet
 from affsup_cli.models.classifier import Classifier
 
@@ -26,5 +26,6 @@ def build_classifier(arch: str, channels: int, classes: int) -> Classifier:
         UsageError: `arch` is unknown.
     """
     if arch not in CLASSIFIERS:
-        raise UsageError(f"no architecture '{arch}' (model.arch): known are {', '.join(CLASSIFIERS)}")
+        hint = did_you_mean(arch, CLASSIFIERS)
+        raise UsageError(f"no architecture '{arch}' (model.arch){hint}: known are {', '.join(CLASSIFIERS)}")
     return CLASSIFIERS[arch](channels, classes)

@@ -6,7 +6,6 @@ epochs (figure 5) and an `embedding` of features (figure 6).
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import Section, parse_toml, recipes_folder
 
 Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="one part of a cell's key")]
@@ -170,8 +169,7 @@ def load_spec(name: str) -> Spec:
     """
     path = _tables_folder() / f"{name}.toml"
     if name not in report_names():
-        close = difflib.get_close_matches(name, report_names(), n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        hint = did_you_mean(name, report_names())
         raise UsageError(f"no table or figure '{name}'{hint}: known are {', '.join(report_names())}")
     return read_spec(path)
 
