@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -68,5 +68,11 @@ def main() -> None:
     try:
         app()
     except AffsupError as error:
-        typer.secho(f"affsup: {error}", fg="red", err=True)
-        sys.exit(error.exit_code)
+        _leave(str(error), error.exit_code)
+    except OSError as error:  # a folder that may not be written, a disk that is full: the system's words name it
+        _leave(str(error), 1)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    typer.secho(f"affsup: {message}", fg="red", err=True)
+    sys.exit(code)

@@ -56,6 +56,7 @@ def main() -> None:
                 "epoch_seconds_with": round(statistics.median(seconds[1]), 2),
                 "ratio": round(statistics.median(ratios), 4),
                 "ratio_quartiles": f"{quarters[0]:.4f}-{quarters[2]:.4f}",
+                "ratio_of_fastest": round(min(seconds[1]) / min(seconds[0]), 4),
                 "rounds": measured["rounds"],
                 "steps": measured["steps_per_round"],
             }

@@ -12,9 +12,7 @@ console = Console(soft_wrap=True, highlight=False)
 def print_result(run: RunFolder) -> None:
     """Print the numbers of a finished run, and where its files are."""
     result = run.result()
-    metrics = result["metrics"]
-    console.print(
-        f"test accuracy [bold]{metrics['test_accuracy']:.2%}[/bold], M {metrics['test_mass']:.3f} "
-        f"(epoch {result['best_epoch']} of {result['epochs']}, the best on validation: {metrics['val_accuracy']:.2%})"
-    )
+    for name, value in result["metrics"].items():
+        console.print(f"{name:<16}[bold]{value:.4f}[/bold]")
+    console.print(f"of epoch {result['best_epoch']} of {result['epochs']}, the best on the validation split")
     console.print(f"in [bold]{run.path}[/bold]: result.json, metrics.jsonl, best.pt, recipe.toml")

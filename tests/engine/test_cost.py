@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from affsup_cli.engine import cost
+from affsup_cli.engine.cost import peak_megabytes, time_in_turns
+from affsup_cli.recipe import load_recipe
+from tests.engine.toy import ToyTask
+
+TRAIN = load_recipe("minibatch").train
+
+
+def test_turns_alternate_and_a_round_has_the_same_steps_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "ROUND_SECONDS", 1e-9)
+    taken: list[str] = []
+
+    def build(name: str) -> ToyTask:
+        task = ToyTask()
+        plain = task.losses
+        task.losses = lambda step: (taken.append(name), plain(step))[1]  # type: ignore[method-assign]
+        return task
+
+    heard: list[int] = []
+    measured = time_in_turns(partial(build, "a"), partial(build, "b"), TRAIN, 4, heard.append)
+    assert heard == [1, 2, 3, 4]
+    assert (measured["rounds"], measured["steps_per_round"], measured["steps_per_epoch"]) == (4, cost.LEAST_STEPS, 4)
+    in_rounds = "".join(taken)[-4 * 2 * cost.LEAST_STEPS :]
+    steps = cost.LEAST_STEPS
+    assert in_rounds == ("a" * steps + "b" * steps + "b" * steps + "a" * steps) * 2
+    for variant in ("baseline", "treatment"):
+        assert len(measured[variant]["seconds_per_epoch"]) == 4
+        assert all(seconds > 0 for seconds in measured[variant]["seconds_per_epoch"])
+
+
+def test_seconds_are_scaled_from_the_steps_to_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))  # a second between two looks
+    measured = time_in_turns(partial(ToyTask, steps=50), partial(ToyTask, steps=50), TRAIN, 1, lambda _: None)
+    assert measured["baseline"]["seconds_per_epoch"] == [50 / measured["steps_per_round"]]
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+    small = peak_megabytes(partial(ToyTask, batch=8), TRAIN)
+    large = peak_megabytes(partial(ToyTask, batch=4_000_000, steps=1), TRAIN)
+    # 4 million rows of 3 float32 are 46 MiB, drawn, cut and passed on.
+    assert 46 < large - small < 2000
+    assert peak_megabytes(partial(ToyTask, batch=8), TRAIN) < small + 40

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import data_prep
+from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.errors import UsageError
+from affsup_cli.recipe import load_recipe
+from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
+
+SHORT = {"train.epochs": 1, "train.batch_size": 256, "run.device": "cpu"}
+
+
+def test_a_name_says_what_the_run_is_and_is_unique_to_recipe_and_data(digits: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("minibatch", SHORT)
+    data = data_digest(recipe, digits)
+    name = run_name(recipe, data)
+    assert name.startswith("minibatch-digits-resnet20-focal-seed0-")
+    base = load_recipe("minibatch", {**SHORT, "affinity.loss": "none", "seed": 3})
+    assert run_name(base, data).startswith("minibatch-digits-resnet20-base-seed3-")
+    data_prep.prepare("digits", data_dir=tmp_path, limit=100)
+    names = {
+        name,
+        run_name(load_recipe("minibatch", {**SHORT, "train.epochs": 2}), data),
+        run_name(recipe, data_digest(recipe, tmp_path)),
+        run_name(recipe, None),
+    }
+    assert len(names) == 4
+    assert run_name(load_recipe("minibatch", {**SHORT, "run.device": "auto"}), data) == name
+
+
+def test_a_run_is_not_continued_on_other_data(digits: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("minibatch", SHORT)
+    run = train_run(recipe, digits, RunFolder(tmp_path / "run"))
+    (run.path / "result.json").unlink()
+    data_prep.prepare("digits", data_dir=tmp_path / "other", limit=400)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(UsageError, match="was begun on other data"):
+        train_run(recipe, tmp_path / "other", run, resume=True)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    assert train_run(recipe, digits, run, resume=True).finished
+
+
+def test_a_run_that_never_wrote_a_checkpoint_begins_anew(digits: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("minibatch", SHORT)
+    whole = train_run(recipe, digits, RunFolder(tmp_path / "whole"))
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name in ("recipe.toml", "environment.json"):
+        shutil.copy(whole.path / name, begun / name)
+    again = train_run(recipe, digits, RunFolder(begun), resume=True)
+    assert again.result()["metrics"] == whole.result()["metrics"]
+
+
+def test_a_measurement_is_kept_as_a_run_of_its_own_kind(digits: Path, tmp_path: Path) -> None:
+    fields = {**SHORT, "affinity.measure": False}
+    treatment, baseline = (
+        load_recipe("minibatch", fields),
+        load_recipe("minibatch", {**fields, "affinity.loss": "none"}),
+    )
+    run = measure_run(baseline, treatment, digits, RunFolder(tmp_path / "cost"), rounds=2, progress=lambda _: None)
+    result = run.result()
+    assert (result["kind"], result["rounds"]) == ("cost", 2)
+    assert run.recipe() == treatment
+    for variant in ("baseline", "treatment"):
+        assert len(result[variant]["seconds_per_epoch"]) == 2
+        assert result[variant]["peak_megabytes"] > 50
