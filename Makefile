@@ -12,7 +12,7 @@ demo: .venv/affsup
 	$(BIN)/affsup demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope
 
 lint: .venv/affsup-dev
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         if _no_space(error):
             free = shutil.disk_usage(path.parent).free
             raise AffsupError(
-                f"no space to write {path}: {free / 2**20:.0f} MiB free. Free some and go on with --resume"
+                f"no space to write {path}: {free / 2**20:.0f} MiB free. Make room and call again (train --resume)"
             ) from error
         raise
     finally:

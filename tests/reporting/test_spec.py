@@ -37,11 +37,11 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_names_are_in_the_papers_order_and_the_demos_last() -> None:
-    assert report_names() == ["table3", "table4", "figure5", "figure6", "demo", "demo-mass"]
+def test_names_are_in_the_papers_order_and_the_others_last() -> None:
+    assert report_names() == ["table3", "table4", "figure5", "figure6", "demo", "demo-mass", "readings"]
 
 
-def test_paper_names_leave_out_the_demos() -> None:
+def test_paper_names_leave_out_what_is_not_in_the_paper() -> None:
     assert paper_names() == ["table3", "table4", "figure5", "figure6"]
 
 
