@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -65,8 +66,13 @@ def root(
 def main() -> None:
     """Run the command line. Exit 0: done; 1: the work failed; 2: the call was wrong."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" gets a question mark
     try:
         app()
+    except KeyboardInterrupt:
+        _leave("interrupted", 1)
     except AffsupError as error:
         _leave(str(error), error.exit_code)
     except OSError as error:  # a folder that may not be written, a disk that is full: the system's words name it

@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What a recipe or a run folder may be called."""
+
 
 class Section(BaseModel):
     """A table of the recipe: unknown keys are refused, types are not converted."""
@@ -65,7 +68,7 @@ class Training(Section):
     """`[train]`: schedule, optimiser and arithmetic (section 6.2)."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1, description="images a step")
+    batch_size: int = Field(ge=2, description="images a step")
     learning_rate: float = Field(gt=0)
     milestones: tuple[int, ...] = Field(
         strict=False, description="epochs after which the learning rate is divided by 10"
@@ -88,9 +91,9 @@ class Execution(Section):
 class Recipe(Section):
     """What every recipe has. Each task adds its own sections in a class below."""
 
-    name: str
+    name: str = Field(pattern=NAME)
     task: str
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     train: Training
     run: Execution
 
@@ -153,10 +156,10 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
                 f"no recipe '{name}'{did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
             )
     fields = parse_toml(path)
-    by_dataset = fields.pop("datasets", {})
+    of_datasets = _table(fields.pop("datasets", {}), "datasets")
     fields.setdefault("name", path.stem)
-    dataset = overrides.get("data.name", fields.get("data", {}).get("name"))
-    for key, value in _flatten(by_dataset.get(dataset, {})):
+    dataset = str(overrides.get("data.name", _table(fields.get("data", {}), "data").get("name")))
+    for key, value in _flatten(_table(of_datasets.get(dataset, {}), f"datasets.{dataset}")):
         _assign(fields, key, value)
     for key, value in overrides.items():
         _assign(fields, key, value)
@@ -165,7 +168,10 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 
 def read_recipe(path: Path) -> Recipe:
     """Read the resolved recipe that a run folder keeps."""
-    return _validate(parse_toml(path), where=str(path))
+    try:
+        return _validate(parse_toml(path), where=str(path))
+    except UsageError as error:
+        raise AffsupError(f"{error}. The run's recipe is damaged: begin it anew with another --name") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -174,15 +180,18 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise UsageError(f"--set takes key=value, for example train.epochs=2; found '{text}'")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    if len(parsed) > 1:
+        raise UsageError(f"--set takes one key=value; found more lines in {text!r}")
+    return key.strip(), parsed["value"]
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a fault in it is named with file, line and column."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise AffsupError(f"{path} is not valid TOML: {error}") from error
 
@@ -238,6 +247,12 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _table(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UsageError(f"{key} = {value!r}: expected a table")
+    return value
 
 
 def _assign(fields: dict[str, Any], dotted: str, value: Any) -> None:

@@ -43,7 +43,8 @@ VARIANTS = {
 
 def usual_loop(folder: Path, device: torch.device) -> Callable[[int], float]:
     """Return a function that times some steps of the usual loop, the workers' start left out."""
-    manifest, stored = read_manifest(folder), read_split(folder, "train")
+    manifest = read_manifest(folder)
+    stored = read_split(folder, manifest, "train")
     images = CIFAR10.__new__(CIFAR10)  # its own reading and checksum of the archive are not what is timed
     images.data, images.targets = np.ascontiguousarray(stored.images), stored.labels.tolist()
     images.target_transform = None

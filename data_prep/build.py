@@ -113,7 +113,7 @@ def _write(dataset: DataSet, source: Source, home: Path, limit: int | None, prog
                     validation=VALIDATION,
                     limit=limit,
                     official_counts=dict(dataset.official_counts),
-                    complete=limit is None and counts == dataset.official_counts,
+                    complete=limit in (None, counts["train"]) and counts == dataset.official_counts,
                     source=source.record,
                     files={IMAGES_FILE: checksums(folder / IMAGES_FILE)[0]},
                     digest=content.digest,

@@ -2,8 +2,9 @@
 
 A prepared data set is a folder `<data>/<name>/` of two files:
 
-- `images.h5`: groups `train`, `val` and `test`, each with `images` uint8 [n, H, W, C], `labels` int64 [n] and
-  `source_index` int64 [n], the row in the official training or test data that each image came from;
+- `images.h5`: the attribute `digest` of the manifest, and groups `train`, `val` and `test`, each with `images` uint8
+  [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the row in the official training or test data that each
+  image came from;
 - `manifest.json`: what the images are and where they came from (`Manifest`).
 """
 
@@ -19,7 +20,7 @@ from typing import Literal
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from affsup_cli.errors import AffsupError, UsageError
 
@@ -31,7 +32,7 @@ BLOCK = 1000  # images a write, a read-back or a decode handles at a time
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class FileRecord(_Record):
@@ -101,13 +102,16 @@ class Manifest(_Record):
     complete: bool
     source: SourceRecord
     files: dict[str, FileRecord]
-    digest: str
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
     affsup: str
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         if set(self.splits) != set(SPLITS) or IMAGES_FILE not in self.files or len(self.image_shape) != 3:
             raise ValueError(f"splits {', '.join(SPLITS)}, file {IMAGES_FILE} and a [C, H, W] image_shape are needed")
+        channels = self.image_shape[0]
+        if len(self.channel_mean) != channels or [std > 0 for std in self.channel_std] != [True] * channels:
+            raise ValueError(f"channel_mean and channel_std need {channels} numbers, the latter above 0")
         for name, split in self.splits.items():
             if len(split.per_class) != len(self.classes) or sum(split.per_class) != split.count:
                 raise ValueError(f"splits.{name}.per_class does not add up to {split.count} over the classes")
@@ -182,6 +186,7 @@ def write_images(
             group.create_dataset("labels", data=split.labels, dtype=np.int64)
             group.create_dataset("source_index", data=split.source_index, dtype=np.int64)
             digest.end_split(name, split.labels, split.source_index)
+        h5.attrs["digest"] = digest.hexdigest()
     levels = np.arange(256) / 255
     weights = histogram / histogram.sum(axis=1, keepdims=True)
     mean = weights @ levels
@@ -220,15 +225,16 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_split(folder: Path, split: str) -> Split:
-    """Read a split of a prepared data set, `<data>/<name>`, into memory.
+def read_split(folder: Path, manifest: Manifest, split: str) -> Split:
+    """Read a split of a prepared data set, `<data>/<name>`, into memory, and see that it is what its manifest says.
 
     Args:
         folder: The prepared data set.
+        manifest: What `read_manifest` gave for it.
         split: `train`, `val` or `test`.
 
     Raises:
-        AffsupError: It is not prepared, or its images are damaged.
+        AffsupError: It is not prepared, or its images are damaged or of another preparation.
         UsageError: There is no such split.
     """
     if split not in SPLITS:
@@ -240,11 +246,24 @@ def read_split(folder: Path, split: str) -> Split:
         with h5py.File(path, "r") as h5:
             group = h5[split]
             read = Split(group["images"][:], group["labels"][:], group["source_index"][:])
+            digest = h5.attrs["digest"]
     except (OSError, KeyError, RuntimeError) as error:
         raise AffsupError(f"{path} is damaged ({error}): {_again(folder)}") from None
     found = [(a.dtype.name, a.ndim) for a in (read.images, read.labels, read.source_index)]
     if found != [("uint8", 4), ("int64", 1), ("int64", 1)] or len({len(a) for a in vars(read).values()}) != 1:
         raise AffsupError(f"{path} is not in the prepared format (split {split}): {_again(folder)}")
+    if digest != manifest.digest:
+        raise AffsupError(f"{path} has content {digest}, its manifest says {manifest.digest}: {_again(folder)}")
+    record, (channels, height, width) = manifest.splits[split], manifest.image_shape
+    if read.images.shape != (record.count, height, width, channels):
+        raise AffsupError(
+            f"{path}: split {split} has images {list(read.images.shape)}, "
+            f"its manifest says {[record.count, height, width, channels]}: {_again(folder)}"
+        )
+    if read.labels.min() < 0 or read.labels.max() >= len(manifest.classes):
+        raise AffsupError(f"{path}: split {split} has labels outside 0..{len(manifest.classes) - 1}: {_again(folder)}")
+    if class_counts(read.labels, len(manifest.classes)) != record.per_class:
+        raise AffsupError(f"{path}: split {split} has other class counts than its manifest: {_again(folder)}")
     return read
 
 
@@ -266,21 +285,9 @@ def verify(folder: Path) -> Manifest:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != expected.sha256:
         raise AffsupError(f"{path} has SHA-256 {sha256}, its manifest says {expected.sha256}: {_again(folder)}")
-    channels, height, width = manifest.image_shape
     digest = _ContentDigest(manifest.classes)
-    for name, record in manifest.splits.items():
-        split = read_split(folder, name)
-        if split.images.shape != (record.count, height, width, channels):
-            raise AffsupError(
-                f"{path}: split {name} has images {list(split.images.shape)}, "
-                f"its manifest says {[record.count, height, width, channels]}: {_again(folder)}"
-            )
-        if split.labels.min() < 0 or split.labels.max() >= len(manifest.classes):
-            raise AffsupError(
-                f"{path}: split {name} has labels outside 0..{len(manifest.classes) - 1}: {_again(folder)}"
-            )
-        if class_counts(split.labels, len(manifest.classes)) != record.per_class:
-            raise AffsupError(f"{path}: split {name} has other class counts than its manifest: {_again(folder)}")
+    for name in SPLITS:
+        split = read_split(folder, manifest, name)
         for block in _blocks(split.images):
             digest.add_images(block)
         digest.end_split(name, split.labels, split.source_index)

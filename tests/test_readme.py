@@ -13,7 +13,7 @@ from torch import nn
 
 from affsup_cli.affinity import BatchAffinityLoss
 from affsup_cli.app import main
-from data_prep.format import read_split
+from data_prep.format import read_manifest, read_split
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_loss_in_a_plain_loop_draws_classes_together(digits: Path) -> None:
     (lines,) = blocks("python")
-    stored = read_split(digits / "digits", "train")
+    stored = read_split(digits / "digits", read_manifest(digits / "digits"), "train")
     images = torch.from_numpy(stored.images[:512]).float().flatten(1) / 255
     labels = torch.from_numpy(stored.labels[:512])
     torch.manual_seed(0)

@@ -96,6 +96,9 @@ def test_a_recipe_file_of_ones_own_works_by_path(tmp_path: Path) -> None:
         ({"train": 3}, "train = 3"),
         ({"train.epochs.first": 3}, "'epochs' is a value, not a section"),
         ({"seed": True}, "seed = True"),
+        ({"seed": 2**64}, "seed = 18446744073709551616"),
+        ({"data.name": [1]}, "data.name = [1]"),
+        ({"name": "../elsewhere"}, "name = '../elsewhere'"),
     ],
 )
 def test_what_is_wrong_with_a_field_is_said_with_its_name(overrides: dict[str, object], said: str) -> None:
@@ -112,6 +115,23 @@ def test_gamma_may_be_zero_or_at_least_one(gamma: float) -> None:
 def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match="did you mean 'minibatch'"):
         load_recipe("minibach")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("datasets = 3", "datasets = 3"), ("[datasets]\ndigits = 3", "datasets.digits = 3"), ("data = 3", "data = 3")],
+)
+def test_a_value_where_a_table_belongs_is_named(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'task = "minibatch"\n{line}\n')
+    with pytest.raises(UsageError, match=f"{said}: expected a table"):
+        load_recipe(str(path), {} if line == "data = 3" else {"data.name": "digits"})
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(load_recipe("minibatch").to_toml(), encoding="utf-8-sig")
+    assert load_recipe(str(path)) == load_recipe("minibatch")
 
 
 def test_a_broken_recipe_file_is_named_with_the_place(tmp_path: Path) -> None:
@@ -136,7 +156,7 @@ def test_set_reads_values_as_toml_or_plain_text(text: str, expected: tuple[str, 
     assert parse_override(text) == expected
 
 
-@pytest.mark.parametrize("text", ["train.epochs", "=3", ""])
+@pytest.mark.parametrize("text", ["train.epochs", "=3", "", "train.epochs=1\nseed=3"])
 def test_set_without_key_or_value_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="key=value"):
         parse_override(text)

@@ -1,4 +1,7 @@
-"""Affinity graph supervision, the paper's method: affinities, targets, target mass and loss. Needs torch alone."""
+"""Affinity graph supervision, the paper's method: affinities, targets, target mass and loss.
+
+Needs torch alone; `match_proposals` takes the box overlap from torchvision.
+"""
 
 from affsup_cli.affinity.graph import l2_affinity, scaled_dot_affinity
 from affsup_cli.affinity.loss import AffinityLoss, BatchAffinityLoss, LossForm, affinity_loss

@@ -12,7 +12,8 @@ from affsup_cli.affinity.precision import at_least_float32, without_autocast
 def l2_affinity(features: Tensor) -> Tensor:
     """Negative half squared distance between every two entities, eq. 11: `W[m, n] = -||f_m - f_n||^2 / 2`.
 
-    Computed in float32 or wider with autocast off, as differences of large numbers. The result is symmetric, never
+    Computed in float32 or wider with autocast off, as differences of large numbers; where a caller has allowed TF32
+    products on CUDA, near pairs have that precision. The result is symmetric, never
     positive, exactly 0 on the diagonal, and its gradient is finite where features coincide.
 
     Args:

@@ -138,7 +138,8 @@ class BatchAffinityLoss(nn.Module):
         gamma: focal exponent, 0 or at least 1.
         form: "focal", "log", "l2", "smooth_l1" or "bce".
         softmax: "matrix" or "row".
-        diagonal: "exclude" by default: an entry's distance to itself is 0, and kept in, it takes nearly all the mass.
+        diagonal: "exclude" by default: an entry's distance to itself is 0, so
+            that kept in, it takes nearly all the mass once features spread.
         normalize: L2-normalise the features first.
         temperature: positive number that the affinities are divided by.
 

@@ -15,4 +15,4 @@ def print_result(run: RunFolder) -> None:
     for name, value in result["metrics"].items():
         console.print(f"{name:<16}[bold]{value:.4f}[/bold]")
     console.print(f"of epoch {result['best_epoch']} of {result['epochs']}, the best on the validation split")
-    console.print(f"in [bold]{run.path}[/bold]: result.json, metrics.jsonl, best.pt, recipe.toml")
+    console.print(f"in {run.path}: result.json, metrics.jsonl, best.pt, recipe.toml", markup=False)

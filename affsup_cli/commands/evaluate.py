@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,17 @@ import typer
 from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir
 
 
+class Split(StrEnum):
+    """What can be evaluated."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
 def evaluate(
     run: Annotated[str, typer.Argument(help="Run folder, or its name under --runs.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[Split, typer.Option(help="Which images.")] = Split.TEST,
     device: Device = None,
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
@@ -29,5 +38,5 @@ def evaluate(
     from affsup_cli.tasks.evaluation import evaluate_run
 
     folder = RunFolder.open(Path(run) if Path(run).is_dir() else runs / run)
-    for name, value in evaluate_run(folder, data, split, device or "auto").items():
+    for name, value in evaluate_run(folder, data, split.value, device or "auto").items():
         console.print(f"{name:<16}{value:.4f}")

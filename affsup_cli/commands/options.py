@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
-DataDir = Annotated[Path, typer.Option("--data", envvar="AFFSUP_DATA", help="Folder of the prepared data sets.")]
-RunsDir = Annotated[Path, typer.Option("--runs", envvar="AFFSUP_RUNS", help="Folder of the run folders.")]
-OutDir = Annotated[Path, typer.Option("--out", envvar="AFFSUP_REPORTS", help="Folder for tables and figures.")]
+DataDir = Annotated[
+    Path, typer.Option("--data", file_okay=False, envvar="AFFSUP_DATA", help="Folder of the prepared data sets.")
+]
+RunsDir = Annotated[
+    Path, typer.Option("--runs", file_okay=False, envvar="AFFSUP_RUNS", help="Folder of the run folders.")
+]
+OutDir = Annotated[
+    Path, typer.Option("--out", file_okay=False, envvar="AFFSUP_REPORTS", help="Folder for tables and figures.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")]
 Set = Annotated[
     list[str] | None,

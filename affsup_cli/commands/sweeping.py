@@ -15,7 +15,7 @@ from rich.table import Table
 from affsup_cli.commands.live import LiveLine
 from affsup_cli.engine.observer import Observer
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe
 from affsup_cli.reporting.experiments import Experiment, experiments
 from affsup_cli.reporting.runs import RunIndex
@@ -87,8 +87,14 @@ def wanted_experiments(
 
 
 def plan_sweep(name: str, wanted: Sequence[Experiment], data_dir: Path, runs_dir: Path) -> Plan:
-    """Find out which of the runs have been run, on the data as it is prepared now."""
+    """Find out which of the runs have been run, on the data as it is prepared now.
+
+    Raises:
+        AffsupError: a run folder is damaged, so that what is missing cannot be told.
+    """
     index = RunIndex(runs_dir)
+    if index.warnings:
+        raise AffsupError("\n".join(index.warnings) + "\nMove such a folder away, then sweep again")
     return Plan(name, tuple(_step(experiment, index, data_dir) for experiment in wanted))
 
 
@@ -105,7 +111,7 @@ def run_sweep(plan: Plan, data_dir: Path, console: Console) -> None:
     to_do = [step for step in plan.steps if step.state != "finished"]
     for number, step in enumerate(to_do, start=1):
         label = f"{number}/{len(to_do)} {step.experiment.key} seed {step.experiment.recipe.seed}"
-        console.print(f"[bold]{label}[/bold] in {step.folder.path}")
+        console.print(f"{label} in {step.folder.path}", style="bold", markup=False)
         if step.experiment.baseline is None:
             observers = partial(_live_line, console, label)
             train_run(step.experiment.recipe, data_dir, step.folder, step.folder.exists, observers)

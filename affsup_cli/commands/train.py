@@ -42,11 +42,14 @@ def train(
     affsup train minibatch --gamma 2 --seed 1 --set train.batch_size=64
     ```
     """
+    import re
+
     from affsup_cli.commands.console import console, print_result
     from affsup_cli.commands.embedded import prepare_embedded
     from affsup_cli.commands.live import LiveLine
     from affsup_cli.engine.run_folder import RunFolder
-    from affsup_cli.recipe import load_recipe, parse_override
+    from affsup_cli.errors import UsageError
+    from affsup_cli.recipe import NAME, load_recipe, parse_override
 
     shortcuts = {
         "data.name": dataset,
@@ -64,11 +67,18 @@ def train(
     prepare_embedded([resolved], data)
     from affsup_cli.tasks.launch import data_digest, run_name, train_run
 
+    if name is not None and not re.fullmatch(NAME, name):
+        raise UsageError(
+            f"--name {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        )
     run = RunFolder(runs / (name or run_name(resolved, data_digest(resolved, data))))
-    before = run.finished
-    if not before:
-        console.print(f"run folder [bold]{run.path}[/bold]")
-    train_run(resolved, data, run, resume, observers=lambda: [LiveLine(console)])
-    if before:
-        console.print(f"{run.path} is finished already; its result:")
+    finished_before = run.finished
+
+    def observers() -> list[LiveLine]:
+        console.print(f"run folder {run.path}", markup=False)
+        return [LiveLine(console)]
+
+    train_run(resolved, data, run, resume, observers)
+    if finished_before:
+        console.print(f"{run.path} is finished already; its result:", markup=False)
     print_result(run)

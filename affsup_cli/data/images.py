@@ -81,8 +81,10 @@ class AugmentedEpochs:
         self.steps = -(-len(data) // batch_size)
         pad = augmentation.pad
         count, height, width, channels = data.images.shape
-        padded = torch.zeros(count, height + 2 * pad, width + 2 * pad, channels, dtype=torch.uint8, device=data.device)
-        padded[:, pad : pad + height, pad : pad + width] = data.images
+        padded = data.images
+        if pad:
+            padded = data.images.new_zeros(count, height + 2 * pad, width + 2 * pad, channels)
+            padded[:, pad : pad + height, pad : pad + width] = data.images
         self._pixels = padded.view(-1, channels)
         self._image_stride, self._row_stride = padded.stride(0) // channels, padded.stride(1) // channels
         self._rows = torch.arange(height, device=data.device)
@@ -116,7 +118,7 @@ class AugmentedEpochs:
 
 def load_images(folder: Path, manifest: Manifest, split: str, device: torch.device) -> DeviceImages:
     """Load one split ("train", "val" or "test") of the prepared data set in `folder` onto `device`."""
-    stored = read_split(folder, split)
+    stored = read_split(folder, manifest, split)
     return DeviceImages(
         torch.from_numpy(stored.images),
         torch.from_numpy(stored.labels),

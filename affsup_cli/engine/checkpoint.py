@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 
 from affsup_cli.engine.run_folder import atomic_file
 from affsup_cli.errors import AffsupError
+
+_WHAT_NOW = "begin the run anew with another --name"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -32,12 +36,24 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: the run has written no checkpoint yet") from None
     except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors
-        raise AffsupError(
-            f"{path} is not a readable checkpoint: {(str(error) or 'it is empty').splitlines()[0]}"
-        ) from error
+        raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {_WHAT_NOW}") from error
     if not isinstance(state, dict):
-        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint of affsup")
+        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {_WHAT_NOW}")
     return state
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn what fails when a checkpoint's content is put to use into one message about `path`.
+
+    Raises:
+        AffsupError: something is missing in it, or is of another shape.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        first = str(error).splitlines()[0]
+        raise AffsupError(f"{path} is not of this run ({type(error).__name__}: {first}): {_WHAT_NOW}") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ def time_in_turns(
     clocks = [_StepClock(baseline(), train), _StepClock(treatment(), train)]
     for clock in clocks:
         clock.seconds(WARM_UP_STEPS)
-    steps = max(LEAST_STEPS, round(ROUND_SECONDS / (clocks[0].seconds(LEAST_STEPS) / LEAST_STEPS)))
+    # Both take these steps, so that an epoch begins for both in the same round.
+    of_a_step = min(clock.seconds(LEAST_STEPS) for clock in clocks) / LEAST_STEPS
+    steps = max(LEAST_STEPS, round(ROUND_SECONDS / of_a_step))
     epoch = clocks[0].steps
     seconds: list[list[float]] = [[], []]
     for turn in range(rounds):
@@ -100,5 +103,13 @@ def _peak_of_some_steps(task: BuildTask, train: Training) -> float:
     device = next(built.model.parameters()).device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    return _peak_resident_bytes() / 2**20
+
+
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would give the parent's peak too: Linux hands it down through fork and exec
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -31,19 +31,28 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces `path` in one step, on failure `path` is left as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _failed_writes_explained(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _failed_writes_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError) as error:
+        if not path.parent.is_dir():
+            raise AffsupError(f"{path.parent} is gone: it was moved or deleted while it was written to") from error
         if _no_space(error):
             free = shutil.disk_usage(path.parent).free
             raise AffsupError(
                 f"no space to write {path}: {free / 2**20:.0f} MiB free. Make room and call again (train --resume)"
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _no_space(error: BaseException) -> bool:
@@ -108,6 +117,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
+                for litter in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+                    litter.unlink()
                 yield
         except Timeout:
             raise AffsupError(
@@ -128,30 +139,51 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any]:
         """Read what the run ran on."""
-        return self._read(self._environment)
+        return self._read(self._environment, needed="data")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one epoch's line."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with _failed_writes_explained(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the epochs' lines; a line cut short by a kill is not one."""
+        """Read the epochs' lines; a line cut short by a kill is not one.
+
+        Raises:
+            AffsupError: the file holds something else.
+        """
         if not self._metrics.is_file():
             return []
-        lines = self._metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        lines = self._metrics.read_bytes().split(b"\n")[:-1]
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise AffsupError(f"{self._metrics}, line {number} is not valid JSON: {error}") from error
+            if not isinstance(records[-1], dict) or records[-1].get("epoch") != number:
+                raise AffsupError(f"{self._metrics}, line {number} is not the record of epoch {number}")
+        return records
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop the lines of all but the first `epochs` epochs: those after the checkpoint that a run resumes from."""
+        """Drop the lines of all but the first `epochs` epochs: those after the checkpoint that a run resumes from.
+
+        Raises:
+            AffsupError: there are fewer lines than that.
+        """
         kept = self.metrics()[:epochs]
+        if len(kept) < epochs:
+            raise AffsupError(
+                f"{self._metrics} has {len(kept)} of the {epochs} epochs that {self.checkpoint.name} has behind it: "
+                "the run's record is lost, begin it anew with another --name"
+            )
         self._write(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Store the run's numbers and so declare it finished."""
-        self._write(self._result, json.dumps(result, indent=2) + "\n")
+        self._write(self._result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def result(self) -> dict[str, Any]:
         """Read the run's numbers.
@@ -161,17 +193,31 @@ class RunFolder:
         """
         if not self.finished:
             raise AffsupError(f"{self.path} is not finished: continue it with `affsup train … --resume`")
-        return self._read(self._result)
+        return self._read(self._result, needed="kind")
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def refuse_remains(self) -> None:
+        """Refuse a folder that holds files of a run but no recipe that says of which.
+
+        Raises:
+            AffsupError: it does.
+        """
+        files = (self._result, self._metrics, self.checkpoint, self.best)
+        found = [path.name for path in files if path.exists()]
+        if found and not self.exists:
+            raise AffsupError(
+                f"{self.path} holds {', '.join(found)} of some run without its recipe.toml: "
+                "move the folder away, or take another --name"
+            )
+
+    def _read(self, path: Path, needed: str) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise AffsupError(f"{path} is missing: the run folder is incomplete") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise AffsupError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise AffsupError(f"{path} holds {type(content).__name__}, expected an object")
+        if not isinstance(content, dict) or needed not in content:
+            raise AffsupError(f"{path} is damaged: expected an object with the key '{needed}'")
         return content
 
     def _write(self, path: Path, text: str) -> None:

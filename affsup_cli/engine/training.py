@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affsup_cli.engine.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from affsup_cli.engine.checkpoint import fitting, load_checkpoint, random_state, save_checkpoint, set_random_state
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped, StopRequest
@@ -21,6 +21,7 @@ from affsup_cli.recipe import Recipe, Training
 
 SHARE_EVERY = 50  # steps between two measurements of the gradient share, and two looks at the loss
 REFRESH_SECONDS = 0.5
+_DIVERGED = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
 
 
 def learning_rate(train: Training, epoch: int) -> float:
@@ -153,6 +154,7 @@ class Trainer:
         }
         if self._train.test_curve:
             record |= _of_split("test", self._task.evaluate("test"))
+        _refuse_non_finite(record, f"after epoch {self._epoch + 1}")
         record |= {"images_per_second": self._images / self._epoch_seconds, "seconds": self._epoch_seconds}
         self._seconds += self._epoch_seconds
         score = self._task.score(validation)
@@ -169,8 +171,10 @@ class Trainer:
             observer.epoch_ended(record)
 
     def _finish(self) -> dict[str, Any]:
-        self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
+        with fitting(self._run.best):
+            self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
         metrics = {**_of_split("val", self._task.evaluate("val")), **_of_split("test", self._task.evaluate("test"))}
+        _refuse_non_finite(metrics, "of the best epoch")
         self._task.export(self._run.path)
         result = {
             "kind": "train",
@@ -184,6 +188,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._watch.check()
+        if not all(bool(value.isfinite().all()) for value in self._task.model.state_dict().values()):
+            raise AffsupError(f"the weights are not finite in epoch {self._epoch + 1}, step {self._step}: {_DIVERGED}")
         state = {
             "model": self._task.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -204,20 +210,16 @@ class Trainer:
 
     def _load(self) -> None:
         state = load_checkpoint(self._run.checkpoint, self._device)
-        self._task.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        set_random_state(state["random"])
-        self._averages.load_state_dict(state["averages"], self._device)
-        self._epoch, self._step, self._images = state["epoch"], state["step"], state["images"]
-        self._epoch_seconds, self._seconds, self._best = state["epoch_seconds"], state["seconds"], state["best"]
+        with fitting(self._run.checkpoint):
+            self._task.model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            set_random_state(state["random"])
+            self._averages.load_state_dict(state["averages"], self._device)
+            self._epoch, self._step, self._images = state["epoch"], state["step"], state["images"]
+            self._epoch_seconds, self._seconds, self._best = state["epoch_seconds"], state["seconds"], state["best"]
         at_best = self._step == 0 < self._epoch == self._best["epoch"]
-        if at_best and not self._best_is_written():
+        if at_best:
             self._save_best()
-
-    def _best_is_written(self) -> bool:
-        if not self._run.best.exists():
-            return False
-        return bool(load_checkpoint(self._run.best, self._device)["epoch"] == self._epoch)
 
 
 class LossWatch:
@@ -256,10 +258,14 @@ class LossWatch:
         bad, step, *numbers = self._seen.tolist()
         if bad:
             said = ", ".join(f"{name} = {number:.6g}" for name, number in zip(self._names, numbers, strict=True))
-            raise AffsupError(
-                f"the loss is not finite in epoch {self._epoch + 1}, step {step:.0f}: {said}. "
-                "The last checkpoint is from before; a smaller train.learning_rate or affinity.lambda is the usual cure"
-            )
+            place = f"epoch {self._epoch + 1}, step {step:.0f}"
+            raise AffsupError(f"the loss is not finite in {place}: {said}. The run ends here: {_DIVERGED}")
+
+
+def _refuse_non_finite(metrics: Mapping[str, float], when: str) -> None:
+    broken = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise AffsupError(f"not finite {when}: {', '.join(broken)}. The run ends here: {_DIVERGED}")
 
 
 def _of_split(split: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """ResNet-18, -50 and -101 for Tiny ImageNet: torchvision's, with the original 7x7/2 stem and max-pool.
 
 At 64x64 pixels the last map is 2x2. The paper's 48-52 % fit this stem ("exactly the same as those in the original
-ResNet paper"), not the 3x3 stem that is common on small images.
+ResNet paper"), not the 3x3 stem that is common on small images. torchvision's ResNet-50 and -101 differ from that paper
+in one thing: a block's stride is in its 3x3 convolution, not in the first 1x1.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from affsup_cli.errors import AffsupError
 from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
 from affsup_cli.reporting.figure import new_figure, png_bytes, style
-from affsup_cli.reporting.match import OBSERVING, select_runs
-from affsup_cli.reporting.runs import RunIndex, TrainedRun
+from affsup_cli.reporting.match import select_runs
+from affsup_cli.reporting.runs import OBSERVING, RunIndex, TrainedRun
 from affsup_cli.reporting.spec import CurvePanel, CurvesSpec, KeyedVariant
 
 Split = Literal["test", "val"]
@@ -98,8 +99,8 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
 def _fault(run: TrainedRun) -> str | None:
     try:
         records = run.folder.metrics()
-    except ValueError as error:
-        return f"metrics.jsonl is not valid: {error}"
+    except AffsupError as error:
+        return str(error)
     if len(records) != run.result.epochs:
         return f"metrics.jsonl has {len(records)} of {run.result.epochs} epochs"
     if not all(_finite(record.get("val_accuracy")) for record in records):

@@ -14,10 +14,7 @@ from typing import Any
 
 from affsup_cli.recipe import differences
 from affsup_cli.reporting.experiments import Cell, defines_cell
-from affsup_cli.reporting.runs import Run, RunData, TrainedRun
-
-OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
-"""Fields that record more and train the same."""
+from affsup_cli.reporting.runs import OBSERVING, Run, RunData, TrainedRun
 
 _NAMES_SHOWN = 6
 
@@ -110,9 +107,11 @@ def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ..
         return None
     words = [f"{field} = {_literal(found)} instead of {_literal(wanted)}" for field, (wanted, found) in changed.items()]
     data = run.environment.data
+    if data.complete:
+        return tuple(words)
     if data.limit is not None:
         words.append(f"{data.limit:,} of the training images")
-    elif not data.complete:
+    else:
         words.append("a part of the data set")
     return tuple(words)
 

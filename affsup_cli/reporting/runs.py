@@ -70,6 +70,11 @@ class CostResult(BaseModel):
         return self
 
 
+OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
+"""Fields that record more and train the same."""
+
+_OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax")
+
 _RESULT: TypeAdapter[TrainResult | CostResult] = TypeAdapter(
     Annotated[TrainResult | CostResult, Field(discriminator="kind")]
 )
@@ -130,7 +135,7 @@ class RunIndex:
         self._of_recipe: dict[tuple[str, str], list[Run]] = {}
         for kind, runs in (("train", (*self.trained, *self.unfinished)), ("cost", self.measured)):
             for run in runs:
-                self._of_recipe.setdefault((kind, identity_key(run.recipe)), []).append(run)
+                self._of_recipe.setdefault((kind, _training_key(run.recipe)), []).append(run)
 
     def _add(self, folder: RunFolder) -> None:
         recipe = folder.recipe()
@@ -155,12 +160,16 @@ class RunIndex:
         """Return the run of `recipe`, finished or not; the first started if there are several, None if there is none.
 
         Args:
-            recipe: any recipe of equal identity.
+            recipe: the run trains as this says, and records at least what this asks for.
             kind: of cost comparisons only finished ones are known.
             data: digest of the data set that it must have run on; None for any.
         """
-        runs = self._of_recipe.get((kind, identity_key(recipe)), [])
-        return next((run.folder for run in runs if data in (None, run.environment.data.digest)), None)
+        asked = {field for field in OBSERVING if recipe.flat().get(field)}
+        for run in self._of_recipe.get((kind, _training_key(recipe)), []):
+            recorded = {field for field in OBSERVING if run.recipe.flat().get(field)}
+            if data in (None, run.environment.data.digest) and asked <= recorded:
+                return run.folder
+        return None
 
 
 def _by_start(run: Run) -> tuple[str, str]:
@@ -172,9 +181,16 @@ def identity_key(recipe: Recipe) -> str:
     return json.dumps(recipe.identity(), sort_keys=True)
 
 
+def _training_key(recipe: Recipe) -> str:
+    """Return a text that is equal for recipes that train the same, whatever they record."""
+    fields = {key: value for key, value in recipe.identity().items() if key not in OBSERVING}
+    return json.dumps(fields, sort_keys=True)
+
+
 def comparable_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields that make runs comparable: not label and seed, and where there is no L_G none of its fields."""
+    """Return the fields that make runs comparable: not label and seed, and without L_G not the form of it.
+
+    The fields of the graph count in a base network too: they say which M was measured.
+    """
     fields = {key: value for key, value in recipe.identity().items() if key not in ("name", "seed")}
-    if fields.get("affinity.loss") == "none":
-        return {key: fields[key] for key in fields if key == "affinity.loss" or not key.startswith("affinity.")}
-    return fields
+    return {key: fields[key] for key in fields if key not in _OF_THE_LOSS or fields.get("affinity.loss") != "none"}

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from affsup_cli.engine.checkpoint import load_checkpoint
+from affsup_cli.engine.checkpoint import fitting, load_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.recipe import Recipe
 from affsup_cli.tasks import build_task
+from affsup_cli.tasks.launch import refuse_other_data
 
 
 def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dict[str, float]:
-    """Evaluate the best model so far of `run` on "train", "val" or "test"; the metrics carry the split's name."""
+    """Evaluate the best model so far of `run` on "train", "val" or "test"; the metrics carry the split's name.
+
+    Raises:
+        UsageError: the prepared data is not what the run was trained on.
+        AffsupError: there is no best model yet, or it cannot be read.
+    """
     stored = run.recipe()
     recipe: Recipe = stored.model_copy(update={"run": stored.run.model_copy(update={"device": device})})
     task = build_task(recipe, data_dir)
-    best = load_checkpoint(run.best, next(task.model.parameters()).device)
-    task.model.load_state_dict(best["model"])
+    refuse_other_data(run, task.data)
+    with fitting(run.best):
+        best = load_checkpoint(run.best, next(task.model.parameters()).device)
+        task.model.load_state_dict(best["model"])
     return {f"{split}_{name}": value for name, value in task.evaluate(split).items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from affsup_cli.engine.cost import peak_megabytes, time_in_turns
 from affsup_cli.engine.environment import environment
@@ -66,7 +67,7 @@ def train_run(
             return run
         now = environment(next(task.model.parameters()).device, task.data)
         if resume:
-            _refuse_other_data(run, now["data"])
+            refuse_other_data(run, now["data"])
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
@@ -84,6 +85,7 @@ def _is_finished(recipe: Recipe, run: RunFolder, resume: bool) -> bool:
     if not run.exists:
         if resume:
             raise UsageError(_nothing_to_resume(recipe, run))
+        run.refuse_remains()
         return False
     _refuse_other_recipe(recipe, run)
     if not run.finished and not resume:
@@ -98,12 +100,17 @@ def _refuse_other_recipe(recipe: Recipe, run: RunFolder) -> None:
         raise UsageError(f"{run.path} holds a run of another recipe: {fields}. Use the same fields, or another --name")
 
 
-def _refuse_other_data(run: RunFolder, data: dict[str, object]) -> None:
+def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
+    """Refuse to go on with `run` on other data than it was begun on.
+
+    Raises:
+        UsageError: the digests differ.
+    """
     stored = run.environment()["data"]
     if stored["digest"] != data["digest"]:
         raise UsageError(
             f"{run.path} was begun on other data: {stored['name']} with digest {stored['digest'][:12]}, prepared now "
-            f"is {str(data['digest'])[:12]}. Prepare the data set as it was, or begin a new run with another --name"
+            f"is {data['digest'][:12]}. Prepare the data set as it was, or begin a new run with another --name"
         )
 
 

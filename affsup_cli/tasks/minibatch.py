@@ -16,10 +16,11 @@ from affsup_cli.data.images import Augmentation, AugmentedEpochs, load_images
 from affsup_cli.engine.devices import autocast, compiled, configure_cuda, resolve_device
 from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.engine.task import Losses
+from affsup_cli.errors import UsageError
 from affsup_cli.metrics.average import Averages
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
-from data_prep.format import read_manifest
+from data_prep.format import Manifest, read_manifest
 
 EXPORTED_IMAGES = 2000
 
@@ -32,6 +33,7 @@ class MinibatchTask:
         self._device = resolve_device(recipe.run.device)
         folder = data_dir / recipe.data.name
         manifest = read_manifest(folder)
+        _refuse_what_does_not_fit(recipe, manifest)
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
         configure_cuda(recipe.train.precision)
@@ -67,7 +69,7 @@ class MinibatchTask:
         images, labels = self._epochs.batch(step)
         features, logits = self._forward(images)
         affinity = self._recipe.affinity
-        metrics = {"accuracy": (logits.argmax(1) == labels).float().mean()}
+        metrics = {"accuracy": (logits.argmax(1) == labels).double().mean()}
         loss = None
         if affinity.loss != "none" or affinity.measure:
             with torch.set_grad_enabled(affinity.loss != "none"):
@@ -90,7 +92,7 @@ class MinibatchTask:
         """Return accuracy, and M averaged over batches of the training size in a fixed shuffled order."""
         averages = Averages()
         for features, logits, labels in self._predictions(split):
-            correct = (logits.argmax(1) == labels).float().mean()
+            correct = (logits.argmax(1) == labels).double().mean()
             weights, target = self._graph(features, logits, labels)
             averages.add({"accuracy": correct, "mass": self._mass(weights, target)}, len(labels))
         return averages.read()
@@ -137,3 +139,14 @@ class MinibatchTask:
         for images, labels in data.batches(order, self._recipe.train.batch_size):
             features, logits = self._forward(images)
             yield features.float(), logits.float(), labels
+
+
+def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> None:
+    side, count, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
+    if recipe.data.pad >= side:
+        raise UsageError(f"data.pad = {recipe.data.pad}: expected less than the {side} pixels of a side")
+    if count % batch == 1:
+        raise UsageError(
+            f"train.batch_size = {batch}: the last batch of {count} training images would be a single one, without a "
+            f"pair or batch statistics; take {batch + 1}"
+        )

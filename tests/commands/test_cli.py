@@ -254,6 +254,9 @@ def test_two_processes_cannot_train_in_one_folder(
         (["train", "minibatch", "--resume"], 2, "nothing to resume"),
         (["train"], 2, "Missing argument"),
         (["evaluate", "nowhere"], 1, "is not a run folder"),
+        (["evaluate", "nowhere", "--split", "dev"], 2, "--split"),
+        (["train", "minibatch", "--name", ".."], 2, "--name '..'"),
+        (["train", "minibatch", "--runs", __file__], 2, "--runs"),
         (["sweep", "table33"], 2, "table3"),
         (["sweep", "table3", "--only", "cifar12/*"], 2, "no cell of table3 matches"),
         (["sweep", "table3", "--seeds", "0"], 2, "--seeds 0"),
@@ -297,6 +300,16 @@ def test_a_sweep_runs_what_is_missing_and_only_that(tmp_path: Path, digits: Path
     assert "train.epochs = 1 instead of 40" in " ".join(report.stdout.split())
     accuracy = json.loads((runs[0] / "result.json").read_text())["metrics"]["test_accuracy"]
     assert f"{100 * accuracy:.2f}" in (tmp_path / "reports" / "demo.md").read_text()
+
+
+def test_a_sweep_does_not_pass_over_a_damaged_run(
+    undisturbed: RunFolder, call: Callable[..., tuple[int, str, str]], tmp_path: Path, digits: Path
+) -> None:
+    shutil.copytree(undisturbed.path, tmp_path / "runs" / "damaged")
+    (tmp_path / "runs" / "damaged" / "result.json").write_text("{}")
+    code, _, error = call("sweep", "demo", data=digits)
+    assert code == 1
+    assert "damaged/result.json is damaged" in error
 
 
 def test_a_report_on_an_empty_machine_gives_the_papers_numbers_and_the_command(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_prepared_images_are_the_official_ones(prepare: Callable[..., Outcome], 
     outcome = prepare()
     rows = np.concatenate([official.cifar_rows(f"data_batch_{i}")[0] for i in range(1, 6)])
     for name in ("train", "val", "test"):
-        split = read_split(outcome.folder, name)
+        split = read_split(outcome.folder, outcome.manifest, name)
         official_rows = official.cifar_rows("test_batch")[0] if name == "test" else rows
         planes = split.images.transpose(0, 3, 1, 2).reshape(len(split.images), 3072)
         np.testing.assert_array_equal(planes, official_rows[split.source_index])

@@ -10,7 +10,16 @@ import pytest
 
 from affsup_cli.errors import AffsupError, UsageError
 from data_prep.build import build
-from data_prep.format import FileRecord, NewSplit, read_manifest, read_split, verify, write_images, write_manifest
+from data_prep.format import (
+    FileRecord,
+    NewSplit,
+    Split,
+    read_manifest,
+    read_split,
+    verify,
+    write_images,
+    write_manifest,
+)
 from data_prep.official import DataSet
 
 
@@ -36,6 +45,10 @@ def change_manifest(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def read(folder: Path, split: str = "train") -> Split:
+    return read_split(folder, read_manifest(folder), split)
+
+
 def record_images(folder: Path) -> None:
     """Make the manifest agree with the bytes of images.h5, so that only what they hold can be wrong."""
     content = (folder / "images.h5").read_bytes()
@@ -44,13 +57,13 @@ def record_images(folder: Path) -> None:
     write_manifest(folder, manifest.model_copy(update={"files": {"images.h5": record}}))
 
 
-def test_a_split_reads_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_split_is_written_as_it_was_given(tmp_path: Path) -> None:
     splits = new_splits(block=2)
     write_images(tmp_path, ["a", "b", "c"], [3, 2, 4], splits)
-    split = read_split(tmp_path, "val")
-    np.testing.assert_array_equal(split.images, np.concatenate(splits["val"].blocks))
-    assert split.labels.tolist() == [0, 1, 2, 0, 1]
-    assert split.source_index.tolist() == [9, 7, 5, 3, 1]
+    with h5py.File(tmp_path / "images.h5") as h5:
+        np.testing.assert_array_equal(h5["val/images"], np.concatenate(splits["val"].blocks))
+        assert list(h5["val/labels"]) == [0, 1, 2, 0, 1]
+        assert list(h5["val/source_index"]) == [9, 7, 5, 3, 1]
 
 
 def test_channel_mean_and_std_are_those_of_the_train_split(tmp_path: Path) -> None:
@@ -87,7 +100,7 @@ def test_split_table_has_a_row_a_class_and_the_total(prepared: Path) -> None:
     assert len(rows) == 10
     assert rows[3][0] == "cat"
     assert [sum(row[i] for row in rows) for i in (1, 2, 3)] == list(total[1:]) == [90, 10, 20]
-    labels = read_split(prepared, "train").labels
+    labels = read(prepared).labels
     assert [row[1] for row in rows] == np.bincount(labels, minlength=10).tolist()
 
 
@@ -99,9 +112,9 @@ def test_a_data_set_that_is_not_there_names_the_command(
     folder: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for read in (read_manifest, verify, lambda path: read_split(path, "train")):
+    for opened in (read_manifest, verify):
         with pytest.raises(AffsupError, match="data set 'cifar10' is not prepared") as error:
-            read(Path(folder))
+            opened(Path(folder))
         assert str(error.value).endswith(command)
 
 
@@ -112,6 +125,10 @@ def test_a_data_set_that_is_not_there_names_the_command(
         ({"surprise": 1}, "surprise"),
         ({"splits": {}}, "splits train, val, test"),
         ({"classes": ["one"]}, "per_class"),
+        ({"channel_mean": []}, "channel_mean"),
+        ({"channel_std": [0.2, 0.0, 0.2]}, "channel_std"),
+        ({"channel_std": [0.2, float("nan"), 0.2]}, "channel_std"),
+        ({"digest": ""}, "digest"),
         ({"dataset": "cifar100"}, "is of data set 'cifar100', expected 'cifar10'"),
     ],
 )
@@ -130,14 +147,14 @@ def test_a_broken_manifest_is_refused(prepared: Path, content: bytes) -> None:
 
 def test_an_unknown_split_is_refused(prepared: Path) -> None:
     with pytest.raises(UsageError, match="no split 'dev': choose one of train, val, test"):
-        read_split(prepared, "dev")
+        read(prepared, "dev")
 
 
 def test_truncated_images_are_damaged(prepared: Path) -> None:
     path = prepared / "images.h5"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(AffsupError, match=r"images\.h5 is damaged"):
-        read_split(prepared, "train")
+        read(prepared)
 
 
 def test_a_file_of_another_shape_is_not_the_prepared_format(prepared: Path) -> None:
@@ -145,7 +162,33 @@ def test_a_file_of_another_shape_is_not_the_prepared_format(prepared: Path) -> N
         del h5["train/labels"]
         h5["train/labels"] = np.zeros(3)
     with pytest.raises(AffsupError, match="not in the prepared format"):
-        read_split(prepared, "train")
+        read(prepared)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train/labels", 0, "other class counts"),
+        ("train/labels", -1, "labels outside 0..9"),
+        ("train/labels", 99, "labels outside 0..9"),
+    ],
+)
+def test_labels_changed_in_place_are_noticed_without_a_checksum(
+    prepared: Path, key: str, value: int, said: str
+) -> None:
+    with h5py.File(prepared / "images.h5", "r+") as h5:
+        h5[key][:] = value
+    with pytest.raises(AffsupError, match=said):
+        read(prepared)
+
+
+def test_images_of_another_preparation_are_noticed(
+    prepared: Path, cifar10: DataSet, cifar10_archive: Path, tmp_path: Path
+) -> None:
+    limited = build(cifar10, sources=[cifar10_archive], data_dir=tmp_path / "other", limit=50).folder
+    (prepared / "images.h5").write_bytes((limited / "images.h5").read_bytes())
+    with pytest.raises(AffsupError, match="has content"):
+        read(prepared)
 
 
 def test_verify_passes_what_was_just_prepared(prepared: Path) -> None:
@@ -188,6 +231,6 @@ def test_verify_sees_content_that_the_manifest_does_not_describe(
 
 
 def test_verify_sees_a_wrong_image_shape(prepared: Path) -> None:
-    change_manifest(prepared, image_shape=[1, 32, 32])
-    with pytest.raises(AffsupError, match=r"has images \[90, 32, 32, 3\], its manifest says \[90, 32, 32, 1\]"):
+    change_manifest(prepared, image_shape=[3, 16, 64])
+    with pytest.raises(AffsupError, match=r"has images \[90, 32, 32, 3\], its manifest says \[90, 16, 64, 3\]"):
         verify(prepared)

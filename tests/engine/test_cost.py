@@ -47,3 +47,10 @@ def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     # 4 million rows of 3 float32 are 46 MiB, drawn, cut and passed on.
     assert 46 < large - small < 2000
     assert peak_megabytes(partial(ToyTask, batch=8), TRAIN) < small + 40
+
+
+def test_peak_memory_leaves_out_what_the_calling_process_once_held() -> None:
+    held = bytearray(1_500_000_000)  # zeroed pages are touched
+    held[::4096] = b"x" * len(held[::4096])
+    del held
+    assert peak_megabytes(partial(ToyTask, batch=8), TRAIN) < 1400

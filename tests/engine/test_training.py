@@ -86,11 +86,13 @@ def test_metrics_are_means_over_the_images_of_the_epoch(tmp_path: Path) -> None:
             seen.append(super().losses(step))
             return seen[-1]
 
-    Trainer(Watched(), recipe(train__epochs=1), run).run()
+    task = Watched()
+    task.images = 3 * 8 + 2  # the last batch is short
+    Trainer(task, recipe(train__epochs=1), run).run()
     (record,) = run.metrics()
-    fit = sum(losses.main["fit_loss"].item() for losses in seen) / 4
-    affinity = sum(losses.affinity.item() for losses in seen) / 4
-    bias = sum(losses.metrics["bias"].item() for losses in seen) / 4
+    fit = sum(losses.size * losses.main["fit_loss"].item() for losses in seen) / 26
+    affinity = sum(losses.size * losses.affinity.item() for losses in seen) / 26
+    bias = sum(losses.size * losses.metrics["bias"].item() for losses in seen) / 26
     expected = {
         "train_fit_loss": fit,
         "train_affinity_loss": affinity,
@@ -225,6 +227,54 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_numbers_and_keeps_the_
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values())
     assert len(run.metrics()) == 1
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_evaluation_that_is_not_finite_ends_the_run_without_a_result(tmp_path: Path, split: str) -> None:
+    run, task = folder(tmp_path / "run"), ToyTask()
+    task.spoiled = {split: float("nan")}
+    with pytest.raises(AffsupError, match=f"{split}_error = nan"):
+        Trainer(task, recipe(), run).run()
+    assert not run.finished
+    assert run.checkpoint.exists() == (split == "test")
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    run, task = folder(tmp_path / "run"), ToyTask()
+
+    def spoil() -> None:
+        with torch.no_grad():
+            task.model[3].bias.fill_(float("inf"))
+
+    task.before_step[(1, 3)] = spoil  # the last step of the epoch: no later loss can tell
+    task.losses = lambda step, plain=task.losses: plain(step) if step < 3 else (plain(0), spoil())[0]  # type: ignore[method-assign]
+    with pytest.raises(AffsupError, match="not finite"):
+        Trainer(task, recipe(), run).run()
+    assert not run.checkpoint.exists() or all(value.isfinite().all() for value in weights(run).values())
+
+
+@pytest.mark.parametrize("damage", ["", '{"epoch": 2}\n', "[1, 2]\n", "\xff\n", "{\n"])
+def test_a_run_whose_record_is_lost_is_not_continued(tmp_path: Path, damage: str) -> None:
+    run, task = folder(tmp_path / "run"), ToyTask()
+    task.before_step[(2, 0)] = kill
+    with pytest.raises(Killed):
+        Trainer(task, recipe(), run).run()
+    (run.path / "metrics.jsonl").write_text(damage, encoding="latin-1")
+    with pytest.raises(AffsupError, match=r"metrics\.jsonl"):
+        Trainer(ToyTask(), recipe(), run).run()
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, {"model": {}}, {"model": {"weight": torch.zeros(3)}}])
+@pytest.mark.parametrize("file", ["checkpoint", "best"])
+def test_a_checkpoint_of_something_else_is_named(tmp_path: Path, file: str, content: dict[str, Any]) -> None:
+    run = folder(tmp_path / "run")
+    Trainer(ToyTask(), recipe(), run).run()
+    torch.save(content, getattr(run, file))
+    if file == "best":  # at the run's end nothing writes it again, unless the last epoch is the best
+        state = load_checkpoint(run.checkpoint, CPU)
+        torch.save({**state, "best": {"epoch": 1, "score": 0.0}}, run.checkpoint)
+    with pytest.raises(AffsupError, match=getattr(run, file).name):
+        Trainer(ToyTask(), recipe(), run).run()
 
 
 def test_observers_hear_of_progress_and_epochs(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ class ToyTask:
         self.weight = weight
         self.affinity = affinity
         self.batch = batch
+        self.images = steps * batch
         self.poisoned: tuple[int, int] | None = None
+        self.spoiled: dict[str, float] = {}
         self.scores: list[float] | None = None
         self.evaluated: list[str] = []
         self.epochs_begun: list[int] = []
@@ -41,13 +43,13 @@ class ToyTask:
         here = (self.epochs_begun[-1], step)
         if here in self.before_step:
             self.before_step[here]()
-        part = slice(step * self.batch, (step + 1) * self.batch)
+        part = slice(step * self.batch, min((step + 1) * self.batch, self.images))
         prediction = self.model(self.x[part])
         error = (prediction - self.y[part]).square().mean()
         if here == self.poisoned:
             error = error * float("nan")
         return Losses(
-            size=self.batch,
+            size=len(prediction),
             main={"fit_loss": error},
             affinity=prediction.square().mean() if self.affinity else None,
             weight=self.weight,
@@ -61,7 +63,8 @@ class ToyTask:
         self.model.eval()
         generator = torch.Generator().manual_seed({"val": 1001, "test": 1002}[split])
         x = torch.randn(64, 3, generator=generator)
-        return {"error": float((self.model(x) - x.sum(1, keepdim=True)).square().mean())}
+        error = float((self.model(x) - x.sum(1, keepdim=True)).square().mean())
+        return {"error": self.spoiled.get(split, error)}
 
     def score(self, metrics: Mapping[str, float]) -> float:
         return self.scores[self.epochs_begun[-1]] if self.scores else -metrics["error"]

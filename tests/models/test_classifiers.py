@@ -70,6 +70,15 @@ def test_small_images_keep_their_resolution_in_the_first_stage() -> None:
     assert seen == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
 
 
+def test_convolutions_start_with_the_variance_of_he_et_al() -> None:
+    # Delving Deep into Rectifiers, eq. 10: std = sqrt(2 / fan_in).
+    torch.manual_seed(0)
+    for module in build_classifier("resnet56", 3, 10).backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            fan_in = module.in_channels * 9
+            assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
+
+
 def test_an_unknown_architecture_is_refused_with_those_known() -> None:
     with pytest.raises(UsageError, match=r"no architecture 'vgg16' \(model\.arch\).*resnet20"):
         build_classifier("vgg16", 3, 10)

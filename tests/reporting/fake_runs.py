@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,12 +75,13 @@ class RunMaker:
         """A finished training run with that test accuracy."""
         run = self.start(overrides, seed, **start)
         epochs = run.recipe().train.epochs
-        for record in curve or []:
-            run.append_metrics(record)
+        # By hand: a diverged run of an older version may hold what the writers refuse.
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curve or []))
         if features is not None:
             np.savez(run.features, features=features[0], labels=features[1])
         metrics = {"val_accuracy": accuracy - 0.01, "test_accuracy": accuracy, "test_mass": 0.4}
-        run.write_result({"kind": "train", "epochs": epochs, "best_epoch": epochs, "seconds": 1.0, "metrics": metrics})
+        result = {"kind": "train", "epochs": epochs, "best_epoch": epochs, "seconds": 1.0, "metrics": metrics}
+        (run.path / "result.json").write_text(json.dumps(result))
         return run
 
     def measure(

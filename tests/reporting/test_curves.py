@@ -121,7 +121,7 @@ def test_a_run_with_a_broken_curve_is_left_out_and_named(
 def test_a_run_with_damaged_metrics_is_left_out_and_named(make: RunMaker) -> None:
     train(make, {"affinity.gamma": 2}, [record(1, 0.5, 0.2)])
     (make.root / "run001" / "metrics.jsonl").write_text("{\n")
-    assert "metrics.jsonl is not valid" in figure5(make).notes[0]
+    assert "metrics.jsonl, line 1 is not valid JSON" in figure5(make).notes[0]
 
 
 def test_the_picture_shows_every_curve_and_boxes_the_best(make: RunMaker) -> None:

@@ -58,13 +58,19 @@ def test_a_run_of_another_experiment_is_never_in_a_cell(make: RunMaker, other: d
 
 
 @pytest.mark.parametrize(
-    "moot", [{"affinity.gamma": 2}, {"affinity.diagonal": "keep"}, {"affinity.measure": False}, {"affinity.lambda": 1}]
+    "moot", [{"affinity.gamma": 2}, {"affinity.softmax": "row"}, {"affinity.measure": False}, {"affinity.lambda": 1}]
 )
-def test_without_l_g_its_other_fields_do_not_matter(make: RunMaker, moot: dict[str, Any]) -> None:
+def test_without_l_g_the_form_of_it_does_not_matter(make: RunMaker, moot: dict[str, Any]) -> None:
     make.train({**BASE, **moot}, 0.9)
     selection = select(make)
     assert names(selection) == {"base": ["run001"]}
     assert departures(selection) == ()
+
+
+@pytest.mark.parametrize("graph", [{"affinity.diagonal": "keep"}, {"affinity.features": "logits"}])
+def test_a_base_run_that_measured_m_of_another_graph_is_of_another_cell(make: RunMaker, graph: dict[str, Any]) -> None:
+    make.train({**BASE, **graph}, 0.9)
+    assert select(make).group is None
 
 
 @pytest.mark.parametrize("observing", [{"train.test_curve": True}, {"affinity.measure": False}, {"run.device": "cpu"}])

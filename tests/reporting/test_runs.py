@@ -61,8 +61,8 @@ def test_no_folder_is_no_runs(tmp_path: Path) -> None:
         ("recipe.toml", "task = ", "recipe.toml is not valid TOML"),
         ("recipe.toml", 'task = "minibatch"\n', "missing"),
         ("environment.json", "{", "environment.json is not valid JSON"),
-        ("environment.json", "{}", "affsup: Field required"),
-        ("result.json", "[]", "result.json holds list"),
+        ("environment.json", "{}", "the key 'data'"),
+        ("result.json", "[]", "result.json is damaged"),
         ("result.json", '{"kind": "pie"}', "pie"),
     ],
 )
@@ -108,3 +108,14 @@ def test_a_run_on_other_data_is_not_the_run_that_is_asked_for(make: RunMaker) ->
     index, recipe = RunIndex(make.root), load_recipe("minibatch", BASE)
     for data, found in ((None, True), (digest, True), ("f" * 64, False)):
         assert (index.find(recipe, data=data) is not None) == found
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "found"), [(True, False, True), (True, True, True), (False, True, False)]
+)
+def test_a_run_that_records_more_than_is_asked_for_serves(
+    make: RunMaker, recorded: bool, asked: bool, found: bool
+) -> None:
+    make.train({**BASE, "train.test_curve": recorded}, 0.9)
+    wanted = load_recipe("minibatch", {**BASE, "train.test_curve": asked})
+    assert (RunIndex(make.root).find(wanted) is not None) == found

@@ -7,8 +7,9 @@ import pytest
 
 import data_prep
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
+from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
 
 SHORT = {"train.epochs": 1, "train.batch_size": 256, "run.device": "cpu"}
@@ -42,6 +43,32 @@ def test_a_run_is_not_continued_on_other_data(digits: Path, tmp_path: Path) -> N
         train_run(recipe, tmp_path / "other", run, resume=True)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
     assert train_run(recipe, digits, run, resume=True).finished
+
+
+def test_a_model_is_not_evaluated_on_other_data(digits: Path, tmp_path: Path) -> None:
+    run = train_run(load_recipe("minibatch", SHORT), digits, RunFolder(tmp_path / "run"))
+    data_prep.prepare("digits", data_dir=tmp_path / "other", limit=400)
+    with pytest.raises(UsageError, match="was begun on other data"):
+        evaluate_run(run, tmp_path / "other", "val", "cpu")
+    assert evaluate_run(run, digits, "test", "cpu")["test_accuracy"] == run.result()["metrics"]["test_accuracy"]
+
+
+@pytest.mark.parametrize("remains", ["result.json", "last.pt", "best.pt", "metrics.jsonl"])
+def test_files_of_another_run_without_its_recipe_are_not_taken_over(digits: Path, tmp_path: Path, remains: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / remains).write_text("{}")
+    with pytest.raises(AffsupError, match=rf"holds {remains} of some run without its recipe\.toml"):
+        train_run(load_recipe("minibatch", SHORT), digits, RunFolder(folder))
+    assert [path.name for path in folder.iterdir()] == [remains]
+
+
+def test_what_a_killed_write_left_is_cleared_away(digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".last.pt.123.tmp").write_text("half")
+    train_run(load_recipe("minibatch", SHORT), digits, RunFolder(folder))
+    assert not list(folder.glob("*.tmp")) + list(folder.glob(".*.tmp"))
 
 
 def test_a_run_that_never_wrote_a_checkpoint_begins_anew(digits: Path, tmp_path: Path) -> None:

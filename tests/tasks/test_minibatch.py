@@ -13,7 +13,7 @@ from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.minibatch import MinibatchTask
-from data_prep.format import read_split
+from data_prep.format import read_manifest, read_split
 
 
 def build(data: Path, **fields: Any) -> MinibatchTask:
@@ -35,6 +35,25 @@ def mass_by_definition(features: np.ndarray, labels: np.ndarray, keep_diagonal: 
             everything += weight
             on_target += weight * (labels[a] == labels[b])
     return float(on_target / everything)
+
+
+def test_every_field_of_the_graph_reaches_the_loss(digits: Path) -> None:
+    fields = {"softmax": "row", "normalize": True, "temperature": 0.1, "lambda": 0.3, "loss": "l2", "gamma": 0}
+    task = build(digits, train__batch_size=32, **{f"affinity__{key}": value for key, value in fields.items()})
+    losses = task.losses(0)
+    images, labels = task._epochs.batch(0)
+    nodes = task.model(images)[0].detach().double().numpy()
+    nodes /= np.linalg.norm(nodes, axis=1, keepdims=True)
+    weights = np.exp(-((nodes[:, None] - nodes[None]) ** 2).sum(-1) / 2 / 0.1)
+    np.fill_diagonal(weights, 0)
+    target = labels.numpy()[:, None] == labels.numpy()[None]
+    mass_of_rows = (weights * target).sum(1) / weights.sum(1)
+    supervised = (target & ~np.eye(32, dtype=bool)).any(1)
+    assert losses.affinity is not None
+    assert losses.affinity.item() == pytest.approx(((1 - mass_of_rows[supervised]) ** 2).sum(), rel=1e-4)
+    assert losses.metrics["mass"].item() == pytest.approx((weights * target).sum() / weights.sum(), rel=1e-4)
+    expected = losses.main["class_loss"].item() + 0.3 * losses.affinity.item()
+    assert losses.total().item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("diagonal", ["exclude", "keep"])
@@ -78,13 +97,13 @@ def test_base_and_affinity_runs_of_a_seed_start_alike_and_seeds_differ(digits: P
 
 
 def test_batches_without_two_images_of_a_class_are_counted_and_cost_nothing(digits: Path) -> None:
-    task = build(digits, train__batch_size=2)
+    task = build(digits, train__batch_size=3)
     counted = {}
     for step in range(60):
         losses = task.losses(step)
         counted[step] = losses.metrics["empty_target"].item()
         labels = task._epochs.batch(step)[1]
-        assert counted[step] == float(labels[0] != labels[1])
+        assert counted[step] == float(len(labels.unique()) == 3)
         if counted[step]:
             assert losses.affinity is not None
             assert losses.affinity.item() == 0
@@ -96,7 +115,7 @@ def test_evaluation_is_accuracy_over_the_split_in_evaluation_mode(digits: Path) 
     task = build(digits)
     got = task.evaluate("test")
     assert got == task.evaluate("test")
-    stored = read_split(digits / "digits", "test")
+    stored = read_split(digits / "digits", read_manifest(digits / "digits"), "test")
     pixels = torch.from_numpy(stored.images)
     task.model.eval()
     images, labels = task._splits["test"].batch(torch.arange(len(pixels)))
@@ -138,12 +157,16 @@ def test_the_export_is_the_pooled_features_of_the_test_images(digits: Path, tmp_
     stored = np.load(RunFolder(tmp_path).features)
     assert stored["features"].shape == (359, 64)
     assert stored["features"].dtype == np.float16
-    assert sorted(stored["labels"]) == sorted(read_split(digits / "digits", "test").labels)
+    assert sorted(stored["labels"]) == sorted(
+        read_split(digits / "digits", read_manifest(digits / "digits"), "test").labels
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "kind", "said"),
     [
+        ({"data__pad": 8}, UsageError, "data.pad = 8: expected less than the 8 pixels"),
+        ({"train__batch_size": 1294}, UsageError, "would be a single one"),
         ({"model__arch": "resnet21"}, UsageError, "resnet21"),
         ({"data__name": "cifar10"}, AffsupError, "affsup prepare cifar10"),
         ({"run__device": "cuda:99"}, UsageError, "cuda:99"),
