@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -40,7 +40,7 @@ class ImageData(Section):
 class ImageModel(Section):
     """`[model]`: the network by its name in the paper."""
 
-    arch: str
+    arch: str = Field(description="resnet20, resnet56, resnet110, resnet18, resnet50 or resnet101")
 
 
 class BatchAffinity(Section):
@@ -228,7 +228,7 @@ def _explain(problem: Any, known: list[str]) -> str:
 
 
 def field_help(recipe: Recipe) -> dict[str, str]:
-    """Return each field's dotted key with its one-line description ('' where the name says it all)."""
+    """Return each field's dotted key with its choices and description ('' where the name says it all)."""
     return dict(_field_descriptions(type(recipe)))
 
 
@@ -238,7 +238,10 @@ def _field_descriptions(section: type[BaseModel], prefix: str = "") -> Iterator[
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _field_descriptions(field.annotation, f"{key}.")
         else:
-            yield key, field.description or ""
+            choices = (
+                " | ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ""
+            )
+            yield key, "; ".join(filter(None, (choices, field.description)))
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,17 +26,17 @@ def evaluate(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Evaluate a run's best model (on validation, so far) and print its numbers.
+    """Evaluate a run's model of the epoch that is best on the validation split, and print its numbers.
 
     ```
     affsup evaluate minibatch-digits-resnet20-focal-seed0-3f2a91c0
     affsup evaluate runs/my-run --split val
     ```
     """
-    from affsup_cli.commands.console import console
+    from affsup_cli.commands.console import console, metric_text
     from affsup_cli.engine.run_folder import RunFolder
     from affsup_cli.tasks.evaluation import evaluate_run
 
     folder = RunFolder.open(Path(run) if Path(run).is_dir() else runs / run)
     for name, value in evaluate_run(folder, data, split.value, device or "auto").items():
-        console.print(f"{name:<16}{value:.4f}")
+        console.print(f"{name:<16}{metric_text(name, value)}")

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 import data_prep
+from affsup_cli.commands.console import counted, metric_text
 from affsup_cli.commands.split_table import split_table
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
@@ -47,9 +48,11 @@ def datasets(data_dir: Path) -> Table:
     return _table(f"data sets (in {data_dir})", ("name", "what it is", "prepared"), rows)
 
 
-def runs(runs_dir: Path) -> Table:
+def runs(runs_dir: Path) -> RenderableType:
     """Runs, finished or not."""
     rows = [_run_row(run) for run in run_folders(runs_dir)]
+    if not rows:
+        return f"no runs in {runs_dir} yet: `affsup train minibatch` makes one"
     return _table(
         f"runs (in {runs_dir})", ("name", "state", "test accuracy", "test M"), rows, right=("test accuracy", "test M")
     )
@@ -107,25 +110,35 @@ def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
         str(run.path), ("field", "value"), [(key, _plain(value)) for key, value in run.recipe().flat().items()]
     )
     ran_on = run.environment()
-    yield _table("ran on", ("", ""), [(key, _plain(value)) for key, value in ran_on.items()])
+    data = ran_on.pop("data")
+    rows = [*ran_on.items(), *((f"data.{key}", value) for key, value in data.items())]
+    yield _table("ran on", ("what", "value"), [(key, _plain(value)) for key, value in rows])
     if run.finished:
         metrics = run.result().get("metrics", {})
         yield _table(
-            "result", ("metric", "value"), [(key, f"{value:.4f}") for key, value in metrics.items()], right=("value",)
+            "result",
+            ("metric", "value"),
+            [(key, metric_text(key, value)) for key, value in metrics.items()],
+            right=("value",),
         )
     else:
-        yield f"unfinished after {len(run.metrics())} epochs"
+        yield f"unfinished, {counted(len(run.metrics()), 'epoch')} done"
 
 
 def _run_row(run: RunFolder) -> tuple[str, str, str, str]:
     try:
         if not run.finished:
-            return run.name, f"unfinished, {len(run.metrics())} epochs done", "–", "–"
+            return run.name, f"unfinished, {counted(len(run.metrics()), 'epoch')} done", "–", "–"
         result = run.result()
         if result["kind"] == "cost":
             return run.name, "measured", "–", "–"
         metrics = result["metrics"]
-        return run.name, f"{result['epochs']} epochs", f"{metrics['test_accuracy']:.2%}", f"{metrics['test_mass']:.3f}"
+        return (
+            run.name,
+            counted(result["epochs"], "epoch"),
+            f"{metrics['test_accuracy']:.2%}",
+            f"{metrics['test_mass']:.3f}",
+        )
     except (AffsupError, KeyError) as error:
         return run.name, f"damaged: {error}", "–", "–"
 
@@ -136,8 +149,8 @@ def _counts(manifest: Manifest) -> str:
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if value is None:
+        return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

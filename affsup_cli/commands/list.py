@@ -11,7 +11,7 @@ import typer
 from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 
 class Kind(StrEnum):
@@ -38,7 +38,7 @@ def list_(
     from affsup_cli.commands import inventory
     from affsup_cli.commands.console import console
 
-    listing: dict[Kind, Callable[[], Table]] = {
+    listing: dict[Kind, Callable[[], RenderableType]] = {
         Kind.RECIPES: inventory.recipes,
         Kind.TABLES: inventory.tables,
         Kind.DATASETS: lambda: inventory.datasets(data),

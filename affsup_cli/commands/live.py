@@ -1,4 +1,4 @@
-"""The live line of a run: a bar with its numbers on a terminal, one plain line an epoch elsewhere."""
+"""The live line of a run on a terminal, cut where the terminal ends; elsewhere one plain line an epoch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from affsup_cli.engine.observer import Observer, Progress
@@ -28,19 +26,19 @@ class LiveLine(Observer):
         """Redraw."""
         if not self._live:
             return
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(
-            Text(f"{self._label}epoch {progress.epoch}/{progress.epochs}"),
-            ProgressBar(progress.steps, progress.step, width=16),
-            Text(f"{progress.images_per_second:,.0f} images/s · {_numbers('train', progress.averages)}"),
-            Text(f"· {_duration(progress.seconds_left)} left", style="dim"),
-        )
-        self._live.update(grid)
+        done = f"{self._label}epoch {progress.epoch}/{progress.epochs}, {progress.step / progress.steps:.0%}"
+        rest = [
+            f"{_duration(progress.seconds_left)} left",
+            f"{progress.images_per_second:,.0f} images/s",
+            *_numbers("train", progress.averages),
+        ]
+        line = " · ".join([done, *rest])
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
         """Print the epoch's line, which stays."""
         text = (
-            f"{self._label}epoch {record['epoch']}: {_numbers('train', record)} · "
+            f"{self._label}epoch {record['epoch']}: {', '.join(_numbers('train', record))} · "
             f"val accuracy {record['val_accuracy']:.2%}, M {record['val_mass']:.3f} · "
             f"{record['images_per_second']:,.0f} images/s"
         )
@@ -52,15 +50,15 @@ class LiveLine(Observer):
             self._live.stop()
 
 
-def _numbers(split: str, values: Mapping[str, Any]) -> str:
+def _numbers(split: str, values: Mapping[str, Any]) -> list[str]:
     said = [
+        (f"{split}_mass", "M {:.3f}"),
         (f"{split}_loss", "loss {:.3f}"),
         (f"{split}_class_loss", "class {:.3f}"),
         (f"{split}_affinity_loss", "L_G {:.3f}"),
-        (f"{split}_mass", "M {:.3f}"),
         ("gradient_share", "L_G's gradient {:.1%}"),
     ]
-    return " ".join(text.format(values[key]) for key, text in said if key in values)
+    return [text.format(values[key]) for key, text in said if key in values]
 
 
 def _duration(seconds: float) -> str:

@@ -64,7 +64,11 @@ def prepare(
     console.print(_checksum_line(manifest))
     if not manifest.complete:
         total = manifest.splits["train"].count + manifest.splits["val"].count
-        console.print(f"not the whole data set: {total:,} of {manifest.official_counts['train']:,} training images")
+        console.print(
+            f"not the whole data set: {total:,} of {manifest.official_counts['train']:,} training images; to replace "
+            f"it by the whole one, give the official archive with --from, or delete {folder} and prepare again",
+            markup=False,
+        )
     console.print(f"{status}: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -82,15 +86,19 @@ def _with_progress(console: Console, dataset: str, sources: list[Path], data: Pa
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    bar = Progress(*columns, console=console, transient=True)
 
-        def show(step: str, done: int, total: int) -> None:
-            description, scale, unit = amounts[step]
-            if step not in tasks:
-                tasks[step] = bar.add_task(description, total=total / scale, unit=unit)
-            bar.update(tasks[step], completed=done / scale)
+    def show(step: str, done: int, total: int) -> None:
+        description, scale, unit = amounts[step]
+        if step not in tasks:
+            bar.start()  # not before: a display of nothing would print an empty line
+            tasks[step] = bar.add_task(description, total=total / scale, unit=unit)
+        bar.update(tasks[step], completed=done / scale)
 
+    try:
         return data_prep.prepare(dataset, sources=sources, data_dir=data, limit=limit, progress=show)
+    finally:
+        bar.stop()
 
 
 def _checksum_line(manifest: Manifest) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def report(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="TABLE|FIGURE|all...", help="`affsup list tables` names them; all: those of the paper."),
+        typer.Argument(metavar="TABLE|FIGURE|all", help="`affsup list tables` names them; all: those of the paper."),
     ],
     out: OutDir = REPORTS_DIR,
     runs: RunsDir = RUNS_DIR,
@@ -25,7 +25,8 @@ def report(
     """Print and write tables and figures: the paper's numbers and, beside them, those of the runs there are.
 
     A cell without runs is a dash. Runs that depart from a cell's recipe, such as a shorter schedule or a part of the
-    data, fill it under a mark and a footnote.
+    data, fill it under a mark and a footnote. Runs that stand together differ in their seed only: faithful ones if
+    there are any, else those that fill the most cells of a column, then the longest.
 
     ```
     affsup report table3

@@ -49,5 +49,9 @@ def sweep(
         prepare_embedded((experiment.recipe for experiment in wanted), data)
     plan = plan_sweep(table, wanted, data, runs)
     console.print(plan.table())
-    if not dry_run:
-        run_sweep(plan, data, console)
+    if dry_run:
+        console.print(plan.unprepared, style="yellow", markup=False)
+        return
+    run_sweep(plan, data, console)
+    elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
+    console.print(f"all runs of this sweep are finished; `affsup report {table}{elsewhere}` shows them", markup=False)

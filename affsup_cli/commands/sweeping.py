@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from affsup_cli.commands.console import counted
 from affsup_cli.commands.live import LiveLine
 from affsup_cli.engine.observer import Observer
 from affsup_cli.engine.run_folder import RunFolder
@@ -21,6 +22,7 @@ from affsup_cli.reporting.experiments import Experiment, experiments
 from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.reporting.spec import load_spec
 from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
+from data_prep.format import read_manifest
 
 COST_ROUNDS = 40
 
@@ -42,10 +44,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's steps, in order."""
+    """A sweep's steps, in order; and which data sets they lack, in words."""
 
     name: str
     steps: tuple[Step, ...]
+    unprepared: str
 
     def table(self) -> Table:
         """Return the plan for the terminal: a line a cell, its seeds and what is there."""
@@ -53,7 +56,7 @@ class Plan:
         for step in self.steps:
             cells.setdefault(step.experiment.keys, []).append(step)
         missing = sum(step.state != "finished" for step in self.steps)
-        shown = Table(title=f"{self.name}: {len(self.steps)} runs, {missing} to do", title_justify="left")
+        shown = Table(title=f"{self.name}: {counted(len(self.steps), 'run')}, {missing} to do", title_justify="left")
         shown.add_column("cell", overflow="fold")
         for column in ("runs", "finished", "unfinished", "to do"):
             shown.add_column(column, justify="right")
@@ -95,7 +98,17 @@ def plan_sweep(name: str, wanted: Sequence[Experiment], data_dir: Path, runs_dir
     index = RunIndex(runs_dir)
     if index.warnings:
         raise AffsupError("\n".join(index.warnings) + "\nMove such a folder away, then sweep again")
-    return Plan(name, tuple(_step(experiment, index, data_dir) for experiment in wanted))
+    steps = tuple(_step(experiment, index, data_dir) for experiment in wanted)
+    needed = dict.fromkeys(step.experiment.recipe.flat()["data.name"] for step in steps if step.state != "finished")
+    return Plan(name, steps, "\n".join(filter(None, (_unprepared(data_dir / dataset) for dataset in needed))))
+
+
+def _unprepared(folder: Path) -> str:
+    try:
+        read_manifest(folder)
+    except AffsupError as error:
+        return str(error)
+    return ""
 
 
 def _step(experiment: Experiment, index: RunIndex, data_dir: Path) -> Step:
@@ -107,7 +120,13 @@ def _step(experiment: Experiment, index: RunIndex, data_dir: Path) -> Step:
 
 
 def run_sweep(plan: Plan, data_dir: Path, console: Console) -> None:
-    """Do the plan's missing steps one after another; Ctrl-C leaves each where it can go on."""
+    """Do the plan's missing steps one after another; Ctrl-C leaves each where it can go on.
+
+    Raises:
+        AffsupError: a data set that they need is not prepared; nothing has been run then.
+    """
+    if plan.unprepared:
+        raise AffsupError(plan.unprepared)
     to_do = [step for step in plan.steps if step.state != "finished"]
     for number, step in enumerate(to_do, start=1):
         label = f"{number}/{len(to_do)} {step.experiment.key} seed {step.experiment.recipe.seed}"
@@ -117,7 +136,6 @@ def run_sweep(plan: Plan, data_dir: Path, console: Console) -> None:
             train_run(step.experiment.recipe, data_dir, step.folder, step.folder.exists, observers)
         else:
             _measure(step, step.experiment.baseline, data_dir, console, label)
-    console.print(f"all runs of this sweep are finished: [bold]affsup report {plan.name}[/bold] shows them")
 
 
 def _live_line(console: Console, label: str) -> list[Observer]:

@@ -34,7 +34,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise AffsupError(f"{path} is missing: the run has written no checkpoint yet") from None
+        raise AffsupError(f"{path} is missing: the run has finished no epoch yet; --resume continues it") from None
     except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors
         raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {_WHAT_NOW}") from error
     if not isinstance(state, dict):

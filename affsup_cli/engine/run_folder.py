@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from affsup_cli.errors import AffsupError
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, read_recipe
 
 
@@ -83,11 +83,11 @@ class RunFolder:
         """Open an existing run folder.
 
         Raises:
-            AffsupError: `path` is not a run folder.
+            UsageError: `path` is not a run folder.
         """
         run = cls(path)
         if not run.exists:
-            raise AffsupError(
+            raise UsageError(
                 f"{path} is not a run folder (no recipe.toml in it); `affsup list runs` names those there are"
             )
         return run

@@ -19,7 +19,8 @@ from affsup_cli.errors import AffsupError
 from affsup_cli.metrics.average import Averages
 from affsup_cli.recipe import Recipe, Training
 
-SHARE_EVERY = 50  # steps between two measurements of the gradient share, and two looks at the loss
+LOOK_EVERY = 50  # steps, at most, between two measurements of the gradient share and two looks at the loss
+LOOKS = 8  # at least, in an epoch
 REFRESH_SECONDS = 0.5
 _DIVERGED = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
 
@@ -100,7 +101,7 @@ class Trainer:
         resumed_seconds = self._epoch_seconds
         begun = saved = refreshed = time.perf_counter()
         while self._step < self._task.steps:
-            looking = self._step % SHARE_EVERY == 0
+            looking = self._step % min(LOOK_EVERY, math.ceil(self._task.steps / LOOKS)) == 0
             losses = self._task.losses(self._step)
             total = losses.total()
             self._record(losses, total, looking)

@@ -163,7 +163,7 @@ def _draw(title: str, panels: Sequence[_Panel], split: Split, remarks: Sequence[
                 label = f"{curve.variant.label}: {curve.final_error:.2f} %"
                 _line(error_axes, curve.error, colour, dashes, label)
                 _line(mass_axes, curve.mass, colour, dashes, curve.variant.label)
-            legend = error_axes.legend(title="error at the last epoch", loc="upper right", handlelength=2.6)
+            legend = error_axes.legend(title="error at the last epoch", loc="best", handlelength=2.6)
             for text, curve in zip(legend.get_texts(), panel.curves, strict=True):
                 if curve is panel.best:
                     text.set_bbox({"facecolor": "none", "edgecolor": _BEST, "linestyle": "--", "pad": 2.5})
@@ -171,8 +171,10 @@ def _draw(title: str, panels: Sequence[_Panel], split: Split, remarks: Sequence[
         for row, label in zip(axes, (f"{_SPLIT_NAMES[split]} error (%)", "target affinity mass M"), strict=True):
             row[0].set_ylabel(label)
         axes[0, 0].set_ylim(0, _top(panels))
-        axes[1, 0].set_ylim(bottom=0)
+        axes[1, 0].set_ylim(0, 1.05)
+        last = max(curve.error.shape[1] for panel in panels for curve in panel.curves)
         for axis in axes.flat:
+            axis.set_xlim(0.5, last + 0.5)
             axis.grid(visible=True)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if alone:

@@ -19,7 +19,9 @@ _NUMBERS = (
     *("seeds", "runs", "departures", "data_digest", "data_official"),
 )
 
-_CAPTION = "Ours: mean ± sample standard deviation (runs); paired by seed: mean [95 % interval] (pairs)."
+_CAPTION = (
+    "Ours: mean ± sample standard deviation (runs); paired by seed: mean [95 % interval, from two pairs on] (pairs)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,8 @@ def _paired_text(column: _Column) -> str:
     paired = column.paired
     if paired is None:
         return DASH
-    return f"{paired.mean:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}] ({len(paired.seeds)}){column.marks}"
+    interval = "" if paired.low is None else f" [{paired.low:+.2f}, {paired.high:+.2f}]"
+    return f"{paired.mean:+.2f}{interval} ({len(paired.seeds)}){column.marks}"
 
 
 def _numbers(spec: GridSpec, block: GridBlock, column: _Column) -> Iterator[dict[str, Any]]:

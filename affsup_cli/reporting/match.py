@@ -96,7 +96,8 @@ def select_runs(
     ranked = sorted(groups.values(), key=Group.rank)
     for group in ranked[1:]:
         for run in group.members:
-            _add(left_out, "; ".join(group.departures) or f"other data, digest {group.data.digest[:8]}", run)
+            otherwise = "; ".join(group.departures) or f"other data, digest {group.data.digest[:8]}"
+            _add(left_out, f"does not stand beside the runs shown: {otherwise}", run)
     return Selection(ranked[0] if ranked else None, tuple(_left_out_text(*item) for item in left_out.items()))
 
 

@@ -24,8 +24,8 @@ class PairedDifference:
     """Mean of paired differences over `seeds`, and its two-sided 95 % interval by Student's t."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: tuple[int, ...]
 
 
@@ -35,11 +35,13 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def paired_difference(treatment: Mapping[int, float], baseline: Mapping[int, float]) -> PairedDifference | None:
-    """Return `treatment - baseline` over the seeds that both have; None below two pairs, where there is no interval."""
+    """Return `treatment - baseline` over the seeds that both have; None without any, one pair has no interval."""
     seeds = tuple(sorted(treatment.keys() & baseline.keys()))
-    if len(seeds) < 2:
+    if not seeds:
         return None
     differences = [treatment[seed] - baseline[seed] for seed in seeds]
     mean = statistics.fmean(differences)
+    if len(seeds) == 1:
+        return PairedDifference(mean, None, None, seeds)
     half = float(stdtrit(len(seeds) - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(len(seeds))
     return PairedDifference(mean, mean - half, mean + half, seeds)

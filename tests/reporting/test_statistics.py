@@ -42,6 +42,12 @@ def test_pairs_are_made_by_seed_and_seeds_of_one_side_are_left_out() -> None:
     assert paired.mean == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("treatment", [{}, {0: 10.0}, {0: 10.0, 7: 11.0}])
-def test_below_two_pairs_there_is_no_interval(treatment: dict[int, float]) -> None:
-    assert paired_difference(treatment, {0: 9.0, 1: 9.5}) is None
+def test_without_a_pair_there_is_no_difference() -> None:
+    assert paired_difference({}, {0: 9.0, 1: 9.5}) is None
+    assert paired_difference({7: 11.0}, {0: 9.0, 1: 9.5}) is None
+
+
+def test_one_pair_has_a_difference_without_an_interval() -> None:
+    paired = paired_difference({0: 10.5, 7: 11.0}, {0: 9.0, 1: 9.5})
+    assert paired is not None
+    assert (paired.mean, paired.low, paired.high, paired.seeds) == (1.5, None, None, (0,))
