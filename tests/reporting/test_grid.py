@@ -73,7 +73,7 @@ def test_a_single_run_has_no_deviation_and_no_interval(make: RunMaker) -> None:
     make.train(BASE, 0.91)
     make.train(AFFINITY, 0.92)
     shown = column(table3(make))
-    assert (shown[1], shown[4], shown[7]) == ("91.00 (1)", "92.00 (1)", DASH)
+    assert (shown[1], shown[4], shown[7]) == ("91.00 (1)", "92.00 (1)", "+1.00 (1)")
 
 
 def test_the_paired_difference_takes_common_seeds_only(make: RunMaker) -> None:

@@ -108,7 +108,7 @@ def test_faithful_runs_come_before_any_number_of_others_and_are_not_mixed_with_t
     selection = select(make)
     assert names(selection) == {"base": ["faithful"]}
     (left_out,) = selection.left_out
-    assert left_out.startswith("left out (train.epochs = 2 instead of 200; train.milestones = []")
+    assert left_out.startswith("left out (does not stand beside the runs shown: train.epochs = 2 instead of 200;")
     assert left_out.endswith(": run001, run002, run003, run004, run005, run006")
 
 
@@ -140,7 +140,7 @@ def test_runs_on_different_data_are_not_mixed(make: RunMaker) -> None:
     make.train(BASE, 0.9, seed=2, name="two")
     selection = select(make)
     assert names(selection) == {"base": ["one", "two"]}
-    assert selection.left_out == ("left out (other data, digest eeeeeeee): other",)
+    assert selection.left_out == ("left out (does not stand beside the runs shown: other data, digest eeeeeeee): other",)
 
 
 def test_of_two_runs_of_a_seed_the_first_started_counts(make: RunMaker) -> None:
