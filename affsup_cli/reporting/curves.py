@@ -163,7 +163,9 @@ def _draw(title: str, panels: Sequence[_Panel], split: Split, remarks: Sequence[
                 label = f"{curve.variant.label}: {curve.final_error:.2f} %"
                 _line(error_axes, curve.error, colour, dashes, label)
                 _line(mass_axes, curve.mass, colour, dashes, curve.variant.label)
-            legend = error_axes.legend(title="error at the last epoch", loc="best", handlelength=2.6)
+            legend = error_axes.legend(
+                title="error at the last epoch", loc="best", handlelength=2.6, frameon=True, edgecolor="none"
+            )
             for text, curve in zip(legend.get_texts(), panel.curves, strict=True):
                 if curve is panel.best:
                     text.set_bbox({"facecolor": "none", "edgecolor": _BEST, "linestyle": "--", "pad": 2.5})

@@ -140,7 +140,8 @@ def test_runs_on_different_data_are_not_mixed(make: RunMaker) -> None:
     make.train(BASE, 0.9, seed=2, name="two")
     selection = select(make)
     assert names(selection) == {"base": ["one", "two"]}
-    assert selection.left_out == ("left out (does not stand beside the runs shown: other data, digest eeeeeeee): other",)
+    (left_out,) = selection.left_out
+    assert left_out == "left out (does not stand beside the runs shown: other data, digest eeeeeeee): other"
 
 
 def test_of_two_runs_of_a_seed_the_first_started_counts(make: RunMaker) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from affsup_cli.errors import AffsupError, UsageError
-from affsup_cli.reporting.document import DASH, MINUS, Footnotes
+from affsup_cli.reporting.document import MINUS, Footnotes
 from affsup_cli.reporting.report import build_report
 from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.reporting.spec import report_names
