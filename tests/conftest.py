@@ -10,6 +10,8 @@ import torch
 
 import data_prep
 
+os.environ["COLUMNS"] = "120"  # rich asks once, when its console is made, and wraps tables to it
+
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
