@@ -24,7 +24,7 @@ from affsup_cli.errors import AffsupError
 app = typer.Typer(
     name="affsup",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # plain help: rich's, with markdown and highlighting, takes longer than all the rest
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -53,13 +53,12 @@ def root(
 ) -> None:
     """Affinity Graph Supervision for Visual Recognition (CVPR 2020): its experiments, tables and figures.
 
-    ```
+    \b
     affsup demo
     affsup prepare cifar10
     affsup train minibatch --dataset cifar10 --arch resnet20
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup report table3
-    ```
     """
 
 

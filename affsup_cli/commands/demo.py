@@ -13,13 +13,13 @@ def demo(
         "demo"
     ),
 ) -> None:
-    """Train ResNet-20 with and without L_G on handwritten digits, three seeds each, and show the table and the M curve.
+    """Show the whole way on handwritten digits.
 
-    About two minutes on two CPU cores. Stopped and called again, it goes on.
+    ResNet-20 with and without L_G, three seeds each; then the table and the curves of error and M. About two minutes on
+    two CPU cores. Stopped and called again, it goes on.
 
-    ```
+    \b
     affsup demo
-    ```
     """
     from affsup_cli.commands.console import console
     from affsup_cli.commands.embedded import prepare_embedded

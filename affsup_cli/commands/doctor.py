@@ -6,11 +6,12 @@ from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 
 def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
-    """Show devices, library versions, folders and prepared data sets.
+    """Show what this machine has.
 
-    ```
+    Devices, library versions, folders and prepared data sets.
+
+    \b
     affsup doctor
-    ```
     """
     import platform
     import shutil

@@ -26,12 +26,13 @@ def evaluate(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Evaluate a run's model of the epoch that is best on the validation split, and print its numbers.
+    """Evaluate a run's best model and print its numbers.
 
-    ```
+    The best model is that of the epoch with the highest accuracy on the validation split.
+
+    \b
     affsup evaluate minibatch-digits-resnet20-focal-seed0-3f2a91c0
     affsup evaluate runs/my-run --split val
-    ```
     """
     from affsup_cli.commands.console import console, metric_text
     from affsup_cli.engine.run_folder import RunFolder

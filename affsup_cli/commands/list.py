@@ -30,10 +30,9 @@ def list_(
 ) -> None:
     """List recipes, tables and figures, data sets, runs.
 
-    ```
+    \b
     affsup list
     affsup list runs
-    ```
     """
     from affsup_cli.commands import inventory
     from affsup_cli.commands.console import console

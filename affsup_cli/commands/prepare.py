@@ -33,19 +33,19 @@ def prepare(
         typer.Option("--limit", metavar="N", help="Take N of the official training images, drawn at random."),
     ] = None,
 ) -> None:
-    """Prepare a data set for training: read the official files, split them, and store them with a manifest.
+    """Prepare a data set from its official files.
 
-    A tenth of the official training images, always the same, becomes the validation split. Nothing is done where the
-    data set is prepared already as asked.
+    The files are read, split, and stored with a manifest that says what they are. A tenth of the official training
+    images, always the same, becomes the validation split. Nothing is done where the data set is prepared already as
+    asked.
 
-    ```
+    \b
     affsup prepare digits
     affsup prepare cifar10
     affsup prepare cifar10 --from cifar-10-python.tar.gz
     affsup prepare cifar100 --from downloads/cifar-100-python
     affsup prepare tiny-imagenet --limit 10000
     affsup prepare cifar10 --check
-    ```
     """
     import data_prep
     from affsup_cli.commands.console import console

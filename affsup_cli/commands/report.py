@@ -22,17 +22,17 @@ def report(
     out: OutDir = REPORTS_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Print and write tables and figures: the paper's numbers and, beside them, those of the runs there are.
+    """Print and write tables and figures.
 
-    A cell without runs is a dash. Runs that depart from a cell's recipe, such as a shorter schedule or a part of the
-    data, fill it under a mark and a footnote. Runs that stand together differ in their seed only: faithful ones if
-    there are any, else those that fill the most cells of a column, then the longest.
+    The paper's numbers and, beside them, those of the runs there are. A cell without runs is a dash. Runs that depart
+    from a cell's recipe, such as a shorter schedule or a part of the data, fill it under a mark and a footnote. Runs
+    that stand together differ in their seed only: faithful ones if there are any, else those that fill the most cells
+    of a column, then the longest.
 
-    ```
+    \b
     affsup report table3
     affsup report table3 figure5 --out paper
     affsup report all
-    ```
     """
     from affsup_cli.reporting.spec import load_spec, paper_names
 

@@ -14,13 +14,14 @@ def show(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Show one thing in full: a recipe's fields, a table's cells, a data set's splits, a run's numbers.
+    """Show one thing in full.
 
-    ```
+    A recipe's fields, a table's cells, a data set's splits, a run's numbers.
+
+    \b
     affsup show minibatch
     affsup show table3
     affsup show cifar10
-    ```
     """
     from affsup_cli.commands import inventory
     from affsup_cli.commands.console import console

@@ -24,17 +24,16 @@ def sweep(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Run what a table or figure lacks, and only that; stopped and called again, it goes on.
+    """Run what a table or figure lacks, and only that.
 
-    The order is seed by seed, so that every cell has its first run early. Runs with --set depart from the recipe: the
-    table marks them.
+    Stopped and called again, it goes on. The order is seed by seed, so that every cell has its first run early. Runs
+    with --set depart from the recipe: the table marks them.
 
-    ```
+    \b
     affsup sweep table3 --dry-run
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup sweep table3 --seeds 2 --set train.epochs=10
     affsup sweep table4
-    ```
     """
     from affsup_cli.commands.console import console
     from affsup_cli.commands.embedded import prepare_embedded

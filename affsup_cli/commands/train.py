@@ -30,17 +30,16 @@ def train(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Train one run of a recipe, evaluate it, and keep all of it in a run folder.
+    """Train one run of a recipe and evaluate it.
 
-    Ctrl-C saves and leaves; the same call with --resume goes on. Without options `minibatch` trains on the digits that
-    ship with the install; `affsup show minibatch` lists all fields for --set.
+    All of it is kept in a run folder. Ctrl-C saves and leaves; the same call with --resume goes on. Without options
+    `minibatch` trains on the digits that ship with the install; `affsup show minibatch` lists all fields for --set.
 
-    ```
+    \b
     affsup train minibatch
     affsup train minibatch --dataset cifar10 --arch resnet20
     affsup train minibatch --dataset cifar10 --arch resnet20 --loss none
     affsup train minibatch --gamma 2 --seed 1 --set train.batch_size=64
-    ```
     """
     import re
 
