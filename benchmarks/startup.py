@@ -15,7 +15,7 @@ import time
 import torch
 from record import record
 
-ROUNDS = 15
+ROUNDS = 9
 CALLS = {
     "import typer, rich": "import typer, rich, rich.console, rich.table, rich.panel",
     "affsup --help": "import sys; sys.argv = ['affsup', '--help']; import affsup_cli.app as a; a.main()",
