@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import subprocess
 import sys
@@ -127,14 +126,6 @@ def cifar10_archive(official: OfficialFiles, tmp_path: Path) -> Path:
 def tiny_imagenet_archive(official: OfficialFiles, tmp_path: Path) -> Path:
     """A `tiny-imagenet-200.zip` of 3 classes, 36 training and 12 validation images."""
     return official.zip(tmp_path / "tiny-imagenet-200.zip", "tiny-imagenet-200", official.tiny_imagenet())
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data."""
-    if not os.environ.get("AFFSUP_REAL_DATA"):
-        pytest.skip("AFFSUP_REAL_DATA, the folder of real data, is not set")
-    return Path(os.environ["AFFSUP_REAL_DATA"])
 
 
 @pytest.fixture(scope="session")
