@@ -98,7 +98,9 @@ def plan_sweep(name: str, wanted: Sequence[Experiment], data_dir: Path, runs_dir
     index = RunIndex(runs_dir)
     if index.warnings:
         raise AffsupError("\n".join(index.warnings) + "\nMove such a folder away, then sweep again")
-    steps = tuple(_step(experiment, index, data_dir) for experiment in wanted)
+    recipe_of = {experiment.recipe.flat()["data.name"]: experiment.recipe for experiment in wanted}
+    digests = {dataset: data_digest(recipe, data_dir) for dataset, recipe in recipe_of.items()}
+    steps = tuple(_step(experiment, index, digests[experiment.recipe.flat()["data.name"]]) for experiment in wanted)
     needed = dict.fromkeys(step.experiment.recipe.flat()["data.name"] for step in steps if step.state != "finished")
     return Plan(name, steps, "\n".join(filter(None, (_unprepared(data_dir / dataset) for dataset in needed))))
 
@@ -111,8 +113,7 @@ def _unprepared(folder: Path) -> str:
     return ""
 
 
-def _step(experiment: Experiment, index: RunIndex, data_dir: Path) -> Step:
-    data = data_digest(experiment.recipe, data_dir)
+def _step(experiment: Experiment, index: RunIndex, data: str | None) -> Step:
     found = index.find(experiment.recipe, experiment.kind, data)
     prefix = "cost-" if experiment.kind == "cost" else ""
     folder = found or RunFolder(index.root / f"{prefix}{run_name(experiment.recipe, data)}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from affsup_cli.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -52,8 +54,6 @@ class TensorBoard(Observer):
     """
 
     def __init__(self, folder: Path) -> None:
-        from affsup_cli.errors import UsageError
-
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

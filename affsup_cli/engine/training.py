@@ -218,8 +218,7 @@ class Trainer:
             self._averages.load_state_dict(state["averages"], self._device)
             self._epoch, self._step, self._images = state["epoch"], state["step"], state["images"]
             self._epoch_seconds, self._seconds, self._best = state["epoch_seconds"], state["seconds"], state["best"]
-        at_best = self._step == 0 < self._epoch == self._best["epoch"]
-        if at_best:
+        if self._step == 0 < self._epoch == self._best["epoch"]:
             self._save_best()
 
 

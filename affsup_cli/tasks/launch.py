@@ -96,8 +96,13 @@ def _is_finished(recipe: Recipe, run: RunFolder, resume: bool) -> bool:
 def _refuse_other_recipe(recipe: Recipe, run: RunFolder) -> None:
     changed = differences(run.recipe().identity(), recipe.identity())
     if changed:
-        fields = "; ".join(f"{key} is {stored!r} there, {asked!r} here" for key, (stored, asked) in changed.items())
-        raise UsageError(f"{run.path} holds a run of another recipe: {fields}. Use the same fields, or another --name")
+        raise UsageError(
+            f"{run.path} holds a run of another recipe: {_in_words(changed)}. Use the same fields, or another --name"
+        )
+
+
+def _in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key} is {stored!r} there, {asked!r} here" for key, (stored, asked) in changed.items())
 
 
 def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
@@ -121,8 +126,7 @@ def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
     if not candidates:
         return message
     changed, nearest = min(candidates, key=lambda candidate: len(candidate[0]))
-    fields = "; ".join(f"{key} is {stored!r} there, {asked!r} here" for key, (stored, asked) in changed.items())
-    return f"{message}. The nearest unfinished run is {nearest.name}: {fields}"
+    return f"{message}. The nearest unfinished run is {nearest.name}: {_in_words(changed)}"
 
 
 def measure_run(
