@@ -25,7 +25,9 @@ def same_category_target(labels: Tensor) -> Tensor:
         TypeError: `labels` is not an integer tensor.
         ValueError: `labels` is not one-dimensional.
     """
-    _check_ids("labels", labels, "N")
+    _check_ids("labels", labels)
+    if labels.dim() != 1:
+        raise ValueError(f"labels must have the shape [N], found {list(labels.shape)}")
     return labels.unsqueeze(1) == labels.unsqueeze(0)
 
 
@@ -35,63 +37,70 @@ def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor
     A proposal belongs to the object that it overlaps most (the first of equals), if that overlap exceeds `iou`.
 
     Args:
-        boxes: proposals `[N, 4]` as x1, y1, x2, y2 in pixels.
-        gt_boxes: ground-truth objects `[G, 4]`, alike.
-        iou: intersection over union that must be exceeded, strictly. Boxes without an area overlap nothing.
+        boxes: proposals `[..., N, 4]` as x1, y1, x2, y2 in pixels; leading dimensions are images.
+        gt_boxes: ground-truth objects `[..., G, 4]`, alike. Boxes without an area overlap nothing: zeros pad.
+        iou: intersection over union that must be exceeded, strictly.
 
     Returns:
-        int64 `[N]`: an index into `gt_boxes`, or -1.
+        int64 `[..., N]`: an index into `gt_boxes`, or -1.
 
     Raises:
-        ValueError: a tensor is not `[*, 4]`, or `iou` is not in [0, 1).
+        ValueError: a tensor is not `[..., *, 4]`, the leading dimensions differ, or `iou` is not in [0, 1).
     """
     if not 0 <= iou < 1:
         raise ValueError(f"iou must be at least 0 and below 1, found {iou}")
     for name, value in (("boxes", boxes), ("gt_boxes", gt_boxes)):
-        if value.dim() != 2 or value.shape[1] != 4:
-            raise ValueError(f"{name} must have the shape [*, 4] (x1, y1, x2, y2), found {list(value.shape)}")
-    if gt_boxes.shape[0] == 0:
-        return torch.full((boxes.shape[0],), -1, dtype=torch.int64, device=boxes.device)
+        if value.dim() < 2 or value.shape[-1] != 4:
+            raise ValueError(f"{name} must have the shape [..., *, 4] (x1, y1, x2, y2), found {list(value.shape)}")
+    if boxes.shape[:-2] != gt_boxes.shape[:-2]:
+        raise ValueError(f"boxes {list(boxes.shape)} and gt_boxes {list(gt_boxes.shape)} are of different images")
+    if gt_boxes.shape[-2] == 0:
+        return torch.full(boxes.shape[:-1], -1, dtype=torch.int64, device=boxes.device)
     # Loading torchvision takes seconds, and mini-batch training needs nothing from it.
     from torchvision.ops import box_iou
 
-    overlap: Tensor = box_iou(boxes, gt_boxes).nan_to_num(nan=0.0)
-    best = overlap.argmax(dim=1)
-    return best.masked_fill(overlap.amax(dim=1) <= iou, -1)
+    overlaps = box_iou
+    for _ in boxes.shape[:-2]:
+        overlaps = torch.vmap(overlaps)
+    overlap: Tensor = overlaps(boxes, gt_boxes).nan_to_num(nan=0.0)
+    best = overlap.argmax(dim=-1)
+    return best.masked_fill(overlap.amax(dim=-1) <= iou, -1)
 
 
 def different_instance_target(match: Tensor) -> Tensor:
     """Proposals of two different objects, whatever their classes, supplement E; a set S for eq. 2.
 
     Args:
-        match: int64 `[N]` from `match_proposals`.
+        match: int64 `[..., N]` from `match_proposals`; leading dimensions are images.
 
     Returns:
-        bool `[N, N]`, symmetric, false on the diagonal.
+        bool `[..., N, N]`, symmetric, false on the diagonal.
 
     Raises:
-        TypeError, ValueError: `match` is not a one-dimensional integer tensor.
+        TypeError: `match` is not an integer tensor.
+        ValueError: `match` has no dimension.
     """
-    _check_ids("match", match, "N")
+    _check_ids("match", match)
     matched = match >= 0
-    return (match.unsqueeze(1) != match.unsqueeze(0)) & matched.unsqueeze(1) & matched.unsqueeze(0)
+    return (match.unsqueeze(-1) != match.unsqueeze(-2)) & matched.unsqueeze(-1) & matched.unsqueeze(-2)
 
 
 def different_category_target(match: Tensor, gt_labels: Tensor) -> Tensor:
     """Proposals of two objects of different classes, section 4.1; a set S for eq. 2.
 
     Args:
-        match: int64 `[N]` from `match_proposals`.
-        gt_labels: integer class ids of the objects, `[G]`.
+        match: int64 `[..., N]` from `match_proposals`.
+        gt_labels: integer class ids of the objects, `[..., G]`.
 
     Returns:
-        bool `[N, N]`, symmetric, false on the diagonal.
+        bool `[..., N, N]`, symmetric, false on the diagonal.
 
     Raises:
-        TypeError, ValueError: an argument is not a one-dimensional integer tensor.
+        TypeError: an argument is not an integer tensor.
+        ValueError: their leading dimensions differ.
     """
     labels = _matched_labels(match, gt_labels)
-    return different_instance_target(match) & (labels.unsqueeze(1) != labels.unsqueeze(0))
+    return different_instance_target(match) & (labels.unsqueeze(-1) != labels.unsqueeze(-2))
 
 
 def relationship_target(match: Tensor, relations: Tensor) -> Tensor:
@@ -101,22 +110,24 @@ def relationship_target(match: Tensor, relations: Tensor) -> Tensor:
     itself selects nothing.
 
     Args:
-        match: int64 `[N]` from `match_proposals`.
-        relations: integers `[R, 2]`, (subject, object) as indices of ground-truth objects; duplicates do no harm.
+        match: int64 `[..., N]` from `match_proposals`.
+        relations: integers `[..., R, 2]`, (subject, object) as indices of ground-truth objects; duplicates do no harm,
+            rows of -2 pad.
 
     Returns:
-        bool `[N, N]`, false on the diagonal.
+        bool `[..., N, N]`, false on the diagonal.
 
     Raises:
         TypeError: an argument is not an integer tensor.
-        ValueError: `match` is not `[N]` or `relations` not `[R, 2]`.
+        ValueError: `relations` are not `[..., R, 2]`, or the leading dimensions differ.
     """
     different = different_instance_target(match)
-    if relations.dim() != 2 or relations.shape[1] != 2:
-        raise ValueError(f"relations must have the shape [R, 2] (subject, object), found {list(relations.shape)}")
+    if relations.dim() < 2 or relations.shape[-1] != 2:
+        raise ValueError(f"relations must have the shape [..., R, 2] (subject, object), found {list(relations.shape)}")
     _check_integer("relations", relations)
-    of_subject = match.unsqueeze(1) == relations[:, 0]
-    of_object = match.unsqueeze(1) == relations[:, 1]
+    _check_images("relations", relations.shape[:-2], match)
+    of_subject = match.unsqueeze(-1) == relations[..., 0].unsqueeze(-2)
+    of_object = match.unsqueeze(-1) == relations[..., 1].unsqueeze(-2)
     # Sums of zeros and ones stay positive when positive, in every precision.
     return different & (of_subject.float() @ of_object.float().mT > 0)
 
@@ -128,33 +139,41 @@ def category_pair_target(match: Tensor, gt_labels: Tensor, *, first: int, second
     to one of class `second`. The union of both directions is `target | target.mT`.
 
     Args:
-        match: int64 `[N]` from `match_proposals`.
-        gt_labels: integer class ids of the objects, `[G]`.
+        match: int64 `[..., N]` from `match_proposals`.
+        gt_labels: integer class ids of the objects, `[..., G]`.
         first: class id of the reference.
         second: class id of the other object; None for any class.
 
     Returns:
-        bool `[N, N]`, false on the diagonal.
+        bool `[..., N, N]`, false on the diagonal.
 
     Raises:
-        TypeError, ValueError: a tensor is not a one-dimensional integer tensor.
+        TypeError: a tensor is not of integers.
+        ValueError: their leading dimensions differ.
     """
     labels = _matched_labels(match, gt_labels)
-    target = different_instance_target(match) & (labels == first).unsqueeze(1)
-    return target if second is None else target & (labels == second).unsqueeze(0)
+    target = different_instance_target(match) & (labels == first).unsqueeze(-1)
+    return target if second is None else target & (labels == second).unsqueeze(-2)
 
 
 def _matched_labels(match: Tensor, gt_labels: Tensor) -> Tensor:
-    """Class of each proposal's object `[N]`; what stands at proposals without one has no meaning."""
-    _check_ids("match", match, "N")
-    _check_ids("gt_labels", gt_labels, "G")
-    # The entry appended is the one that index -1 reads, so that an image without objects has something to read too.
-    return torch.cat([gt_labels, gt_labels.new_zeros(1)])[match]
+    """Class of each proposal's object `[..., N]`; what stands at proposals without one has no meaning."""
+    _check_ids("match", match)
+    _check_ids("gt_labels", gt_labels)
+    _check_images("gt_labels", gt_labels.shape[:-1], match)
+    # The entry in front is the one that index -1 reads, so that an image without objects has something to read too.
+    labels = torch.cat([gt_labels.new_zeros(*gt_labels.shape[:-1], 1), gt_labels], dim=-1)
+    return labels.gather(-1, match + 1)
 
 
-def _check_ids(name: str, ids: Tensor, size: str) -> None:
-    if ids.dim() != 1:
-        raise ValueError(f"{name} must have the shape [{size}], found {list(ids.shape)}")
+def _check_images(name: str, leading: torch.Size, match: Tensor) -> None:
+    if leading != match.shape[:-1]:
+        raise ValueError(f"{name} and match {list(match.shape)} are of different images: leading {list(leading)}")
+
+
+def _check_ids(name: str, ids: Tensor) -> None:
+    if ids.dim() == 0:
+        raise ValueError(f"{name} must have a dimension, found a scalar")
     _check_integer(name, ids)
 
 

@@ -124,7 +124,7 @@ def test_match_proposals_takes_no_objects_and_no_proposals(proposals: int, objec
 
 
 def test_match_proposals_refuses_what_is_not_boxes() -> None:
-    with pytest.raises(ValueError, match=r"gt_boxes must have the shape \[\*, 4\] .* found \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"gt_boxes must have the shape \[..., \*, 4\] .* found \[2, 5\]"):
         match_proposals(torch.ones(3, 4), torch.ones(2, 5))
 
 
@@ -215,7 +215,7 @@ def test_targets_are_computed_without_reading_values_on_the_host() -> None:
 
 
 def test_relationship_target_refuses_triples() -> None:
-    with pytest.raises(ValueError, match=r"relations must have the shape \[R, 2\] .* found \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"relations must have the shape \[..., R, 2\] .* found \[1, 3\]"):
         relationship_target(MATCH, torch.tensor([[0, 1, 2]]))
 
 
