@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING
 
 from affsup_cli.errors import UsageError, did_you_mean
 from data_prep import sets
-from data_prep.official import DataSet, Progress
+from data_prep.official import AnyDataSet, Progress
 
 if TYPE_CHECKING:
     from data_prep.build import Outcome
-    from data_prep.format import Manifest
+    from data_prep.format import AnyManifest
 
-__all__ = ["DataSet", "Progress", "check", "datasets", "get", "prepare"]
+__all__ = ["AnyDataSet", "Progress", "check", "datasets", "get", "prepare"]
 
 
 @cache
-def datasets() -> dict[str, DataSet]:
+def datasets() -> dict[str, AnyDataSet]:
     """The data sets by name: the `DATASET` of every module in `data_prep/sets/`."""
     modules = (
         importlib.import_module(f"{sets.__name__}.{module.name}") for module in pkgutil.iter_modules(sets.__path__)
     )
-    found: list[DataSet] = [module.DATASET for module in modules]
+    found: list[AnyDataSet] = [module.DATASET for module in modules]
     return {dataset.name: dataset for dataset in found}
 
 
-def get(name: str) -> DataSet:
+def get(name: str) -> AnyDataSet:
     """The data set of that name.
 
     Raises:
@@ -58,8 +58,9 @@ def prepare(
 
     Args:
         name: The data set.
-        sources: The official archive or an extracted folder of it (or the folder's parent); none to download the
-            archive from its official address. A downloaded archive stays in `<data_dir>/.downloads/`.
+        sources: The official archive or an extracted folder of it (or the folder's parent); for scenes all the folders
+            and archives that hold the needed files together. None to download the archives from their official
+            addresses. A downloaded archive stays in `<data_dir>/.downloads/`.
         data_dir: Where prepared data sets live.
         limit: Take this many of the official training images, drawn at random; the test images stay whole.
         progress: Told how far the work is.
@@ -73,7 +74,7 @@ def prepare(
     return build(get(name), sources=sources, data_dir=data_dir, limit=limit, progress=progress)
 
 
-def check(name: str, data_dir: Path) -> Manifest:
+def check(name: str, data_dir: Path) -> AnyManifest:
     """Verify the prepared data set `<data_dir>/<name>/` against its manifest, checksums included.
 
     Raises:

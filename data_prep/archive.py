@@ -91,11 +91,7 @@ class _Selection:
 
     def choose(self, name: str, size: int, *, plain: bool) -> str | None:
         """The path below the root folder of a member that is needed, None for one that is not."""
-        if not plain:
-            raise SourceError(f"member {name!r} is a link or a device; an official archive has none, refused")
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or parts[0] == "/" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
-            raise SourceError(f"member {name!r} would leave the folder; an official archive has none such, refused")
+        parts = _safe_parts(name, plain=plain)
         self._seen.append("/".join(parts))
         if len(self._seen) > self._origin.max_members:
             raise SourceError(f"more than {self._origin.max_members:,} members; not {self._origin.filename}, refused")
@@ -112,6 +108,46 @@ class _Selection:
 
     def finish(self) -> None:
         require_members(self._chosen, self._seen, self._origin)
+
+
+def tar_index(path: Path) -> dict[str, tuple[int, int]]:
+    """Where in a plain tar archive each of its files lies.
+
+    Args:
+        path: The archive.
+
+    Returns:
+        Offset and size in bytes by path of the member.
+
+    Raises:
+        SourceError: It is no plain tar archive, damaged or hostile.
+    """
+    index: dict[str, tuple[int, int]] = {}
+    with path.open("rb") as file:
+        if file.read(_TAR_MAGIC_AT + len(_TAR))[_TAR_MAGIC_AT:] != _TAR:
+            raise SourceError("is no plain tar archive: give the folder that holds it, or that it unpacks to")
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    plain = (member.isreg() and not member.issparse()) or member.isdir()
+                    name = "/".join(_safe_parts(member.name, plain=plain))
+                    if name in index:
+                        raise SourceError(f"member {member.name!r} is there twice; refused")
+                    if member.isreg():
+                        index[name] = (member.offset_data, member.size)
+        except _DAMAGE as error:
+            raise SourceError(f"truncated or damaged archive ({error or type(error).__name__}); get it again") from None
+    return index
+
+
+def _safe_parts(name: str, *, plain: bool) -> tuple[str, ...]:
+    if not plain:
+        raise SourceError(f"member {name!r} is a link or a device; an official archive has none, refused")
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or parts[0] == "/" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
+        raise SourceError(f"member {name!r} would leave the folder; an official archive has none such, refused")
+    return parts
 
 
 def _open(file: BinaryIO, origin: Origin) -> Files:

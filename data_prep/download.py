@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from affsup_cli.errors import AffsupError
-from data_prep.official import Origin, Progress
+from data_prep.official import Archive, Progress
 from data_prep.storage import full_disk_explained
 
 _ATTEMPTS = 4
@@ -26,13 +26,15 @@ class _RetryableError(Exception):
     """An attempt failed in a way that another may not."""
 
 
-def download(origin: Origin, folder: Path, progress: Progress, *, sleep: Callable[[float], None] = time.sleep) -> Path:
+def download(
+    archive: Archive, folder: Path, progress: Progress, *, sleep: Callable[[float], None] = time.sleep
+) -> Path:
     """Fetch the official archive into a folder, unless it is there.
 
     The bytes gather in `<name>.part`, which a later call continues.
 
     Args:
-        origin: Address, size and MD5 of the archive.
+        archive: Its address, size and MD5.
         folder: Where to; made if need be.
         progress: Told the bytes that are there and the bytes there should be.
         sleep: Waits between attempts, in seconds.
@@ -43,47 +45,47 @@ def download(origin: Origin, folder: Path, progress: Progress, *, sleep: Callabl
     Raises:
         AffsupError: It cannot be had, or what the server sends is something else.
     """
-    target = folder / origin.filename
+    target = folder / archive.filename
     if target.exists():
-        if _md5(target) == origin.md5:
+        if _md5(target) == archive.md5:
             return target
         target.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{origin.filename}.part"
+    part = folder / f"{archive.filename}.part"
     have = part.stat().st_size if part.exists() else 0
-    with full_disk_explained(folder, origin.size - have):
-        _fetch(origin, part, progress, sleep)
+    with full_disk_explained(folder, archive.size - have):
+        _fetch(archive, part, progress, sleep)
     found = _md5(part)
-    if found != origin.md5:
+    if found != archive.md5:
         part.unlink()
         raise AffsupError(
-            f"{origin.url} is not the official file: MD5 {found}, expected {origin.md5}; what came was deleted. "
+            f"{archive.url} is not the official file: MD5 {found}, expected {archive.md5}; what came was deleted. "
             "Run again, or get the archive elsewhere and give it with --from"
         )
     return part.rename(target)
 
 
-def _fetch(origin: Origin, part: Path, progress: Progress, sleep: Callable[[float], None]) -> None:
+def _fetch(archive: Archive, part: Path, progress: Progress, sleep: Callable[[float], None]) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _fetch_once(origin, part, progress)
+            _fetch_once(archive, part, progress)
             return
         except _RetryableError as error:
             if attempt == _ATTEMPTS:
                 have = part.stat().st_size if part.exists() else 0
                 raise AffsupError(
-                    f"{origin.url}: {error}; {have:,} of {origin.size:,} bytes came in {_ATTEMPTS} attempts. "
+                    f"{archive.url}: {error}; {have:,} of {archive.size:,} bytes came in {_ATTEMPTS} attempts. "
                     "Run again to continue, or get the archive elsewhere and give it with --from"
                 ) from None
             sleep(2.0 ** (attempt - 1))
 
 
-def _fetch_once(origin: Origin, part: Path, progress: Progress) -> None:
+def _fetch_once(archive: Archive, part: Path, progress: Progress) -> None:
     """Add to the part what is missing; the official size decides when it is whole, the server's word never does."""
     have = part.stat().st_size if part.exists() else 0
-    if have >= origin.size:
+    if have >= archive.size:
         return
-    request = urllib.request.Request(origin.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - the address is ours
     except urllib.error.HTTPError as error:
@@ -94,16 +96,16 @@ def _fetch_once(origin: Origin, part: Path, progress: Progress) -> None:
             if error.code in _TEMPORARY:
                 raise _RetryableError(f"the server answered {error.code} {error.reason}") from None
             raise AffsupError(
-                f"{origin.url}: the server answered {error.code} {error.reason}; "
+                f"{archive.url}: the server answered {error.code} {error.reason}; "
                 "get the archive elsewhere and give it with --from"
             ) from None
     except (OSError, http.client.HTTPException) as error:
         raise _RetryableError(f"no connection ({getattr(error, 'reason', None) or error})") from None
     with response:
         start, total = _extent(response)
-        if total not in (None, origin.size):
+        if total not in (None, archive.size):
             raise AffsupError(
-                f"{origin.url}: the server offers {total:,} bytes, the official file has {origin.size:,}; "
+                f"{archive.url}: the server offers {total:,} bytes, the official file has {archive.size:,}; "
                 "get the archive elsewhere and give it with --from"
             )
         if start > have:
@@ -112,17 +114,17 @@ def _fetch_once(origin: Origin, part: Path, progress: Progress) -> None:
             file.truncate(start)
             file.seek(start)
             have = start
-            while have < origin.size:
-                progress("download", have, origin.size)
+            while have < archive.size:
+                progress("download", have, archive.size)
                 try:
-                    chunk = response.read(min(_CHUNK, origin.size - have))
+                    chunk = response.read(min(_CHUNK, archive.size - have))
                 except (OSError, http.client.HTTPException) as error:
                     raise _RetryableError(f"the connection broke off ({error})") from None
                 if not chunk:
                     raise _RetryableError("the connection broke off")
                 file.write(chunk)
                 have += len(chunk)
-            progress("download", have, origin.size)
+            progress("download", have, archive.size)
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:

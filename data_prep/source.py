@@ -8,44 +8,54 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from affsup_cli.errors import AffsupError, UsageError
 from data_prep.archive import open_archive, require_members, select
 from data_prep.download import download
 from data_prep.format import FileRecord, SourceRecord
-from data_prep.official import DataSet, Files, Origin, Progress, SourceError
+from data_prep.official import AnyDataSet, Files, ImageSet, Origin, Progress, SceneSet, SourceError
+from data_prep.scene_files import SceneFiles
+
+FilesT = TypeVar("FilesT")
+
+_EMBEDDED = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Generic[FilesT]):
     """The official files at hand: what is recorded of them, their name for messages, and how to open them."""
 
     record: SourceRecord
     label: str
-    files: AbstractContextManager[Files]
+    files: AbstractContextManager[FilesT]
 
 
-def check_sources(dataset: DataSet, sources: Sequence[Path]) -> None:
+def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
     """Refuse sources that cannot be right, before anything is done.
 
     Raises:
-        UsageError: More than one is given, or one for a data set that ships with a dependency.
-        AffsupError: It does not exist.
+        UsageError: One is given for a data set that needs none, none for one that cannot be downloaded, more than one
+            for one that has one; or it does not exist.
     """
-    if sources and dataset.origin is None:
+    if sources and dataset.embedded:
         raise UsageError(f"data set {dataset.name!r} needs no source, found {sources[0]}: run it without one")
-    if len(sources) > 1:
-        raise UsageError(
-            f"data set {dataset.name!r} has one source, found {len(sources)}: give the archive or its folder"
-        )
+    if isinstance(dataset, SceneSet):
+        expected = dataset.wanted
+        if not sources and not dataset.embedded and not dataset.archives:
+            raise UsageError(f"data set {dataset.name!r} cannot be downloaded: give with --from {expected}")
+    else:
+        expected = f"{dataset.origin.filename} or the folder extracted from it" if dataset.origin else ""
+        if len(sources) > 1:
+            raise UsageError(
+                f"data set {dataset.name!r} has one source, found {len(sources)}: give the archive or its folder"
+            )
     for path in sources:
         if not path.is_file() and not path.is_dir():
-            expected = dataset.origin.filename if dataset.origin else ""
-            raise UsageError(f"{path} is no file or folder: expected {expected} or the folder extracted from it")
+            raise UsageError(f"{path} is no file or folder: expected {expected}")
 
 
-def open_source(dataset: DataSet, sources: Sequence[Path], downloads: Path, progress: Progress) -> Source:
+def open_source(dataset: ImageSet, sources: Sequence[Path], downloads: Path, progress: Progress) -> Source[Files]:
     """Find the official files, downloading them where no source is given, and take their checksums.
 
     Raises:
@@ -54,21 +64,52 @@ def open_source(dataset: DataSet, sources: Sequence[Path], downloads: Path, prog
     """
     origin = dataset.origin
     if origin is None:
-        record = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
-        return Source(record, dataset.name, nullcontext({}))
+        return Source(_EMBEDDED, dataset.name, nullcontext({}))
     if not sources:
         return _archive_source(download(origin, downloads, progress), origin, "download")
     path = sources[0]
     return _folder_source(path, origin) if path.is_dir() else _archive_source(path, origin, "archive")
 
 
-def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> Source:
+def open_scene_source(
+    dataset: SceneSet, sources: Sequence[Path], downloads: Path, progress: Progress
+) -> Source[SceneFiles]:
+    """Find the official files of scenes, downloading them where no source is given, and take their checksums.
+
+    Raises:
+        AffsupError: An archive is damaged, or the download failed.
+    """
+    if dataset.embedded:
+        return Source(_EMBEDDED, dataset.name, nullcontext(SceneFiles(dataset, ())))
+    places = list(sources) or [download(archive, downloads, progress) for archive in dataset.archives]
+    label = ", ".join(map(str, places))
+    try:
+        files = SceneFiles(dataset, places)
+    except SourceError as error:
+        raise AffsupError(f"{label}: {error}") from None
+    archives = [path for path in places if path.is_file()]
+    records, md5s = {}, set()
+    for path in archives:
+        records[path.name], md5 = checksums(path)
+        md5s.add(md5)
+    whole = len(archives) == len(places)
+    kind: Literal["download", "archive", "folder"] = "archive" if whole else "folder"
+    record = SourceRecord(
+        kind=kind if sources else "download",
+        files=records | ({} if whole else files.records()),
+        official=md5s == {archive.md5 for archive in dataset.archives} if whole else None,
+        algorithm="md5" if whole else None,
+    )
+    return Source(record, label, nullcontext(files))
+
+
+def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> Source[Files]:
     record, md5 = checksums(path)
     record_of_source = SourceRecord(kind=kind, files={path.name: record}, official=md5 == origin.md5, algorithm="md5")
     return Source(record_of_source, str(path), open_archive(path, origin))
 
 
-def _folder_source(path: Path, origin: Origin) -> Source:
+def _folder_source(path: Path, origin: Origin) -> Source[Files]:
     try:
         files = _FolderFiles(path, origin)
         listing, size, official = hashlib.sha256(), 0, True

@@ -18,6 +18,6 @@ def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
     """
     for name in dict.fromkeys(recipe.flat()["data.name"] for recipe in recipes):
         dataset = data_prep.get(name)
-        if dataset.origin is None and not (data_dir / name).exists():
+        if dataset.embedded and not (data_dir / name).exists():
             data_prep.prepare(name, data_dir=data_dir)
             console.print(f"prepared {name} in {data_dir}: {dataset.summary}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from data_prep.build import Outcome
-    from data_prep.format import Manifest
+    from data_prep.format import AnyManifest
 
 
 def prepare(
@@ -23,7 +23,8 @@ def prepare(
         typer.Option(
             "--from",
             metavar="PATH",
-            help="The official archive, or the folder extracted from it. Without it, the archive is downloaded.",
+            help="The official archive, or the folder extracted from it; for scenes one or more folders or archives "
+            "that together hold the official files. Without it, the archives are downloaded where that is possible.",
         ),
     ] = None,
     data: DataDir = DATA_DIR,
@@ -35,9 +36,10 @@ def prepare(
 ) -> None:
     """Prepare a data set from its official files.
 
-    The files are read, split, and stored with a manifest that says what they are. A tenth of the official training
-    images, always the same, becomes the validation split. Nothing is done where the data set is prepared already as
-    asked.
+    The files are read, split, and stored with a manifest that says what they are. Of labelled images a tenth of the
+    official training images, always the same, becomes the validation split. Of scenes every image is opened once;
+    those that are damaged, missing or of another size than annotated are left out, counted and named. Nothing is done
+    where the data set is prepared already as asked.
 
     \b
     affsup prepare digits
@@ -45,11 +47,15 @@ def prepare(
     affsup prepare cifar10 --from cifar-10-python.tar.gz
     affsup prepare cifar100 --from downloads/cifar-100-python
     affsup prepare tiny-imagenet --limit 10000
+    affsup prepare shapes
+    affsup prepare voc07 --from VOCtrainval_06-Nov-2007.tar --from VOCtest_06-Nov-2007.tar
+    affsup prepare coco --from coco --limit 30000
+    affsup prepare vg --from VG_100K --from VG_100K_2 --from annotations
     affsup prepare cifar10 --check
     """
     import data_prep
     from affsup_cli.commands.console import console
-    from affsup_cli.commands.split_table import split_table
+    from affsup_cli.commands.split_table import left_out_lines, split_table
     from affsup_cli.errors import UsageError
 
     if check:
@@ -60,13 +66,16 @@ def prepare(
         outcome = _with_progress(console, dataset, source or [], data, limit)
         manifest, folder, status = outcome.manifest, outcome.folder, outcome.status
     console.print(split_table(manifest))
+    for line in left_out_lines(manifest):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"source: {', '.join(manifest.source.files) or manifest.source.kind}", markup=False, highlight=False)
     console.print(_checksum_line(manifest))
     if not manifest.complete:
-        total = manifest.splits["train"].count + manifest.splits["val"].count
+        counts, official = manifest.image_counts(), manifest.official_counts
         console.print(
-            f"not the whole data set: {total:,} of {manifest.official_counts['train']:,} training images; to replace "
-            f"it by the whole one, give the official archive with --from, or delete {folder} and prepare again",
+            f"not the whole data set: {counts['train'] + counts.get('val', 0):,} of {official['train']:,} training "
+            f"images, {counts['test']:,} of {official['test']:,} test images; to replace it by the whole one, give the "
+            f"official files with --from, or delete {folder} and prepare again",
             markup=False,
         )
     console.print(f"{status}: {folder}", markup=False, highlight=False, soft_wrap=True)
@@ -93,7 +102,7 @@ def _with_progress(console: Console, dataset: str, sources: list[Path], data: Pa
         if step not in tasks:
             bar.start()  # not before: a display of nothing would print an empty line
             tasks[step] = bar.add_task(description, total=total / scale, unit=unit)
-        bar.update(tasks[step], completed=done / scale)
+        bar.update(tasks[step], completed=done / scale, total=total / scale)
 
     try:
         return data_prep.prepare(dataset, sources=sources, data_dir=data, limit=limit, progress=show)
@@ -101,7 +110,7 @@ def _with_progress(console: Console, dataset: str, sources: list[Path], data: Pa
         bar.stop()
 
 
-def _checksum_line(manifest: Manifest) -> str:
+def _checksum_line(manifest: AnyManifest) -> str:
     source = manifest.source
     if source.official is None:
         return "official checksum: not known for this source"

@@ -1,29 +1,65 @@
-"""How many images of each class are in each split, as `affsup prepare` and `affsup show` print it."""
+"""What is in each split, as `affsup prepare` and `affsup show` print it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.format import Manifest
+from data_prep.format import EXAMPLES, AnyManifest, Manifest, SceneManifest
 
 LONGEST = 20
 
 
-def split_table(manifest: Manifest) -> Table:
+def split_table(manifest: AnyManifest) -> Table:
     """Return the table; where there are many classes, the range of their counts in place of a row for each."""
-    table = Table(title=f"{manifest.dataset}: images of each split")
-    table.add_column("class")
-    for split in manifest.splits:
-        table.add_column(split, justify="right")
+    return _scenes_table(manifest) if isinstance(manifest, SceneManifest) else _images_table(manifest)
+
+
+def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
+    """Say what the publisher's files hold and the prepared data set does not, and why."""
+    for entry in manifest.left_out if isinstance(manifest, SceneManifest) else ():
+        what = entry.what if entry.count > 1 else entry.what.removesuffix("s")
+        more = "; ..." if entry.count > len(entry.examples) >= EXAMPLES else ""
+        yield f"left out: {entry.count:,} {what}, {entry.reason}: {'; '.join(entry.examples)}{more}"
+
+
+def _images_table(manifest: Manifest) -> Table:
+    table = _table(f"{manifest.dataset}: images of each split", "class", manifest)
     *classes, total = manifest.split_table()
-    if len(classes) <= LONGEST:
-        rows = [(escape(name), *(f"{count:,}" for count in counts)) for name, *counts in classes]
-    else:
-        ranges = [f"{min(counts):,}-{max(counts):,}" for counts in list(zip(*classes, strict=True))[1:]]
-        rows = [(f"each of {len(classes)} classes", *ranges)]
-    for row in rows:
-        table.add_row(*row)
+    _add_classes(table, classes)
     table.add_section()
-    table.add_row("total", *(f"{count:,}" for count in total[1:]))
+    _add(table, *total)
     return table
+
+
+def _scenes_table(manifest: SceneManifest) -> Table:
+    table = _table(f"{manifest.dataset}: what is in each split", "", manifest)
+    for row in manifest.split_table():
+        _add(table, *row)
+    table.add_section()
+    _add_classes(table, manifest.class_table())
+    return table
+
+
+def _table(title: str, first: str, manifest: AnyManifest) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for split in manifest.image_counts():
+        table.add_column(split, justify="right")
+    return table
+
+
+def _add_classes(table: Table, rows: Sequence[tuple[str, *tuple[int, ...]]]) -> None:
+    if len(rows) <= LONGEST:
+        for row in rows:
+            _add(table, *row)
+    else:
+        counts = [row[1:] for row in rows]
+        ranges = [f"{min(column):,}-{max(column):,}" for column in zip(*counts, strict=True)]
+        table.add_row(f"each of {len(rows)} classes", *ranges)
+
+
+def _add(table: Table, name: str, *counts: int) -> None:
+    table.add_row(escape(name), *(f"{count:,}" for count in counts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.official import DataSet, Files, Official, Origin
+from data_prep.official import Files, ImageSet, Official, Origin
 
 _TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 
@@ -21,7 +21,7 @@ def _read(files: Files) -> Official:
     )
 
 
-DATASET = DataSet(
+DATASET = ImageSet(
     name="cifar10",
     summary="CIFAR-10: 50,000 + 10,000 photographs, 32x32, 10 classes",
     official_counts={"train": 50_000, "test": 10_000},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.official import DataSet, Files, Official, Origin
+from data_prep.official import Files, ImageSet, Official, Origin
 
 
 def _read(files: Files) -> Official:
@@ -19,7 +19,7 @@ def _read(files: Files) -> Official:
     )
 
 
-DATASET = DataSet(
+DATASET = ImageSet(
     name="cifar100",
     summary="CIFAR-100: 50,000 + 10,000 photographs, 32x32, 100 classes",
     official_counts={"train": 50_000, "test": 10_000},

@@ -5,7 +5,7 @@ There is no official split: a fifth, drawn at random once and for all, is the te
 
 from __future__ import annotations
 
-from data_prep.official import DataSet, Files, Official
+from data_prep.official import Files, ImageSet, Official
 
 
 def _read(files: Files) -> Official:
@@ -27,7 +27,7 @@ def _read(files: Files) -> Official:
     )
 
 
-DATASET = DataSet(
+DATASET = ImageSet(
     name="digits",
     summary="1,797 handwritten digits, 8x8 grey, 10 classes; ships with scikit-learn",
     official_counts={"train": 1438, "test": 359},

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from data_prep.official import DataSet, Files, Images, Official, Origin, SourceError
+from data_prep.official import Files, Images, ImageSet, Official, Origin, SourceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ def _lines(files: Files, name: str) -> list[str]:
     return files[name].decode("utf-8", errors="replace").splitlines()
 
 
-DATASET = DataSet(
+DATASET = ImageSet(
     name="tiny-imagenet",
     summary="Tiny ImageNet: 100,000 + 10,000 photographs, 64x64, 200 classes",
     official_counts={"train": 100_000, "test": 10_000},

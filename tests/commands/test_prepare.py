@@ -11,6 +11,7 @@ import data_prep
 from affsup_cli.commands import prepare as command
 from affsup_cli.errors import AffsupError, UsageError
 from tests.data_prep.conftest import OfficialFiles
+from tests.data_prep.scene_sources import Scene, coco, picture, voc, write_coco
 
 
 @pytest.fixture
@@ -86,3 +87,59 @@ def test_class_names_are_no_markup(cli: typer.Typer, tmp_path: Path) -> None:
     archive = OfficialFiles().zip(tmp_path / "t.zip", "tiny-imagenet-200", files)
     result = call(cli, "tiny-imagenet", "--data", tmp_path / "data", "--from", archive)
     assert "[/red]thing[bold], object" in result.output
+
+
+def voc_folder(folder: Path, count: int = 200) -> Path:
+    """A VOC of which one image is missing and one of another size."""
+    pair = [("dog", 1, 1, 9, 9, 0), ("cat", 3, 3, 12, 12, 0), ("cow", 70, 1, 80, 9, 0)]
+    scenes = [Scene(f"{number:06d}", pair) for number in range(1, count + 1)]
+    scenes[5].picture = None
+    scenes[7].picture = picture((32, 24))
+    scenes[9].objects = []
+    return OfficialFiles().folder(folder, "VOC2007", voc(scenes, [Scene("000900", pair[:1])]))
+
+
+def test_a_set_of_scenes_prints_its_split_table_and_what_was_left_out(cli: typer.Typer, tmp_path: Path) -> None:
+    result = call(cli, "voc07", "--data", tmp_path / "data", "--from", voc_folder(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert cells(result.output, "images") == ["198", "1"]
+    assert cells(result.output, "objects") == ["394", "1"]
+    assert cells(result.output, "pairs") == ["394", "0"]
+    assert cells(result.output, "images without a pair") == ["1", "1"]
+    assert cells(result.output, "images without an object") == ["1", "0"]
+    assert cells(result.output, "cat") == ["197", "0"]
+    lines = [line for line in result.output.splitlines() if line.startswith("left out: ")]
+    assert lines[0].startswith(
+        "left out: 199 objects, box empty or outside the image: 000001.jpg object 3 [69, 0, 80, 9]; "
+    )
+    assert lines[0].endswith("; ...")
+    assert "left out: 1 image, of another size than annotated: 000008.jpg is 32x24, annotated as 64x48" in lines
+    assert "left out: 4 objects, image left out: 000006.jpg; 000008.jpg" in lines
+    assert any(line.startswith("left out: 1 image, missing: 000006.jpg expected ") for line in lines)
+    assert "not the whole data set: 198 of 5,011 training images, 1 of 4,952 test images" in result.output
+    again = call(cli, "voc07", "--data", tmp_path / "data", "--check").output
+    assert [line for line in again.splitlines() if line.startswith("left out: ")] == lines
+    assert "verified: " in again
+
+
+def test_several_sources_are_taken_together(cli: typer.Typer, tmp_path: Path) -> None:
+    scenes = [Scene("1", [(1, 0, 0, 5, 5, 0)]), Scene("2"), Scene("3")]
+    folder = write_coco(tmp_path / "coco", coco(scenes, [3]), scenes)
+    sources = ["--from", folder / "annotations", "--from", folder / "val2014"]
+    result = call(cli, "coco", "--data", tmp_path / "data", *sources, "--limit", 1)
+    assert cells(result.output, "images") == ["1", "1"]
+    assert "source: instances_val2014.json, instances_val2017.json, pictures" in result.output
+
+
+def test_a_set_that_cannot_be_downloaded_says_what_to_give(cli: typer.Typer, tmp_path: Path) -> None:
+    for name in ("coco", "vg"):
+        error = call(cli, name, "--data", tmp_path).exception
+        assert isinstance(error, UsageError)
+        assert f"data set '{name}' cannot be downloaded: give with --from" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generated_scenes_take_no_source(cli: typer.Typer, tmp_path: Path) -> None:
+    error = call(cli, "shapes", "--data", tmp_path, "--from", tmp_path).exception
+    assert isinstance(error, UsageError)
+    assert "'shapes' needs no source" in str(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import data_prep
-from data_prep.archive import open_archive
+from data_prep.archive import open_archive, tar_index
 from data_prep.official import Origin, SourceError
 from tests.data_prep.conftest import OfficialFiles
 
@@ -232,3 +232,46 @@ def test_the_limits_leave_room_for_the_official_archive(name: str) -> None:
     assert origin
     assert origin.max_bytes > 2 * origin.size
     assert replace(origin, url="http://x/y/z.zip").filename == "z.zip"
+
+
+def test_the_index_of_a_plain_tar_says_where_its_files_lie(official: OfficialFiles, tmp_path: Path) -> None:
+    files = {"a/1.txt": b"one", "b/" + 120 * "long": b"two" * 400, "empty": b""}
+    path = official.tar(tmp_path / "t.tar", "./root", files, "w")
+    whole = path.read_bytes()
+    index = tar_index(path)
+    assert {name: whole[at : at + size] for name, (at, size) in index.items()} == {
+        f"root/{name}": content for name, content in files.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "what"),
+    [
+        ("../evil", tarfile.REGTYPE, "would leave the folder"),
+        ("/etc/passwd", tarfile.REGTYPE, "would leave the folder"),
+        ("a/link", tarfile.SYMTYPE, "is a link or a device"),
+        ("a/link", tarfile.LNKTYPE, "is a link or a device"),
+        ("a/device", tarfile.CHRTYPE, "is a link or a device"),
+        ("a/sparse", tarfile.GNUTYPE_SPARSE, "is a link or a device"),
+        ("a/1.txt", tarfile.REGTYPE, "is there twice"),
+    ],
+)
+def test_a_hostile_plain_tar_is_refused(tmp_path: Path, name: str, kind: bytes, what: str) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        add(archive, "a/1.txt", b"one")
+        add(archive, name, kind=kind)
+    with pytest.raises(SourceError, match=what):
+        tar_index(tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("left", [0, 100, 700, 1000, 3000])
+def test_a_truncated_plain_tar_is_refused(official: OfficialFiles, tmp_path: Path, left: int) -> None:
+    path = official.tar(tmp_path / "t.tar", "root", {"1": b"x" * 300, "2": b"y" * 1500}, "w")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(SourceError, match=r"truncated or damaged|is no plain tar archive"):
+        tar_index(path)
+
+
+def test_a_compressed_tar_is_not_a_plain_one(official: OfficialFiles, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="is no plain tar archive: give the folder that"):
+        tar_index(official.tar(tmp_path / "t.tar.gz", "root", {"1": b"x"}))

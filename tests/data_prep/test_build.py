@@ -16,9 +16,10 @@ from filelock import FileLock
 
 import data_prep
 from affsup_cli.errors import AffsupError, UsageError
-from data_prep import build as build_module
-from data_prep.build import Outcome, build, split_rows
+from data_prep import labelled
+from data_prep.build import Outcome, build
 from data_prep.format import read_manifest, read_split, verify
+from data_prep.labelled import split_rows
 from data_prep.official import DataSet
 from tests.data_prep.conftest import OfficialFiles
 
@@ -308,7 +309,7 @@ def test_an_interrupted_write_leaves_what_was_there_and_no_litter(
         getattr(data_prep.format, step)(*arguments)
         raise interruption
 
-    monkeypatch.setattr(build_module, step, interrupted)
+    monkeypatch.setattr(labelled, step, interrupted)
     expected = KeyboardInterrupt if isinstance(interruption, KeyboardInterrupt) else AffsupError
     with pytest.raises(
         expected, match=None if expected is KeyboardInterrupt else r"cannot write 0\.2 MB .*No space left"

@@ -1,11 +1,8 @@
-"""The prepared data set: its files, its keys, its writer and its reader. The one home of the format.
+"""The prepared form of labelled images of one size.
 
-A prepared data set is a folder `<data>/<name>/` of two files:
-
-- `images.h5`: the attribute `digest` of the manifest, and groups `train`, `val` and `test`, each with `images` uint8
-  [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the row in the official training or test data that each
-  image came from;
-- `manifest.json`: what the images are and where they came from (`Manifest`).
+`images.h5` holds the attribute `digest` of the manifest, and groups `train`, `val` and `test`, each with `images` uint8
+[n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the row in the official training or test data that each
+image came from.
 """
 
 from __future__ import annotations
@@ -20,90 +17,57 @@ from typing import Literal
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import model_validator
 
 from affsup_cli.errors import AffsupError, UsageError
+from data_prep.format.records import (
+    CommonManifest,
+    Record,
+    again,
+    class_counts,
+    not_prepared,
+    verify_content,
+    verify_file,
+)
 
 IMAGES_FILE = "images.h5"
-MANIFEST_FILE = "manifest.json"
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 BLOCK = 1000  # images a write, a read-back or a decode handles at a time
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class FileRecord(_Record):
-    """One file, or one folder: then the size is the sum, and the checksum that of its `sha256sum` listing by name."""
-
-    sha256: str
-    bytes: int
-
-
-class SourceRecord(_Record):
-    """Where the images came from, and whether every checksum that the publisher gives for it matched.
-
-    `official` is None where the publisher gives no checksum for this kind of source.
-    """
-
-    kind: Literal["archive", "folder", "download", "embedded"]
-    files: dict[str, FileRecord]
-    official: bool | None
-    algorithm: Literal["md5"] | None
-
-
-class SplitRecord(_Record):
+class SplitRecord(Record):
     """The images of a split, in all and of each class in the order of `Manifest.classes`."""
 
     count: int
     per_class: list[int]
 
 
-class Validation(_Record):
+class Validation(Record):
     """How the validation split was drawn from the official training images (paper 6.1)."""
 
     fraction: float
     seed: int
 
 
-class Manifest(_Record):
-    """What a prepared data set holds and where it came from.
+class Manifest(CommonManifest):
+    """What a prepared data set of labelled images holds, beside what `CommonManifest` says.
 
     Attributes:
-        format: Version of the prepared format.
-        dataset: Name of the data set, and of its folder.
-        classes: Class names; a label is an index into them.
+        kind: Images of one size, each with a label.
         image_shape: [C, H, W].
         channel_mean: Mean of each channel over the train split, pixels scaled to 0..1.
         channel_std: Standard deviation (population) of each channel, likewise.
         splits: Counts of `train`, `val` and `test`.
         validation: How `val` was drawn.
-        limit: How many official training images were asked for; None for all.
-        official_counts: Images that the publisher's data set has for training and for testing.
-        complete: All of the official images are here.
-        source: Where they came from.
-        files: The files beside this manifest.
-        digest: SHA-256 of the content (classes, pixels, labels, order): equal for equal data, whatever the source.
-        affsup: Version that prepared it.
     """
 
-    format: Literal[1]
-    dataset: str
-    classes: list[str]
+    kind: Literal["images"] = "images"
     image_shape: list[int]
     channel_mean: list[float]
     channel_std: list[float]
     splits: dict[SplitName, SplitRecord]
     validation: Validation
-    limit: int | None
-    official_counts: dict[Literal["train", "test"], int]
-    complete: bool
-    source: SourceRecord
-    files: dict[str, FileRecord]
-    digest: str = Field(pattern="^[0-9a-f]{64}$")
-    affsup: str
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -116,6 +80,10 @@ class Manifest(_Record):
             if len(split.per_class) != len(self.classes) or sum(split.per_class) != split.count:
                 raise ValueError(f"splits.{name}.per_class does not add up to {split.count} over the classes")
         return self
+
+    def image_counts(self) -> dict[str, int]:
+        """Images of each split."""
+        return {name: self.splits[name].count for name in SPLITS}
 
     def split_table(self) -> list[tuple[str, int, int, int]]:
         """Rows of (class, train, val, test) images, the last row `total`."""
@@ -194,38 +162,7 @@ def write_images(
     return Content(digest.hexdigest(), mean.tolist(), np.sqrt(variance).tolist())
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into a folder."""
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read what a prepared data set, `<data>/<name>`, says of itself.
-
-    Raises:
-        AffsupError: It is not prepared, or its manifest is broken, of another data set or of another format.
-    """
-    path = folder / MANIFEST_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise _not_prepared(folder) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AffsupError(f"{path} cannot be read ({error}): {_again(folder)}") from None
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise AffsupError(
-            f"{path} is not a manifest of this affsup: {where}: {first['msg']}. {_again(folder)}"
-        ) from None
-    if manifest.dataset != folder.name:
-        raise AffsupError(f"{path} is of data set {manifest.dataset!r}, expected {folder.name!r}: {_again(folder)}")
-    return manifest
-
-
-def read_split(folder: Path, manifest: Manifest, split: str) -> Split:
+def read_split(folder: Path, manifest: CommonManifest, split: str) -> Split:
     """Read a split of a prepared data set, `<data>/<name>`, into memory, and see that it is what its manifest says.
 
     Args:
@@ -235,72 +172,54 @@ def read_split(folder: Path, manifest: Manifest, split: str) -> Split:
 
     Raises:
         AffsupError: It is not prepared, or its images are damaged or of another preparation.
-        UsageError: There is no such split.
+        UsageError: There is no such split, or the data set holds no labelled images.
     """
+    if not isinstance(manifest, Manifest):
+        raise UsageError(f"data set {manifest.dataset!r} holds scenes with annotated objects, expected labelled images")
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}: choose one of {', '.join(SPLITS)}")
     path = folder / IMAGES_FILE
     if not path.exists():
-        raise _not_prepared(folder)
+        raise not_prepared(folder)
     try:
         with h5py.File(path, "r") as h5:
             group = h5[split]
             read = Split(group["images"][:], group["labels"][:], group["source_index"][:])
             digest = h5.attrs["digest"]
     except (OSError, KeyError, RuntimeError) as error:
-        raise AffsupError(f"{path} is damaged ({error}): {_again(folder)}") from None
+        raise AffsupError(f"{path} is damaged ({error}): {again(folder)}") from None
     found = [(a.dtype.name, a.ndim) for a in (read.images, read.labels, read.source_index)]
     if found != [("uint8", 4), ("int64", 1), ("int64", 1)] or len({len(a) for a in vars(read).values()}) != 1:
-        raise AffsupError(f"{path} is not in the prepared format (split {split}): {_again(folder)}")
+        raise AffsupError(f"{path} is not in the prepared format (split {split}): {again(folder)}")
     if digest != manifest.digest:
-        raise AffsupError(f"{path} has content {digest}, its manifest says {manifest.digest}: {_again(folder)}")
+        raise AffsupError(f"{path} has content {digest}, its manifest says {manifest.digest}: {again(folder)}")
     record, (channels, height, width) = manifest.splits[split], manifest.image_shape
     if read.images.shape != (record.count, height, width, channels):
         raise AffsupError(
             f"{path}: split {split} has images {list(read.images.shape)}, "
-            f"its manifest says {[record.count, height, width, channels]}: {_again(folder)}"
+            f"its manifest says {[record.count, height, width, channels]}: {again(folder)}"
         )
     if read.labels.min() < 0 or read.labels.max() >= len(manifest.classes):
-        raise AffsupError(f"{path}: split {split} has labels outside 0..{len(manifest.classes) - 1}: {_again(folder)}")
+        raise AffsupError(f"{path}: split {split} has labels outside 0..{len(manifest.classes) - 1}: {again(folder)}")
     if class_counts(read.labels, len(manifest.classes)) != record.per_class:
-        raise AffsupError(f"{path}: split {split} has other class counts than its manifest: {_again(folder)}")
+        raise AffsupError(f"{path}: split {split} has other class counts than its manifest: {again(folder)}")
     return read
 
 
-def verify(folder: Path) -> Manifest:
+def verify_images(folder: Path, manifest: Manifest) -> None:
     """Check a prepared data set against its manifest: checksum, counts, shapes, labels and content.
 
     Raises:
         AffsupError: Something is wrong; the message says what.
     """
-    manifest = read_manifest(folder)
-    path = folder / IMAGES_FILE
-    if not path.exists():
-        raise _not_prepared(folder)
-    expected = manifest.files[IMAGES_FILE]
-    size = path.stat().st_size
-    if size != expected.bytes:
-        raise AffsupError(f"{path} has {size:,} bytes, its manifest says {expected.bytes:,}: {_again(folder)}")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != expected.sha256:
-        raise AffsupError(f"{path} has SHA-256 {sha256}, its manifest says {expected.sha256}: {_again(folder)}")
+    verify_file(folder, manifest, IMAGES_FILE)
     digest = _ContentDigest(manifest.classes)
     for name in SPLITS:
         split = read_split(folder, manifest, name)
         for block in _blocks(split.images):
             digest.add_images(block)
         digest.end_split(name, split.labels, split.source_index)
-    if digest.hexdigest() != manifest.digest:
-        raise AffsupError(
-            f"{path} has content {digest.hexdigest()}, its manifest says {manifest.digest}: {_again(folder)}"
-        )
-    return manifest
-
-
-def class_counts(labels: NDArray[np.int64], classes: int) -> list[int]:
-    """How many labels there are of each class."""
-    return [int(n) for n in np.bincount(labels, minlength=classes)]
+    verify_content(folder, manifest, IMAGES_FILE, digest.hexdigest())
 
 
 class _ContentDigest:
@@ -324,15 +243,3 @@ class _ContentDigest:
 def _blocks(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(images), BLOCK):
         yield images[start : start + BLOCK]
-
-
-def _not_prepared(folder: Path) -> AffsupError:
-    return AffsupError(f"data set {folder.name!r} is not prepared in {folder.parent}/: run `{_command(folder)}`")
-
-
-def _again(folder: Path) -> str:
-    return f"run `{_command(folder)}` to prepare it again"
-
-
-def _command(folder: Path) -> str:
-    return f"affsup prepare {folder.name}" + ("" if folder.parent == Path("data") else f" --data {folder.parent}")

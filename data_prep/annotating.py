@@ -1,0 +1,65 @@
+"""Putting together the annotations of scenes that were read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.format import Annotations
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image's annotations: G objects, R relations.
+
+    Attributes:
+        name: File name of the image.
+        id: The publisher's number of it.
+        size: Width and height.
+        boxes: x1, y1, x2, y2 of each object.
+        labels: Class of each object.
+        difficult: Whether it is difficult, for each object; none are if empty.
+        relations: Subject, object and predicate of each relation, the former as indices into the objects.
+    """
+
+    name: str
+    id: int
+    size: tuple[int, int]
+    boxes: Sequence[tuple[float, float, float, float]]
+    labels: Sequence[int]
+    difficult: Sequence[bool] = ()
+    relations: Sequence[tuple[int, int, int]] = field(default=())
+
+
+def together(scenes: Sequence[Scene]) -> Annotations:
+    """The annotations of a part of a data set from those of its images, in their order."""
+    relations = np.array([row for scene in scenes for row in scene.relations], dtype=np.int64).reshape(-1, 3)
+    labels = np.array([label for scene in scenes for label in scene.labels], dtype=np.int64)
+    difficult = [flag for scene in scenes for flag in scene.difficult or [False] * len(scene.labels)]
+    return Annotations(
+        names=[scene.name for scene in scenes],
+        ids=np.array([scene.id for scene in scenes], dtype=np.int64),
+        sizes=np.array([scene.size for scene in scenes], dtype=np.int32).reshape(-1, 2),
+        first_object=counted_up([len(scene.labels) for scene in scenes]),
+        boxes=as_boxes(np.array([box for scene in scenes for box in scene.boxes], dtype=np.float64)),
+        labels=labels,
+        difficult=np.array(difficult, dtype=np.bool_),
+        crowd=np.zeros(len(labels), dtype=np.bool_),
+        first_relation=counted_up([len(scene.relations) for scene in scenes]),
+        relations=relations[:, :2],
+        predicates=relations[:, 2],
+    )
+
+
+def as_boxes(corners: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Boxes [m, 4] in single precision; what does not fit is infinite, and so left out later."""
+    with np.errstate(over="ignore"):
+        return corners.reshape(-1, 4).astype(np.float32)
+
+
+def counted_up(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the entries of each image begin, and where the last one's end: int64 [n + 1]."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

@@ -1,0 +1,174 @@
+"""The prepared data set: its files, its keys, its writers and its readers. The one home of the format.
+
+A prepared data set is a folder `<data>/<name>/` of two files: `manifest.json`, which says what it is and where it came
+from, and one HDF5 file with the data: `images.h5` for labelled images of one size (`data_prep.format.images`),
+`scenes.h5` for images with annotated objects (`data_prep.format.scenes`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ValidationError
+
+from affsup_cli.errors import AffsupError, UsageError
+from data_prep.format.images import (
+    BLOCK,
+    IMAGES_FILE,
+    SPLITS,
+    Content,
+    Manifest,
+    NewSplit,
+    Split,
+    SplitName,
+    SplitRecord,
+    Validation,
+    read_split,
+    verify_images,
+    write_images,
+)
+from data_prep.format.records import (
+    MANIFEST_FILE,
+    CommonManifest,
+    FileRecord,
+    SourceRecord,
+    again,
+    class_counts,
+    not_prepared,
+    write_manifest,
+)
+from data_prep.format.scenes import (
+    EXAMPLES,
+    SCENE_SPLITS,
+    SCENES_FILE,
+    Annotations,
+    LeftOut,
+    NewScenes,
+    Objects,
+    SceneManifest,
+    Scenes,
+    SceneSplitName,
+    SceneSplitRecord,
+    read_scenes,
+    verify_scenes,
+    write_scenes,
+)
+
+__all__ = [
+    "BLOCK",
+    "EXAMPLES",
+    "IMAGES_FILE",
+    "MANIFEST_FILE",
+    "SCENES_FILE",
+    "SCENE_SPLITS",
+    "SPLITS",
+    "Annotations",
+    "AnyManifest",
+    "CommonManifest",
+    "Content",
+    "FileRecord",
+    "LeftOut",
+    "Manifest",
+    "NewScenes",
+    "NewSplit",
+    "Objects",
+    "SceneManifest",
+    "SceneSplitName",
+    "SceneSplitRecord",
+    "Scenes",
+    "SourceRecord",
+    "Split",
+    "SplitName",
+    "SplitRecord",
+    "Validation",
+    "class_counts",
+    "read_image_manifest",
+    "read_manifest",
+    "read_scene_manifest",
+    "read_scenes",
+    "read_split",
+    "verify",
+    "write_images",
+    "write_manifest",
+    "write_scenes",
+]
+
+AnyManifest = Manifest | SceneManifest
+
+
+class _Kind(BaseModel):
+    kind: Literal["images", "scenes"] = "images"
+
+
+def read_manifest(folder: Path) -> AnyManifest:
+    """Read what a prepared data set, `<data>/<name>`, says of itself.
+
+    Raises:
+        AffsupError: It is not prepared, or its manifest is broken, of another data set or of another format.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise not_prepared(folder) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AffsupError(f"{path} cannot be read ({error}): {again(folder)}") from None
+    try:
+        kind = _Kind.model_validate_json(text).kind
+        manifest = (SceneManifest if kind == "scenes" else Manifest).model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise AffsupError(
+            f"{path} is not a manifest of this affsup: {where}: {first['msg']}. {again(folder)}"
+        ) from None
+    if manifest.dataset != folder.name:
+        raise AffsupError(f"{path} is of data set {manifest.dataset!r}, expected {folder.name!r}: {again(folder)}")
+    return manifest
+
+
+def read_image_manifest(folder: Path) -> Manifest:
+    """`read_manifest` for whoever needs labelled images.
+
+    Raises:
+        AffsupError: As there.
+        UsageError: The data set holds scenes.
+    """
+    manifest = read_manifest(folder)
+    if isinstance(manifest, SceneManifest):
+        raise UsageError(
+            f"data set {manifest.dataset!r} holds scenes with annotated objects, expected one of labelled images "
+            "such as digits or cifar10: choose another with --dataset"
+        )
+    return manifest
+
+
+def read_scene_manifest(folder: Path) -> SceneManifest:
+    """`read_manifest` for whoever needs scenes.
+
+    Raises:
+        AffsupError: As there.
+        UsageError: The data set holds labelled images.
+    """
+    manifest = read_manifest(folder)
+    if isinstance(manifest, Manifest):
+        raise UsageError(
+            f"data set {manifest.dataset!r} holds labelled images, expected one of scenes with annotated objects "
+            "such as shapes or voc07: choose another with --dataset"
+        )
+    return manifest
+
+
+def verify(folder: Path) -> AnyManifest:
+    """Check a prepared data set against its manifest: checksum, counts, shapes, labels and content.
+
+    Raises:
+        AffsupError: Something is wrong; the message says what.
+    """
+    manifest = read_manifest(folder)
+    if isinstance(manifest, SceneManifest):
+        verify_scenes(folder, manifest)
+    else:
+        verify_images(folder, manifest)
+    return manifest

@@ -1,0 +1,519 @@
+"""The prepared form of scenes: images of any size with annotated objects and perhaps relations.
+
+`scenes.h5` holds the attribute `digest` of the manifest, and groups `train` and `test`. Of a group with n images, m
+objects and r relations:
+
+- `ids` int64 [n], `names` [n], `sizes` int32 [n, 2] (width, height);
+- `first_object` int64 [n + 1]: the objects of image i are the rows `first_object[i]:first_object[i + 1]` of `boxes`
+  float32 [m, 4], `labels` int64 [m], `difficult` bool [m], `crowd` bool [m];
+- `first_relation` int64 [n + 1] likewise, into `relations` int64 [r, 2] (subject, object: indices into the objects of
+  the image) and `predicates` int64 [r]; nothing where relations follow from the classes;
+- `first_byte` int64 [n + 1] likewise, into `encoded` uint8: the images in their publisher's own bytes. It may be longer
+  than its last image's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import model_validator
+
+from affsup_cli.errors import AffsupError, UsageError
+from data_prep.format.records import (
+    CommonManifest,
+    Record,
+    again,
+    class_counts,
+    not_prepared,
+    verify_content,
+    verify_file,
+)
+from data_prep.pictures import PictureError, pixels
+
+SCENES_FILE = "scenes.h5"
+SceneSplitName = Literal["train", "test"]
+SCENE_SPLITS: tuple[SceneSplitName, ...] = ("train", "test")
+RelationKind = Literal["annotated", "classes"]
+EXAMPLES = 5  # of each thing that is left out, and of each reason, are named
+_DTYPES = {
+    "ids": "int64",
+    "sizes": "int32",
+    "first_object": "int64",
+    "boxes": "float32",
+    "labels": "int64",
+    "difficult": "bool",
+    "crowd": "bool",
+    "first_relation": "int64",
+    "relations": "int64",
+    "predicates": "int64",
+}
+
+
+class SceneSplitRecord(Record):
+    """What a split holds.
+
+    Attributes:
+        images: Images.
+        objects: Annotated objects.
+        pairs: Ordered pairs of objects that are related, each counted once whatever its number of predicates.
+        without_pair: Images that have none.
+        without_object: Images that have no object.
+        per_class: Objects of each class in the order of `SceneManifest.classes`.
+    """
+
+    images: int
+    objects: int
+    pairs: int
+    without_pair: int
+    without_object: int
+    per_class: list[int]
+
+
+class LeftOut(Record):
+    """What the publisher's files hold and the prepared data set does not: how much, why, and the first of them."""
+
+    what: Literal["images", "objects", "relations"]
+    reason: str
+    count: int
+    examples: list[str]
+
+
+class SceneManifest(CommonManifest):
+    """What a prepared data set of scenes holds, beside what `CommonManifest` says.
+
+    Attributes:
+        kind: Images of any size with annotated objects.
+        predicates: Predicate names; empty where relations have none.
+        category_ids: The publisher's number of each class, as in files of detections.
+        relations: Whether related pairs are annotated, or are all ordered pairs of objects of different classes,
+            difficult and crowd objects aside.
+        splits: Counts of `train` and `test`.
+        left_out: What could not be taken over, by reason.
+    """
+
+    kind: Literal["scenes"]
+    predicates: list[str]
+    category_ids: list[int]
+    relations: RelationKind
+    splits: dict[SceneSplitName, SceneSplitRecord]
+    left_out: list[LeftOut]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SceneManifest:
+        if set(self.splits) != set(SCENE_SPLITS) or SCENES_FILE not in self.files:
+            raise ValueError(f"splits {', '.join(SCENE_SPLITS)} and file {SCENES_FILE} are needed")
+        if len(self.category_ids) != len(self.classes):
+            raise ValueError(f"{len(self.category_ids)} category_ids for {len(self.classes)} classes")
+        for name, split in self.splits.items():
+            if len(split.per_class) != len(self.classes) or sum(split.per_class) != split.objects:
+                raise ValueError(f"splits.{name}.per_class does not add up to {split.objects} over the classes")
+        return self
+
+    def image_counts(self) -> dict[str, int]:
+        """Images of each split."""
+        return {name: self.splits[name].images for name in SCENE_SPLITS}
+
+    def split_table(self) -> list[tuple[str, int, int]]:
+        """Rows of (what, in train, in test)."""
+        train, test = (self.splits[name] for name in SCENE_SPLITS)
+        return [
+            ("images", train.images, test.images),
+            ("objects", train.objects, test.objects),
+            ("pairs", train.pairs, test.pairs),
+            ("images without a pair", train.without_pair, test.without_pair),
+            ("images without an object", train.without_object, test.without_object),
+        ]
+
+    def class_table(self) -> list[tuple[str, int, int]]:
+        """Rows of (class, objects in train, objects in test)."""
+        train, test = (self.splits[name] for name in SCENE_SPLITS)
+        return list(zip(self.classes, train.per_class, test.per_class, strict=True))
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The annotations of a part of a data set, of n images, m objects and r relations; see the module's docstring.
+
+    Attributes:
+        names: File names of the images.
+        ids: int64 [n], the publisher's numbers of the images.
+        sizes: int32 [n, 2], width and height.
+        first_object: int64 [n + 1].
+        boxes: float32 [m, 4], x1, y1, x2, y2 in pixels.
+        labels: int64 [m].
+        difficult: bool [m].
+        crowd: bool [m].
+        first_relation: int64 [n + 1].
+        relations: int64 [r, 2], subject and object as indices into the objects of their image.
+        predicates: int64 [r].
+    """
+
+    names: Sequence[str]
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    first_object: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
+    first_relation: NDArray[np.int64]
+    relations: NDArray[np.int64]
+    predicates: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image_of_object(self) -> NDArray[np.int64]:
+        """Index of the image of each object, int64 [m]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first_object))
+
+    def image_of_relation(self) -> NDArray[np.int64]:
+        """Index of the image of each relation, int64 [r]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first_relation))
+
+    def take(self, rows: NDArray[np.int64]) -> Annotations:
+        """The annotations of some images, in the order of their indices [k]."""
+        objects, first_object = _gather(self.first_object, rows)
+        relations, first_relation = _gather(self.first_relation, rows)
+        return Annotations(
+            names=[self.names[row] for row in rows],
+            ids=self.ids[rows],
+            sizes=self.sizes[rows],
+            first_object=first_object,
+            boxes=self.boxes[objects],
+            labels=self.labels[objects],
+            difficult=self.difficult[objects],
+            crowd=self.crowd[objects],
+            first_relation=first_relation,
+            relations=self.relations[relations],
+            predicates=self.predicates[relations],
+        )
+
+    def store(self, group: h5py.Group) -> None:
+        """Write them into a group of `scenes.h5`."""
+        group.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
+        for key, dtype in _DTYPES.items():
+            group.create_dataset(key, data=getattr(self, key), dtype=dtype)
+
+    def record(self, classes: int, kind: RelationKind) -> SceneSplitRecord:
+        """Count images, objects and pairs."""
+        pairs = self._annotated_pairs() if kind == "annotated" else self._class_pairs(classes)
+        return SceneSplitRecord(
+            images=len(self),
+            objects=len(self.labels),
+            pairs=int(pairs.sum()),
+            without_pair=int((pairs == 0).sum()),
+            without_object=int((np.diff(self.first_object) == 0).sum()),
+            per_class=class_counts(self.labels, classes),
+        )
+
+    def _annotated_pairs(self) -> NDArray[np.int64]:
+        ends = self.first_object[self.image_of_relation(), None] + self.relations
+        key = np.unique(ends[:, 0] * (len(self.labels) + 1) + ends[:, 1])
+        subjects = key // (len(self.labels) + 1)
+        return np.bincount(self.image_of_object()[subjects], minlength=len(self))
+
+    def _class_pairs(self, classes: int) -> NDArray[np.int64]:
+        """Of g objects, n_c of class c: g^2 - sum n_c^2 ordered pairs of different classes."""
+        taking_part = ~(self.difficult | self.crowd)
+        image = self.image_of_object()[taking_part]
+        objects = np.bincount(image, minlength=len(self))
+        keys, of_class = np.unique(image * classes + self.labels[taking_part], return_counts=True)
+        same = np.zeros(len(self), dtype=np.int64)
+        np.add.at(same, keys // classes, of_class**2)
+        return objects**2 - same
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The annotated objects of an image and how they are related.
+
+    Attributes:
+        boxes: float32 [G, 4], x1, y1, x2, y2 in pixels, within the image.
+        labels: int64 [G], indices into the classes.
+        difficult: bool [G].
+        crowd: bool [G], a region of many objects.
+        relations: int64 [R, 2], subject and object as indices into the objects.
+        predicates: int64 [R], indices into the predicates; all 0 where there are none.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
+    relations: NDArray[np.int64]
+    predicates: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A split of scenes: its annotations in memory, its images on disk, read when asked for.
+
+    It may be used from several threads and sent to other processes.
+    """
+
+    path: Path
+    kind: RelationKind
+    annotations: Annotations
+    first_byte: NDArray[np.int64]
+    offset: int
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The publisher's numbers of the images, int64 [n]."""
+        return self.annotations.ids
+
+    @property
+    def names(self) -> Sequence[str]:
+        """File names of the images."""
+        return self.annotations.names
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """Width and height of the images, int32 [n, 2]."""
+        return self.annotations.sizes
+
+    def objects(self, index: int) -> Objects:
+        """The objects of an image."""
+        held = self.annotations
+        rows = slice(*held.first_object[index : index + 2])
+        labels, difficult, crowd = held.labels[rows], held.difficult[rows], held.crowd[rows]
+        if self.kind == "annotated":
+            of_image = slice(*held.first_relation[index : index + 2])
+            relations, predicates = held.relations[of_image], held.predicates[of_image]
+        else:
+            taking_part = ~(difficult | crowd)
+            different = labels[:, None] != labels
+            relations = np.argwhere(different & taking_part[:, None] & taking_part).astype(np.int64)
+            predicates = np.zeros(len(relations), dtype=np.int64)
+        return Objects(held.boxes[rows], labels, difficult, crowd, relations, predicates)
+
+    def encoded(self, index: int) -> bytes:
+        """An image in the bytes of its publisher's file.
+
+        Raises:
+            AffsupError: The file is gone or damaged.
+        """
+        start, end = (int(byte) for byte in self.first_byte[index : index + 2])
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                read = os.pread(file.fileno(), end - start, self.offset + start)
+        except OSError as error:
+            raise AffsupError(f"{self.path} cannot be read ({error.strerror}): {again(self.path.parent)}") from None
+        if len(read) != end - start:
+            raise AffsupError(f"{self.path} is cut off: {again(self.path.parent)}")
+        return read
+
+    def pixels(self, index: int, at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Decode an image.
+
+        Args:
+            index: Which one.
+            at_most: More than this width and height is not needed: a JPEG may come out at a half, a quarter or an
+                eighth of its size that is no less than this.
+
+        Returns:
+            uint8 [H, W, 3], red, green, blue; of the size in `sizes` unless `at_most` says otherwise.
+
+        Raises:
+            AffsupError: The file is gone or damaged.
+        """
+        width, height = self.sizes[index]
+        try:
+            return pixels(self.encoded(index), (int(width), int(height)), at_most)
+        except PictureError as error:
+            raise AffsupError(f"{self.path}: image {self.names[index]} {error}: {again(self.path.parent)}") from None
+
+
+@dataclass(frozen=True)
+class NewScenes:
+    """One split to be written: annotations, and image by image the encoded bytes, or None to leave the image out.
+
+    `capacity` is the most bytes that the images can have together.
+    """
+
+    annotations: Annotations
+    encoded: Iterable[bytes | None]
+    capacity: int
+
+
+@dataclass(frozen=True)
+class WrittenScenes:
+    """What writing came to: the digest of the content, and what each split holds."""
+
+    digest: str
+    splits: dict[SceneSplitName, SceneSplitRecord]
+
+
+def write_scenes(
+    folder: Path,
+    classes: Sequence[str],
+    predicates: Sequence[str],
+    kind: RelationKind,
+    splits: dict[SceneSplitName, NewScenes],
+) -> WrittenScenes:
+    """Write `scenes.h5` into a folder, image by image.
+
+    Args:
+        folder: Where to; it exists.
+        classes: Class names.
+        predicates: Predicate names.
+        kind: What the relations are.
+        splits: `train` and `test`.
+
+    Raises:
+        OSError: The file cannot be written, as on a full disk.
+    """
+    digest = _ContentDigest(classes, predicates, kind)
+    records = {}
+    # Through a Python file: HDF5's own driver cannot close on a full disk and crashes the interpreter at exit.
+    with (folder / SCENES_FILE).open("w+b") as raw, h5py.File(raw, "w") as h5:
+        for name in SCENE_SPLITS:
+            split = splits[name]
+            group = h5.create_group(name)
+            # in one piece, so that a reader can go straight to the bytes; what left-out images do not fill is a hole
+            encoded = group.create_dataset("encoded", (split.capacity,), dtype=np.uint8)
+            kept, first_byte = [], [0]
+            for row, picture in enumerate(split.encoded):
+                if picture is None:
+                    continue
+                encoded[first_byte[-1] : first_byte[-1] + len(picture)] = np.frombuffer(picture, dtype=np.uint8)
+                digest.add_picture(picture)
+                kept.append(row)
+                first_byte.append(first_byte[-1] + len(picture))
+            group.create_dataset("first_byte", data=np.array(first_byte, dtype=np.int64))
+            annotations = split.annotations.take(np.array(kept, dtype=np.int64))
+            annotations.store(group)
+            digest.end_split(name, annotations)
+            records[name] = annotations.record(len(classes), kind)
+        h5.attrs["digest"] = digest.hexdigest()
+    return WrittenScenes(digest.hexdigest(), records)
+
+
+def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
+    """Open a split of a prepared data set of scenes, `<data>/<name>`, and see that it is what its manifest says.
+
+    Args:
+        folder: The prepared data set.
+        manifest: What `read_manifest` gave for it.
+        split: `train` or `test`.
+
+    Raises:
+        AffsupError: It is not prepared, or damaged or of another preparation.
+        UsageError: There is no such split, or the data set holds no scenes.
+    """
+    if not isinstance(manifest, SceneManifest):
+        raise UsageError(f"data set {manifest.dataset!r} holds labelled images, expected scenes with annotated objects")
+    if split not in SCENE_SPLITS:
+        raise UsageError(f"no split {split!r}: choose one of {', '.join(SCENE_SPLITS)}")
+    path = folder / SCENES_FILE
+    if not path.exists():
+        raise not_prepared(folder)
+    try:
+        with h5py.File(path, "r") as h5:
+            group = h5[split]
+            arrays = {key: group[key][:] for key in _DTYPES}
+            names = group["names"].asstr()[:].tolist()
+            first_byte, capacity = group["first_byte"][:], group["encoded"].shape[0]
+            offset, digest = group["encoded"].id.get_offset() or 0, h5.attrs["digest"]
+    except (OSError, KeyError, RuntimeError, ValueError, AttributeError) as error:
+        raise AffsupError(f"{path} is damaged ({error}): {again(folder)}") from None
+    if {key: array.dtype.name for key, array in arrays.items()} != _DTYPES:
+        raise AffsupError(f"{path} is not in the prepared format (split {split}): {again(folder)}")
+    verify_content(folder, manifest, SCENES_FILE, digest)
+    annotations = Annotations(names, **arrays)
+    wrong = _inconsistency(annotations, first_byte, capacity, manifest)
+    if not wrong and annotations.record(len(manifest.classes), manifest.relations) != manifest.splits[split]:
+        wrong = "other counts than its manifest"
+    if wrong:
+        raise AffsupError(f"{path}: split {split} has {wrong}: {again(folder)}")
+    return Scenes(path, manifest.relations, annotations, first_byte, offset)
+
+
+def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
+    """Check a prepared data set against its manifest: checksum, layout, boxes, labels, relations, counts and content.
+
+    Raises:
+        AffsupError: Something is wrong; the message says what.
+    """
+    verify_file(folder, manifest, SCENES_FILE)
+    digest = _ContentDigest(manifest.classes, manifest.predicates, manifest.relations)
+    for name in SCENE_SPLITS:
+        scenes = read_scenes(folder, manifest, name)
+        for index in range(len(scenes)):
+            digest.add_picture(scenes.encoded(index))
+        digest.end_split(name, scenes.annotations)
+    verify_content(folder, manifest, SCENES_FILE, digest.hexdigest())
+
+
+def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: int, manifest: SceneManifest) -> str:
+    """What is wrong with the layout or the ranges; nothing if all is well."""
+    images, objects, relations = len(held.ids), len(held.labels), len(held.predicates)
+    shapes = (
+        (held.sizes, (images, 2)),
+        (held.boxes, (objects, 4)),
+        (held.difficult, (objects,)),
+        (held.crowd, (objects,)),
+        (held.relations, (relations, 2)),
+    )
+    if len(held.names) != images or any(array.shape != shape for array, shape in shapes):
+        return "arrays of different lengths"
+    for key, first, total in (
+        ("first_object", held.first_object, objects),
+        ("first_relation", held.first_relation, relations),
+        ("first_byte", first_byte, min(capacity, int(first_byte.max(initial=0)))),
+    ):
+        if first.shape != (images + 1,) or first[0] != 0 or (np.diff(first) < 0).any() or first[-1] != total:
+            return f"{key} that does not count up to {total}"
+    if objects and (held.labels.min() < 0 or held.labels.max() >= len(manifest.classes)):
+        return f"labels outside 0..{len(manifest.classes) - 1}"
+    x1, y1, x2, y2 = held.boxes.T
+    width, height = held.sizes[held.image_of_object()].T
+    if not ((x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= width) & (y2 <= height)).all():
+        return "boxes that are empty or outside their image"
+    if relations:
+        in_image = np.diff(held.first_object)[held.image_of_relation(), None]
+        if not ((held.relations >= 0) & (held.relations < in_image)).all():
+            return "relations of objects that are not there"
+        if held.predicates.min() < 0 or held.predicates.max() >= len(manifest.predicates):
+            return f"predicates outside 0..{len(manifest.predicates) - 1}"
+    return ""
+
+
+class _ContentDigest:
+    """SHA-256 over the data themselves, free of how HDF5 lays them out."""
+
+    def __init__(self, classes: Sequence[str], predicates: Sequence[str], kind: RelationKind) -> None:
+        self._hash = hashlib.sha256(json.dumps([list(classes), list(predicates), kind]).encode())
+
+    def add_picture(self, encoded: bytes) -> None:
+        self._hash.update(f"picture {len(encoded)}".encode())
+        self._hash.update(encoded)
+
+    def end_split(self, name: str, annotations: Annotations) -> None:
+        self._hash.update(json.dumps([name, list(annotations.names), len(annotations.labels)]).encode())
+        for key in _DTYPES:
+            array: NDArray[np.generic] = getattr(annotations, key)
+            self._hash.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _gather(first: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which entries belong to the given images, and where each image's entries begin among them."""
+    counts = np.diff(first)[rows]
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    return np.arange(begins[-1]) + np.repeat(first[rows] - begins[:-1], counts), begins

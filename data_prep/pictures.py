@@ -1,0 +1,105 @@
+"""From an encoded picture to its pixels. The one place that knows of EXIF rotation, odd colour modes and damage."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from affsup_cli.errors import AffsupError
+
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, Image.DecompressionBombError)
+
+
+class PictureError(AffsupError):
+    """A picture that cannot be used. `reason` is the kind of trouble, the message tells of this picture."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def examine(encoded: bytes, size: tuple[int, int]) -> None:
+    """Make sure that a picture is whole and of its annotated size, decoding a JPEG only as finely as that takes.
+
+    Args:
+        encoded: The bytes of its file.
+        size: Width and height as annotated.
+
+    Raises:
+        PictureError: It is not.
+    """
+    _decode(encoded, size, at_most=(1, 1))
+
+
+def pixels(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decode a picture whose size is annotated: as stored if that is the size, turned as its EXIF says if then it is.
+
+    Args:
+        encoded: The bytes of its file.
+        size: Width and height as annotated.
+        at_most: More than this width and height is not needed: a JPEG may come out at a half, a quarter or an eighth
+            of its size that is no less than this.
+
+    Returns:
+        uint8 [H, W, 3], red, green, blue.
+
+    Raises:
+        PictureError: It cannot be decoded, or has another size either way.
+    """
+    return np.asarray(_decode(encoded, size, at_most))
+
+
+def open_picture(source: bytes | Path) -> NDArray[np.uint8]:
+    """Decode anyone's picture, upright as its EXIF says.
+
+    Args:
+        source: A file or its bytes.
+
+    Returns:
+        uint8 [H, W, 3], red, green, blue.
+
+    Raises:
+        AffsupError: It cannot be read or is no picture.
+    """
+    label = "the picture" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except _DAMAGE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AffsupError(f"{label} cannot be read as a picture ({reason}): give a JPEG or PNG file") from None
+
+
+def _decode(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | None) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            found = image.size
+            turned = found != size
+            if turned and _upright_size(image) != size:
+                raise PictureError(
+                    "of another size than annotated",
+                    f"is {found[0]}x{found[1]}, annotated as {size[0]}x{size[1]}",
+                )
+            if at_most:
+                image.draft(None, at_most[::-1] if turned else at_most)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
+    except _DAMAGE as error:
+        raise PictureError("cannot be decoded", f"cannot be decoded ({error})") from None
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)  # tag Orientation
+    return image.size[::-1] if sideways else image.size
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight instead of scaling them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")
+    return image.convert("RGB")

@@ -1,0 +1,245 @@
+"""Visual Genome in the layout that scene-graph papers use: 150 classes and 50 predicates in `VG-SGG.h5`.
+
+Its rows are the images of `image_data.json` without the four corrupt ones; its boxes are centre, width and height in an
+image whose longer side is 1,024.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from data_prep.official import OfficialScenes, SceneSet, SourceError
+
+if TYPE_CHECKING:
+    import h5py
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from data_prep.format import Annotations
+    from data_prep.scene_files import SceneFiles
+
+_CORRUPT = (1592, 1722, 4616, 4617)
+_LONG_SIDE = 1024
+_H5 = ("VG-SGG.h5", "VG-SGG-with-attri.h5")
+_DICTS = ("VG-SGG-dicts.json", "VG-SGG-dicts-with-attri.json")
+_IMAGE_DATA = "image_data.json"
+_COLUMNS = {  # of each data set of the h5 file that is read
+    "split": None,
+    "boxes_1024": 4,
+    "labels": 1,
+    "img_to_first_box": None,
+    "img_to_last_box": None,
+    "relationships": 2,
+    "predicates": 1,
+    "img_to_first_rel": None,
+    "img_to_last_rel": None,
+}
+
+
+def _read(files: SceneFiles) -> OfficialScenes:
+    import numpy as np
+
+    from data_prep.format import EXAMPLES, LeftOut
+
+    h5_name, dicts_name = _either(files, _H5), _either(files, _DICTS)
+    dicts = _load(files, dicts_name)
+    classes, predicates = (_vocabulary(dicts_name, dicts, key) for key in ("idx_to_label", "idx_to_predicate"))
+    ids, sizes = _images(files)
+    held = _datasets(h5_name, files)
+    if len(ids) != len(held["split"]):
+        raise SourceError(
+            f"{h5_name}: split has {len(held['split']):,} rows, {_IMAGE_DATA} {len(ids):,} images without the corrupt"
+        )
+    everything, unused = _annotations(h5_name, held, ids, sizes, len(classes), len(predicates))
+    wrong = np.flatnonzero(~np.isin(held["split"], (0, 2)))
+    if len(wrong):
+        raise SourceError(f"{h5_name}: split row {wrong[0]} is {held['split'][wrong[0]]}, expected 0 or 2")
+    left_out = [
+        LeftOut(
+            what=what,
+            reason="of no image",
+            count=len(rows),
+            examples=[f"{h5_name} row {row}" for row in rows[:EXAMPLES]],
+        )
+        for what, rows in unused.items()
+        if len(rows)
+    ]
+    return OfficialScenes(
+        classes=classes,
+        predicates=predicates,
+        relations="annotated",
+        train=everything.take(np.flatnonzero(held["split"] == 0)),
+        test=everything.take(np.flatnonzero(held["split"] == 2)),
+        pictures=files.pictures(),
+        left_out=tuple(left_out),
+    )
+
+
+def _either(files: SceneFiles, names: tuple[str, str]) -> str:
+    return names[1] if names[1] in files.annotations and names[0] not in files.annotations else names[0]
+
+
+def _load(files: SceneFiles, name: str) -> Any:
+    try:
+        return json.loads(files.annotation(name))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{name}: is not JSON ({error})") from None
+
+
+def _vocabulary(name: str, dicts: Any, key: str) -> tuple[str, ...]:
+    """The names numbered 1, 2, ..."""
+    entries = dicts.get(key) if isinstance(dicts, dict) else None
+    if not isinstance(entries, dict) or set(entries) != {str(i + 1) for i in range(len(entries))} or not entries:
+        raise SourceError(f"{name}: {key!r} is no table of names numbered from 1 on")
+    return tuple(str(entries[str(i + 1)]) for i in range(len(entries)))
+
+
+def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    import numpy as np
+
+    entries = _load(files, _IMAGE_DATA)
+    if not isinstance(entries, list):
+        raise SourceError(f"{_IMAGE_DATA}: is a {type(entries).__name__}, expected a list of images")
+    keys = ("image_id", "width", "height")
+    for number, entry in enumerate(entries):
+        for key in keys:
+            if not isinstance(entry, dict) or type(entry.get(key)) is not int or not 0 < entry[key] < 2**31:
+                raise SourceError(f"{_IMAGE_DATA}: entry {number} has no sound {key!r}")
+    rows = [[entry[key] for key in keys] for entry in entries if entry["image_id"] not in _CORRUPT]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+    if len(np.unique(table[:, 0])) != len(table):
+        raise SourceError(f"{_IMAGE_DATA}: has an image_id twice")
+    return table[:, 0], table[:, 1:].astype(np.int32)
+
+
+def _datasets(name: str, files: SceneFiles) -> dict[str, NDArray[np.int64]]:
+    import h5py
+
+    path = files.annotation_path(name)
+    try:
+        with h5py.File(path, "r") as h5:
+            return {key: _dataset(name, h5, key, columns) for key, columns in _COLUMNS.items()}
+    except (OSError, RuntimeError) as error:
+        raise SourceError(f"{name}: truncated or damaged ({error}); get it again") from None
+
+
+def _dataset(name: str, h5: h5py.File, key: str, columns: int | None) -> NDArray[np.int64]:
+    import numpy as np
+
+    if key not in h5:
+        raise SourceError(f"{name}: has no data set {key!r}; found {', '.join(sorted(h5)) or 'nothing'}")
+    try:
+        read = np.asarray(h5[key])
+    except (OSError, RuntimeError) as error:
+        raise SourceError(f"{name}: data set {key!r} is truncated or damaged ({error}); get it again") from None
+    if read.dtype.kind not in "iu" or read.shape[1:] != (() if columns is None else (columns,)):
+        expected = "[n]" if columns is None else f"[n, {columns}]"
+        raise SourceError(f"{name}: data set {key!r} is {read.dtype} {list(read.shape)}, expected integers {expected}")
+    return read.astype(np.int64)
+
+
+def _annotations(
+    name: str,
+    held: dict[str, NDArray[np.int64]],
+    ids: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    classes: int,
+    predicates: int,
+) -> tuple[Annotations, dict[Literal["objects", "relations"], NDArray[np.int64]]]:
+    """The annotations of all images, and the rows of objects and relations that are of none."""
+    import numpy as np
+
+    from data_prep.annotating import as_boxes, counted_up
+    from data_prep.format import Annotations
+
+    for key, rows_of in (("labels", "boxes_1024"), ("predicates", "relationships")):
+        if len(held[key]) != len(held[rows_of]):
+            raise SourceError(f"{name}: {key} has {len(held[key]):,} rows, {rows_of} {len(held[rows_of]):,}")
+    objects, object_counts = _rows_of_images(name, held, "box", "boxes_1024")
+    relations, relation_counts = _rows_of_images(name, held, "rel", "relationships")
+
+    first_object = counted_up(object_counts)
+    image_of_relation = np.repeat(np.arange(len(ids)), relation_counts)
+    # to indices into the objects of the image: absolute row less the image's first
+    inner = held["relationships"][relations] - held["img_to_first_box"][image_of_relation, None]
+    wrong = np.flatnonzero(((inner < 0) | (inner >= object_counts[image_of_relation, None])).any(axis=1))
+    if len(wrong):
+        row, image = relations[wrong[0]], image_of_relation[wrong[0]]
+        first, last = held["img_to_first_box"][image], held["img_to_last_box"][image]
+        raise SourceError(
+            f"{name}: relationships row {row} is {held['relationships'][row].tolist()}, outside the boxes "
+            f"{first} to {last} of its image (row {image})"
+        )
+
+    image_of_object = np.repeat(np.arange(len(ids)), object_counts)
+    scale = (sizes.max(axis=1) / _LONG_SIDE)[image_of_object, None]
+    centre, extent = np.split(held["boxes_1024"][objects] * scale, 2, axis=1)
+    annotations = Annotations(
+        names=[f"{number}.jpg" for number in ids],
+        ids=ids,
+        sizes=sizes,
+        first_object=first_object,
+        boxes=as_boxes(np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)),
+        labels=_from_zero(name, held["labels"], "labels", classes)[objects],
+        difficult=np.zeros(len(objects), dtype=np.bool_),
+        crowd=np.zeros(len(objects), dtype=np.bool_),
+        first_relation=counted_up(relation_counts),
+        relations=inner,
+        predicates=_from_zero(name, held["predicates"], "predicates", predicates)[relations],
+    )
+    return annotations, {
+        "objects": np.flatnonzero(np.bincount(objects, minlength=len(held["labels"])) == 0),
+        "relations": np.flatnonzero(np.bincount(relations, minlength=len(held["predicates"])) == 0),
+    }
+
+
+def _rows_of_images(
+    name: str, held: dict[str, NDArray[np.int64]], kind: str, table: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of a table in the order of the images they belong to, and how many each image has."""
+    import numpy as np
+
+    first, last = held[f"img_to_first_{kind}"], held[f"img_to_last_{kind}"]
+    if not len(first) == len(last) == len(held["split"]):
+        raise SourceError(
+            f"{name}: img_to_first_{kind} and img_to_last_{kind} have {len(first):,} and {len(last):,} rows, "
+            f"split {len(held['split']):,}"
+        )
+    none = (first == -1) & (last == -1)
+    wrong = np.flatnonzero(~none & ~((first >= 0) & (first <= last) & (last < len(held[table]))))
+    if len(wrong):
+        row = wrong[0]
+        raise SourceError(
+            f"{name}: row {row} of img_to_first_{kind} and img_to_last_{kind} is {first[row]} and {last[row]}, "
+            f"expected -1 twice or a range within the {len(held[table]):,} rows of {table}"
+        )
+    counts = np.where(none, 0, last - first + 1)
+    before = np.cumsum(counts) - counts
+    rows = np.arange(counts.sum()) + np.repeat(first - before, counts)
+    twice = np.flatnonzero(np.bincount(rows) > 1)
+    if len(twice):
+        raise SourceError(f"{name}: img_to_first_{kind} and img_to_last_{kind} give row {twice[0]} of {table} twice")
+    return rows, counts
+
+
+def _from_zero(name: str, numbered: NDArray[np.int64], key: str, count: int) -> NDArray[np.int64]:
+    import numpy as np
+
+    wrong = np.flatnonzero((numbered[:, 0] < 1) | (numbered[:, 0] > count))
+    if len(wrong):
+        raise SourceError(f"{name}: {key} row {wrong[0]} is {numbered[wrong[0], 0]}, expected 1 to {count}")
+    return numbered[:, 0] - 1
+
+
+DATASET = SceneSet(
+    name="vg",
+    summary="Visual Genome (VG150): 75,651 + 32,422 photographs, 150 classes, 50 predicates, annotated relations",
+    official_counts={"train": 75_651, "test": 32_422},
+    read=_read,
+    needed=r"(?P<annotation>VG-SGG(?:-with-attri)?\.h5|VG-SGG-dicts(?:-with-attri)?\.json|image_data\.json)"
+    r"|(?P<picture>\d+\.jpg)",
+    wanted=f"the folders with VG_100K/, VG_100K_2/ and {_IMAGE_DATA} of Visual Genome 1.2 "
+    f"(https://homes.cs.washington.edu/~ranjay/visualgenome), and with {_H5[0]} and {_DICTS[0]} as scene-graph papers "
+    "publish them",
+)
