@@ -13,25 +13,30 @@ class Averages:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        self._weights: dict[str, float | Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
-        """Count each scalar `weight` times."""
+    def add(self, values: Mapping[str, Tensor], weight: float | Tensor) -> None:
+        """Count each scalar `weight` times; a value that counts 0 times must be finite all the same."""
         for name, value in values.items():
             term = value.detach().double() * weight
             self._sums[name] = self._sums[name] + term if name in self._sums else term
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def read(self) -> dict[str, float]:
-        """Return the means so far."""
+        """Return the means so far, without those of which nothing has counted yet."""
         if not self._sums:
             return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
-        return {name: total / self._weights[name] for name, total in zip(self._sums, sums, strict=True)}
+        weights = [torch.as_tensor(weight, dtype=torch.float64) for weight in self._weights.values()]
+        of_sums, of_weights = torch.stack(list(self._sums.values())).tolist(), torch.stack(weights).tolist()
+        read = zip(self._sums, of_sums, of_weights, strict=True)
+        return {name: total / weight for name, total, weight in read if weight}
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """Return the sums as plain numbers, for a checkpoint."""
-        return {"sums": {name: value.item() for name, value in self._sums.items()}, "weights": dict(self._weights)}
+        return {
+            "sums": {name: value.item() for name, value in self._sums.items()},
+            "weights": {name: float(weight) for name, weight in self._weights.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]], device: torch.device) -> None:
         """Continue from `state_dict`."""
