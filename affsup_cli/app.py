@@ -14,6 +14,7 @@ from affsup_cli.commands.demo import demo
 from affsup_cli.commands.doctor import doctor
 from affsup_cli.commands.evaluate import evaluate
 from affsup_cli.commands.list import list_
+from affsup_cli.commands.predict import predict
 from affsup_cli.commands.prepare import prepare
 from affsup_cli.commands.report import report
 from affsup_cli.commands.show import show
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(prepare)
 app.command()(train)
 app.command()(evaluate)
+app.command()(predict)
 app.command()(sweep)
 app.command()(report)
 app.command(name="list")(list_)
@@ -57,6 +59,7 @@ def root(
     affsup demo
     affsup prepare cifar10
     affsup train minibatch --dataset cifar10 --arch resnet20
+    affsup train relnet --gamma 2
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup report table3
     """

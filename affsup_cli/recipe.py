@@ -1,7 +1,8 @@
 """The typed recipe: every field of an experiment, and how TOML, data-set defaults and overrides become one.
 
 A recipe file holds the sections of the classes below, plus one optional table `[datasets.NAME.SECTION]` for each data
-set whose schedule or augmentation departs from the file's own. The order is: file, then data set, then overrides.
+set whose schedule or augmentation departs from the file's own, and may say which shipped recipe it `extends`. The order
+is: extended file, file, then data set, then overrides.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 
@@ -43,17 +44,15 @@ class ImageModel(Section):
     arch: str = Field(description="resnet20, resnet56, resnet110, resnet18, resnet50 or resnet101")
 
 
-class BatchAffinity(Section):
-    """`[affinity]`: L_G on the similarity graph of a mini-batch (sections 3 and 5)."""
+class Affinity(Section):
+    """`[affinity]`: L_G, whatever the graph (section 3)."""
 
-    loss: Literal["none", "focal", "log", "l2", "smooth_l1", "bce"] = Field(description="form of L_G; none = base CNN")
+    loss: Literal["none", "focal", "log", "l2", "smooth_l1", "bce"] = Field(
+        description="form of L_G; none = base network"
+    )
     gamma: float = Field(description="exponent of the focal term (eq. 7): 0, or 1 and above")
     lambda_: float = Field(alias="lambda", ge=0, description="weight of L_G in the total loss (eq. 8)")
     softmax: Literal["matrix", "row"] = Field(description="softmax over the whole matrix (eq. 3) or each row (eq. 12)")
-    diagonal: Literal["exclude", "keep"] = Field(description="whether an image's affinity to itself counts")
-    features: Literal["pooled", "logits"] = Field(description="which vectors the graph is built from")
-    normalize: bool = Field(description="scale the vectors to unit length first")
-    temperature: float = Field(gt=0, description="divide the affinities by this")
     measure: bool = Field(description="record M also where L_G is not trained on")
 
     @field_validator("gamma")
@@ -64,20 +63,106 @@ class BatchAffinity(Section):
         return gamma
 
 
+class BatchAffinity(Affinity):
+    """`[affinity]`: L_G on the similarity graph of a mini-batch (section 5)."""
+
+    diagonal: Literal["exclude", "keep"] = Field(description="whether an image's affinity to itself counts")
+    features: Literal["pooled", "logits"] = Field(description="which vectors the graph is built from")
+    normalize: bool = Field(description="scale the vectors to unit length first")
+    temperature: float = Field(gt=0, description="divide the affinities by this")
+
+
+class RelationAffinity(Affinity):
+    """`[affinity]`: L_G on the attention between the proposals of an image (section 4)."""
+
+    target: Literal["different-category", "different-instance", "relationship", "category-pair"] = Field(
+        description="which pairs of proposals should attend to each other (section 4.1, 6.5, supplement E)"
+    )
+    first: str = Field(description="category-pair: class of the reference object, such as person; else empty")
+    second: str = Field(description="category-pair: class of the other object; empty = any")
+    module: int = Field(ge=1, description="which relation module's graph, 1 = the first")
+    heads: Literal["mean", "each"] = Field(description="a graph of the heads' mean, or one a head; ranked: the mean")
+    geometry: bool = Field(description="add the geometric term to the graph (eq. 9 has none)")
+
+
+class SceneData(Section):
+    """`[data]`: which prepared data set of annotated scenes, and at what size (reading 11)."""
+
+    name: str
+    short_side: int = Field(ge=16, description="pixels that the shorter side is scaled to")
+    long_side: int = Field(ge=16, description="pixels that the longer side has at most")
+    mirror: bool = Field(description="an epoch passes each image and its mirror image")
+
+
+class Detector(Section):
+    """`[model]`: Faster R-CNN (reading 11)."""
+
+    arch: str = Field(
+        description="backbone: resnet18, resnet50, resnet101, mobilenet_v3_large, efficientnet_lite0 or convnet (small)"
+    )
+    weights: str = Field(
+        description="imagenet (torchvision's), a file, or none; with any, the stem and the batch norms are frozen"
+    )
+    pixels: Literal["torchvision", "caffe", "signed"] = Field(
+        description="what the backbone takes: RGB with ImageNet's mean and deviation, BGR minus a mean, or -1..1"
+    )
+    anchor_scales: tuple[float, ...] = Field(strict=False, min_length=1, description="anchor sides in backbone strides")
+    anchor_ratios: tuple[float, ...] = Field(strict=False, min_length=1, description="height over width")
+    proposals: int = Field(ge=1, description="regions an image (N)")
+    candidates: int = Field(ge=1, description="highest-scoring anchors that NMS at 0.7 takes the proposals from")
+    pooling: Literal["pool", "align"] = Field(description="RoIPool or RoIAlign, 7x7")
+    channels: int = Field(ge=1, description="of the map that regions are pooled from, after a 1x1 convolution")
+    width: int = Field(ge=1, description="outputs of each fully connected layer of the head")
+    initial: Literal["normal", "kaiming"] = Field(
+        description="new layers' weights: N(0, 0.01), or scaled by their inputs, for networks from scratch (He et al.)"
+    )
+    mined: int = Field(ge=1, description="regions an image with the highest losses that the head learns from")
+
+
+class Relation(Section):
+    """`[relation]`: the modules between the head's layers (Relation Networks; reading 4)."""
+
+    modules: Literal[1, 2] = Field(description="one after each fully connected layer, or after the last alone")
+    heads: int = Field(ge=1)
+    key_dim: int = Field(ge=1, description="width of a head's queries and keys (d_k, eq. 9)")
+
+
+class Pairs(Section):
+    """`[pairs]`: Relationship Proposal Networks' scoring of pairs (reading 18)."""
+
+    hidden: int = Field(ge=1, description="width of both compatibility branches")
+    sampled: int = Field(ge=2, description="pairs an image that scores are trained on, at most half of them annotated")
+
+
+class SceneTest(Section):
+    """`[test]`: what evaluation keeps and ranks (readings 11 and 13)."""
+
+    detections: int = Field(ge=1, description="an image, over all classes, after soft-NMS")
+    recall_at: tuple[int, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")
+
+
 class Training(Section):
     """`[train]`: schedule, optimiser and arithmetic (section 6.2)."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2, description="images a step")
+    batch_size: int = Field(ge=1, description="images a step")
     learning_rate: float = Field(gt=0)
     milestones: tuple[int, ...] = Field(
         strict=False, description="epochs after which the learning rate is divided by 10"
     )
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
+    clip_norm: float = Field(ge=0, description="norm that the gradient of all parameters is cut down to; 0 = never")
     precision: Literal["float32", "tf32", "bf16"] = Field(description="bf16 = autocast; tf32 changes CUDA only")
-    compile: bool = Field(description="run the backbone through torch.compile")
+    select: Literal["best", "last"] = Field(description="test the best epoch on the validation split, or the last")
     test_curve: bool = Field(description="evaluate the test split after every epoch (figure 5); never used to choose")
+
+
+class ClassifierTraining(Training):
+    """`[train]` of a classifier."""
+
+    batch_size: int = Field(ge=2, description="images a step")
+    compile: bool = Field(description="run the backbone through torch.compile")
 
 
 class Execution(Section):
@@ -91,11 +176,19 @@ class Execution(Section):
 class Recipe(Section):
     """What every recipe has. Each task adds its own sections in a class below."""
 
+    CELL_FIELDS: ClassVar[frozenset[str]] = frozenset()
+    """Fields of this class alone (dotted keys) that `defines_cell`."""
+
     name: str = Field(pattern=NAME)
     task: str
     seed: int = Field(ge=0, lt=2**63)
     train: Training
     run: Execution
+
+    @classmethod
+    def defines_cell(cls, field: str) -> bool:
+        """Return whether runs that differ in `field` (a dotted key) can never stand in the same cell of a table."""
+        return field in ("task", "data.name") or field.startswith("affinity.") or field in cls.CELL_FIELDS
 
     def flat(self) -> dict[str, Any]:
         """Return the fields under dotted keys, as `--set` takes them: `{"affinity.gamma": 4.0, ...}`."""
@@ -117,13 +210,73 @@ class Recipe(Section):
 class MinibatchRecipe(Recipe):
     """Affinity supervision of image classification (section 5)."""
 
+    CELL_FIELDS = frozenset({"model.arch"})
+
     task: Literal["minibatch"]
     data: ImageData
     model: ImageModel
     affinity: BatchAffinity
+    train: ClassifierTraining
 
 
-RECIPE_OF_TASK: dict[str, type[Recipe]] = {"minibatch": MinibatchRecipe}
+class DetectionRecipe(Recipe):
+    """What the three detection recipes share."""
+
+    data: SceneData
+    model: Detector
+    test: SceneTest
+
+    @model_validator(mode="after")
+    def _last_epoch_is_tested(self) -> DetectionRecipe:
+        if self.train.select == "best":
+            raise ValueError("train.select = 'best', but sets of scenes have no validation split: expected 'last'")
+        return self
+
+
+class FrcnnRecipe(DetectionRecipe):
+    """Object detection without relations: Faster R-CNN, the base network of tables 1 and 5."""
+
+    task: Literal["frcnn"]
+
+
+class RelnetRecipe(DetectionRecipe):
+    """Object detection with attention between proposals (Relation Networks), supervised by L_G or not (section 4)."""
+
+    task: Literal["relnet"]
+    relation: Relation
+    affinity: RelationAffinity
+
+    @classmethod
+    def defines_cell(cls, field: str) -> bool:
+        """As for every recipe, but for lambda: no table varies it, and networks of other sizes need others."""
+        return field != "affinity.lambda" and super().defines_cell(field)
+
+    @model_validator(mode="after")
+    def _affinity_fits(self) -> RelnetRecipe:
+        affinity = self.affinity
+        if affinity.module > self.relation.modules:
+            raise ValueError(f"affinity.module = {affinity.module}, but relation.modules = {self.relation.modules}")
+        if (affinity.target == "category-pair") != bool(affinity.first):
+            raise ValueError(
+                f"affinity.target = '{affinity.target}' with affinity.first = '{affinity.first}': name the reference's "
+                "class there for category-pair, and for no other target"
+            )
+        return self
+
+
+class RelpnRecipe(DetectionRecipe):
+    """Relationship Proposal Networks, the compared system of figure 4: pairs scored by two learned branches."""
+
+    task: Literal["relpn"]
+    pairs: Pairs
+
+
+RECIPE_OF_TASK: dict[str, type[Recipe]] = {
+    "minibatch": MinibatchRecipe,
+    "frcnn": FrcnnRecipe,
+    "relnet": RelnetRecipe,
+    "relpn": RelpnRecipe,
+}
 
 
 def recipes_folder() -> Path:
@@ -155,7 +308,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
             raise UsageError(
                 f"no recipe '{name}'{did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
             )
-    fields = parse_toml(path)
+    fields = _extended(parse_toml(path))
     of_datasets = _table(fields.pop("datasets", {}), "datasets")
     fields.setdefault("name", path.stem)
     dataset = str(overrides.get("data.name", _table(fields.get("data", {}), "data").get("name")))
@@ -200,6 +353,19 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     """Return the keys of two flat recipes whose values differ, with both values."""
     keys = [*first, *(key for key in second if key not in first)]
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def _extended(fields: dict[str, Any]) -> dict[str, Any]:
+    """Put a file's fields on top of those of the shipped recipe that it `extends`."""
+    base = fields.pop("extends", None)
+    if base is None:
+        return fields
+    if base not in recipe_names():
+        raise UsageError(f"extends = {base!r}{did_you_mean(str(base), recipe_names())}: name a shipped recipe")
+    below = _extended(parse_toml(recipes_folder() / f"{base}.toml"))
+    for key, value in _flatten(fields):
+        _assign(below, key, value)
+    return below
 
 
 def _validate(fields: dict[str, Any], where: str) -> Recipe:

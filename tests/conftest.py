@@ -22,6 +22,22 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a few generated scenes prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    data_prep.prepare("shapes", data_dir=folder, limit=24)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def voc_mini(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the small real VOC prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    data_prep.prepare("voc07", sources=[real_data / "voc_mini" / "VOCdevkit"], data_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets that AFFSUP_REAL_DATA names."""
     folder = os.environ.get("AFFSUP_REAL_DATA")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 
 from affsup_cli.engine.run_folder import RunFolder
@@ -9,9 +11,12 @@ from affsup_cli.engine.run_folder import RunFolder
 console = Console(soft_wrap=True, highlight=False)
 
 
+_SHARES = ("accuracy", "map_", "recall")
+
+
 def metric_text(name: str, value: float) -> str:
-    """Return a metric as people read it: accuracies in percent."""
-    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
+    """Return a metric as people read it: accuracies, precisions and recalls in percent."""
+    return f"{value:.2%}" if any(share in name for share in _SHARES) else f"{value:.4f}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -19,10 +24,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """Print numbers, a line each."""
+    width = max(map(len, metrics), default=0) + 2
+    for name, value in metrics.items():
+        console.print(f"{name:<{width}}[bold]{metric_text(name, value)}[/bold]")
+
+
 def print_result(run: RunFolder) -> None:
     """Print the numbers of a finished run, and where its files are."""
     result = run.result()
-    for name, value in result["metrics"].items():
-        console.print(f"{name:<16}[bold]{metric_text(name, value)}[/bold]")
-    console.print(f"of epoch {result['best_epoch']} of {result['epochs']}, the best on the validation split")
-    console.print(f"in {run.path}: result.json, metrics.jsonl, best.pt, recipe.toml", markup=False)
+    print_metrics({name: value for name, value in result["metrics"].items() if not name.startswith("train_")})
+    chosen = "the last" if run.recipe().train.select == "last" else "the best on the validation split"
+    console.print(f"of epoch {result['best_epoch']} of {result['epochs']}, {chosen}")
+    files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
+    console.print(f"in {run.path}: {', '.join(files)}", markup=False)

@@ -26,18 +26,19 @@ def evaluate(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Evaluate a run's best model and print its numbers.
+    """Evaluate a run's model and print its numbers.
 
-    The best model is that of the epoch with the highest accuracy on the validation split.
+    Of classifiers the model is that of the epoch with the highest accuracy on the validation split, of detectors that
+    of the last epoch; they leave their detections (COCO's format) and strongest relationship proposals in the run
+    folder.
 
     \b
     affsup evaluate minibatch-digits-resnet20-focal-seed0-3f2a91c0
     affsup evaluate runs/my-run --split val
     """
-    from affsup_cli.commands.console import console, metric_text
+    from affsup_cli.commands.console import print_metrics
     from affsup_cli.engine.run_folder import RunFolder
     from affsup_cli.tasks.evaluation import evaluate_run
 
     folder = RunFolder.open(Path(run) if Path(run).is_dir() else runs / run)
-    for name, value in evaluate_run(folder, data, split.value, device or "auto").items():
-        console.print(f"{name:<16}{metric_text(name, value)}")
+    print_metrics(evaluate_run(folder, data, split.value, device or "auto"))

@@ -7,17 +7,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 import data_prep
 from affsup_cli.commands.console import counted, metric_text
-from affsup_cli.commands.split_table import split_table
+from affsup_cli.commands.split_table import left_out_lines, split_table
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import Recipe, field_help, load_recipe, recipe_names
 from affsup_cli.reporting.experiments import experiments
 from affsup_cli.reporting.spec import load_spec, report_names
-from data_prep.format import Manifest, read_manifest
+from data_prep.format import AnyManifest, read_manifest
+
+_HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5"}
 
 
 def recipes() -> Table:
@@ -54,7 +57,7 @@ def runs(runs_dir: Path) -> RenderableType:
     if not rows:
         return f"no runs in {runs_dir} yet: `affsup train minibatch` makes one"
     return _table(
-        f"runs (in {runs_dir})", ("name", "state", "test accuracy", "test M"), rows, right=("test accuracy", "test M")
+        f"runs (in {runs_dir})", ("name", "state", "on the test split", "M"), rows, right=("on the test split", "M")
     )
 
 
@@ -97,8 +100,9 @@ def _describe_table(name: str) -> Iterable[RenderableType]:
     yield _table(spec.title, ("cell (for --only)", "runs"), rows, right=("runs",))
 
 
-def _describe_dataset(manifest: Manifest) -> Iterable[RenderableType]:
+def _describe_dataset(manifest: AnyManifest) -> Iterable[RenderableType]:
     yield split_table(manifest)
+    yield from map(escape, left_out_lines(manifest))
     source = manifest.source
     matched = {True: "matched", False: "not matched", None: "not known"}[source.official]
     yield f"from {source.kind} {', '.join(source.files)} (official checksum: {matched})"
@@ -133,19 +137,16 @@ def _run_row(run: RunFolder) -> tuple[str, str, str, str]:
         if result["kind"] == "cost":
             return run.name, "measured", "–", "–"
         metrics = result["metrics"]
-        return (
-            run.name,
-            counted(result["epochs"], "epoch"),
-            f"{metrics['test_accuracy']:.2%}",
-            f"{metrics['test_mass']:.3f}",
-        )
+        shown = [f"{label} {metrics[key]:.2%}" for key, label in _HEADLINES.items() if key in metrics]
+        mass = f"{metrics['test_mass']:.3f}" if "test_mass" in metrics else "–"
+        return run.name, counted(result["epochs"], "epoch"), ", ".join(shown), mass
     except (AffsupError, KeyError) as error:
         return run.name, f"damaged: {error}", "–", "–"
 
 
-def _counts(manifest: Manifest) -> str:
-    train, val, test = (manifest.splits[split].count for split in ("train", "val", "test"))
-    return f"{train:,} train, {val:,} val, {test:,} test" + ("" if manifest.complete else " (a part)")
+def _counts(manifest: AnyManifest) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.image_counts().items())
+    return counts + ("" if manifest.complete else " (a part)")
 
 
 def _plain(value: object) -> str:

@@ -37,12 +37,17 @@ class LiveLine(Observer):
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
         """Print the epoch's line, which stays."""
-        text = (
-            f"{self._label}epoch {record['epoch']}: {', '.join(_numbers('train', record))} · "
-            f"val accuracy {record['val_accuracy']:.2%}, M {record['val_mass']:.3f} · "
-            f"{record['images_per_second']:,.0f} images/s"
-        )
-        self._console.print(text)
+        validation = [
+            text.format(record[key])
+            for key, text in (("val_accuracy", "val accuracy {:.2%}"), ("val_mass", "M {:.3f}"))
+            if key in record
+        ]
+        parts = [
+            f"{self._label}epoch {record['epoch']}: {', '.join(_numbers('train', record))}",
+            *([", ".join(validation)] if validation else []),
+            f"{record['images_per_second']:,.0f} images/s",
+        ]
+        self._console.print(" · ".join(parts), markup=False)
 
     def close(self) -> None:
         """Remove the line."""
@@ -55,6 +60,10 @@ def _numbers(split: str, values: Mapping[str, Any]) -> list[str]:
         (f"{split}_mass", "M {:.3f}"),
         (f"{split}_loss", "loss {:.3f}"),
         (f"{split}_class_loss", "class {:.3f}"),
+        (f"{split}_box_loss", "box {:.3f}"),
+        (f"{split}_objectness_loss", "objectness {:.3f}"),
+        (f"{split}_proposal_loss", "proposals {:.3f}"),
+        (f"{split}_pair_loss", "pairs {:.3f}"),
         (f"{split}_affinity_loss", "L_G {:.3f}"),
         ("gradient_share", "L_G's gradient {:.1%}"),
     ]

@@ -12,13 +12,17 @@ from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, Run
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (`affsup list recipes`) or a TOML file.")],
     dataset: Annotated[str | None, typer.Option(help="Prepared data set (`affsup list datasets`).")] = None,
-    arch: Annotated[str | None, typer.Option(help="Network, such as resnet20.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Network or backbone, such as resnet20, resnet101.")] = None,
     loss: Annotated[
         str | None, typer.Option(help="Form of L_G: focal, log, l2, smooth_l1, bce; none = base network.")
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Focal exponent: 0, or 1 and above.")] = None,
     weight: Annotated[float | None, typer.Option("--lambda", help="Weight of L_G in the total loss.")] = None,
     softmax: Annotated[str | None, typer.Option(help="matrix or row.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Of L_G: different-category, different-instance, relationship or category-pair."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Length of the run; the milestones stay where they are.")] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, order and augmentation.")] = None,
     device: Device = None,
@@ -33,10 +37,14 @@ def train(
     """Train one run of a recipe and evaluate it.
 
     All of it is kept in a run folder. Ctrl-C saves and leaves; the same call with --resume goes on. Without options
-    `minibatch` trains on the digits that ship with the install; `affsup show minibatch` lists all fields for --set.
+    `minibatch` trains on the digits that ship with the install, `frcnn`, `relnet` and `relpn` on generated scenes;
+    `affsup show relnet` lists all fields of a recipe for --set.
 
     \b
     affsup train minibatch
+    affsup train relnet --gamma 2
+    affsup train relnet --dataset voc07 --loss none
+    affsup train relnet --dataset vg --target relationship
     affsup train minibatch --dataset cifar10 --arch resnet20
     affsup train minibatch --dataset cifar10 --arch resnet20 --loss none
     affsup train minibatch --gamma 2 --seed 1 --set train.batch_size=64
@@ -57,6 +65,7 @@ def train(
         "affinity.gamma": gamma,
         "affinity.lambda": weight,
         "affinity.softmax": softmax,
+        "affinity.target": target,
         "train.epochs": epochs,
         "seed": seed,
         "run.device": device,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from affsup_cli.data.epochs import epoch_generator
 from data_prep.format import Manifest, read_split
 
 
@@ -94,7 +95,7 @@ class AugmentedEpochs:
 
     def begin(self, epoch: int) -> None:
         """Draw the order, crops and mirrorings of `epoch`."""
-        generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
+        generator = epoch_generator(self._seed, epoch)
         count, device = len(self._data), self._data.device
         offsets = 2 * self._augmentation.pad + 1
         self._order = torch.randperm(count, generator=generator).to(device)
@@ -126,12 +127,3 @@ def load_images(folder: Path, manifest: Manifest, split: str, device: torch.devi
         manifest.channel_std,
         device,
     )
-
-
-def _mix(seed: int, epoch: int) -> int:
-    """Spread `(seed, epoch)` over 63 bits, so that neighbouring seeds share no epoch (the finaliser of SplitMix64)."""
-    mask = (1 << 64) - 1
-    x = (seed * 0x9E3779B97F4A7C15 + epoch + 1) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return (x ^ (x >> 31)) >> 1

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from affsup_cli.engine.task import Task
-from affsup_cli.engine.training import optimizer
+from affsup_cli.engine.training import optimizer, step
 from affsup_cli.recipe import Training
 
 BuildTask = Callable[[], Task]
@@ -73,6 +73,7 @@ class _StepClock:
     def __init__(self, task: Task, train: Training) -> None:
         self._task = task
         self._optimizer = optimizer(task, train)
+        self._clip_norm = train.clip_norm
         self._device = next(task.model.parameters()).device
         self._taken = 0
         self.steps = task.steps
@@ -82,12 +83,12 @@ class _StepClock:
         self._wait()
         begun = time.perf_counter()
         for _ in range(steps):
-            epoch, step = divmod(self._taken, self.steps)
-            if step == 0:
+            epoch, of_epoch = divmod(self._taken, self.steps)
+            if of_epoch == 0:
                 self._task.begin_epoch(epoch)
             self._optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(self._task.losses(step).total())
-            self._optimizer.step()
+            torch.autograd.backward(self._task.losses(of_epoch).total())
+            step(self._optimizer, self._clip_norm)
             self._taken += 1
         self._wait()
         return time.perf_counter() - begun

@@ -6,6 +6,9 @@ metrics.jsonl      one line an epoch
 last.pt            the newest checkpoint: continues the run
 best.pt            the model of the best epoch on the validation split
 features.npz       test features of that model (figure 6)
+examples.h5        a few test images and what is related in them (figures 1, 7 and 9)
+detections-SPLIT.json    detections in COCO's results format
+relationships-SPLIT.h5   the strongest pairs of proposals of each image
 result.json        written last: its presence says that the run is finished
 """
 
@@ -73,6 +76,7 @@ class RunFolder:
         self.checkpoint = path / "last.pt"
         self.best = path / "best.pt"
         self.features = path / "features.npz"
+        self.examples = path / "examples.h5"
         self._recipe = path / "recipe.toml"
         self._environment = path / "environment.json"
         self._metrics = path / "metrics.jsonl"
@@ -96,6 +100,14 @@ class RunFolder:
     def name(self) -> str:
         """The folder's own name."""
         return self.path.name
+
+    def detections(self, split: str) -> Path:
+        """The file of what was detected in a split, in COCO's results format."""
+        return self.path / f"detections-{split}.json"
+
+    def relationships(self, split: str) -> Path:
+        """The file of the strongest relationship proposals of a split, HDF5."""
+        return self.path / f"relationships-{split}.h5"
 
     @property
     def exists(self) -> bool:

@@ -22,6 +22,8 @@ class Losses:
         weight: lambda.
         meeting: the tensor through which both losses reach the network; there the gradient share of L_G is measured.
         metrics: further scalars to average over the epoch, by name.
+        of_some: the same of a part of the batch: the mean over that part, and how many images it has (a scalar, 0 or
+            more). What only images with a target have is averaged over these.
     """
 
     size: int
@@ -30,6 +32,7 @@ class Losses:
     weight: float
     meeting: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    of_some: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def total(self) -> Tensor:
         """Return L."""
@@ -73,5 +76,5 @@ class Task(Protocol):
     def score(self, metrics: Mapping[str, float]) -> float:
         """Return what the best epoch is chosen by, higher is better, from `evaluate("val")`."""
 
-    def export(self, folder: Path) -> None:
-        """Write what reports need of the best model beyond numbers into the run folder."""
+    def export(self, folder: Path, split: str) -> None:
+        """Write what reports need of a split beyond numbers into the run folder; `evaluate(split)` came before."""

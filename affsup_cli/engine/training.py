@@ -37,6 +37,13 @@ def optimizer(task: Task, train: Training) -> torch.optim.Optimizer:
     )
 
 
+def step(steps: torch.optim.Optimizer, clip_norm: float) -> None:
+    """Take a step along the gradients there are, cut down to the norm `clip_norm` if that is not 0."""
+    if clip_norm:
+        torch.nn.utils.clip_grad_norm_([p for group in steps.param_groups for p in group["params"]], clip_norm)
+    steps.step()
+
+
 class Trainer:
     """One run, from wherever its folder stands to its end.
 
@@ -107,7 +114,7 @@ class Trainer:
             self._record(losses, total, looking)
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(total)
-            self._optimizer.step()
+            step(self._optimizer, self._train.clip_norm)
             self._step += 1
             now = time.perf_counter()
             self._epoch_seconds = resumed_seconds + now - begun
@@ -132,6 +139,8 @@ class Trainer:
             if looking:
                 self._averages.add({"gradient_share": losses.gradient_share()}, losses.size)
         self._averages.add({f"train_{name}": value for name, value in values.items()}, losses.size)
+        for name, (value, count) in losses.of_some.items():
+            self._averages.add({f"train_{name}": value}, count)
         self._watch.look(values)
         self._images += losses.size
 
@@ -146,7 +155,8 @@ class Trainer:
             observer.progressed(progress)
 
     def _end_epoch(self) -> None:
-        validation = self._task.evaluate("val")
+        selecting = self._train.select == "best"
+        validation = self._task.evaluate("val") if selecting else {}
         record: dict[str, Any] = {
             "epoch": self._epoch + 1,
             "learning_rate": learning_rate(self._train, self._epoch),
@@ -158,8 +168,8 @@ class Trainer:
         _refuse_non_finite(record, f"after epoch {self._epoch + 1}")
         record |= {"images_per_second": self._images / self._epoch_seconds, "seconds": self._epoch_seconds}
         self._seconds += self._epoch_seconds
-        score = self._task.score(validation)
-        improved = score > self._best["score"]
+        score = self._task.score(validation) if selecting else -math.inf
+        improved = not selecting or score > self._best["score"]
         if improved:
             self._best = {"epoch": self._epoch + 1, "score": score}
         self._epoch, self._step, self._images, self._epoch_seconds = self._epoch + 1, 0, 0, 0.0
@@ -174,9 +184,11 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         with fitting(self._run.best):
             self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
-        metrics = {**_of_split("val", self._task.evaluate("val")), **_of_split("test", self._task.evaluate("test"))}
-        _refuse_non_finite(metrics, "of the best epoch")
-        self._task.export(self._run.path)
+        metrics = {name: value for name, value in self._best_record().items() if name.startswith("train_")}
+        for split in ("val", "test") if self._train.select == "best" else ("test",):
+            metrics |= _of_split(split, self._task.evaluate(split))
+            self._task.export(self._run.path, split)
+        _refuse_non_finite(metrics, "of the epoch that is tested")
         result = {
             "kind": "train",
             "epochs": self._epoch,
@@ -186,6 +198,10 @@ class Trainer:
         }
         self._run.write_result(result)
         return result
+
+    def _best_record(self) -> dict[str, Any]:
+        epoch: int = self._best["epoch"]
+        return self._run.metrics()[epoch - 1]
 
     def _save(self) -> None:
         self._watch.check()

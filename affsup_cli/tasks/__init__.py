@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from affsup_cli.engine.task import Task
-from affsup_cli.recipe import MinibatchRecipe, Recipe
+from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe
 
 
 def build_task(recipe: Recipe, data_dir: Path) -> Task:
@@ -19,4 +19,8 @@ def build_task(recipe: Recipe, data_dir: Path) -> Task:
         from affsup_cli.tasks.minibatch import MinibatchTask
 
         return MinibatchTask(recipe, data_dir)
+    if isinstance(recipe, DetectionRecipe):
+        from affsup_cli.tasks.detection import DetectionTask
+
+        return DetectionTask(recipe, data_dir)
     raise AssertionError(f"no task is registered for {type(recipe).__name__}")

@@ -14,6 +14,8 @@ from affsup_cli.tasks.launch import refuse_other_data
 def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dict[str, float]:
     """Evaluate the best model so far of `run` on "train", "val" or "test"; the metrics carry the split's name.
 
+    What the task keeps beside numbers, such as detections, is written into the run folder.
+
     Raises:
         UsageError: the prepared data is not what the run was trained on.
         AffsupError: there is no best model yet, or it cannot be read.
@@ -25,4 +27,6 @@ def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dic
     with fitting(run.best):
         best = load_checkpoint(run.best, next(task.model.parameters()).device)
         task.model.load_state_dict(best["model"])
-    return {f"{split}_{name}": value for name, value in task.evaluate(split).items()}
+    metrics = task.evaluate(split)
+    task.export(run.path, split)
+    return {f"{split}_{name}": value for name, value in metrics.items()}

@@ -14,7 +14,7 @@ from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import UsageError
-from affsup_cli.recipe import MinibatchRecipe, Recipe, differences
+from affsup_cli.recipe import Recipe, differences
 from affsup_cli.tasks import build_task
 from data_prep.format import read_manifest
 
@@ -27,13 +27,10 @@ def data_digest(recipe: Recipe, data_dir: Path) -> str | None:
 
 def run_name(recipe: Recipe, data: str | None) -> str:
     """Return a folder name that says what the run is and is unique to its recipe and `data_digest`."""
-    parts = [recipe.name]
-    if isinstance(recipe, MinibatchRecipe):
-        parts += [
-            recipe.data.name,
-            recipe.model.arch,
-            "base" if recipe.affinity.loss == "none" else recipe.affinity.loss,
-        ]
+    fields = recipe.flat()
+    parts = [recipe.name, str(fields["data.name"]), str(fields["model.arch"])]
+    if "affinity.loss" in fields:
+        parts.append("base" if fields["affinity.loss"] == "none" else str(fields["affinity.loss"]))
     unique = hashlib.sha256(f"{recipe.digest()} {data}".encode()).hexdigest()[:8]
     return "-".join([*parts, f"seed{recipe.seed}", unique])
 

@@ -20,7 +20,7 @@ from affsup_cli.errors import UsageError
 from affsup_cli.metrics.average import Averages
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
-from data_prep.format import Manifest, read_manifest
+from data_prep.format import Manifest, read_image_manifest
 
 EXPORTED_IMAGES = 2000
 
@@ -32,7 +32,7 @@ class MinibatchTask:
         self._recipe = recipe
         self._device = resolve_device(recipe.run.device)
         folder = data_dir / recipe.data.name
-        manifest = read_manifest(folder)
+        manifest = read_image_manifest(folder)
         _refuse_what_does_not_fit(recipe, manifest)
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
@@ -101,8 +101,10 @@ class MinibatchTask:
         """Choose by validation accuracy."""
         return metrics["accuracy"]
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, split: str) -> None:
         """Write the pooled features of up to 2,000 test images, for figure 6."""
+        if split != "test":
+            return
         features: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         for batch_features, _, batch_labels in self._predictions("test"):

@@ -20,7 +20,7 @@ from affsup_cli.app import main
 from affsup_cli.engine.checkpoint import load_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 
-COMMANDS = ["prepare", "train", "evaluate", "sweep", "report", "list", "show", "demo", "doctor"]
+COMMANDS = ["prepare", "train", "evaluate", "predict", "sweep", "report", "list", "show", "demo", "doctor"]
 # Small batches make the second epoch long enough to be caught in its middle.
 SHORT = ["--epochs", "2", "--set", "train.batch_size=16", "--set", "train.learning_rate=0.01", "--device", "cpu"]
 

@@ -135,7 +135,7 @@ def test_the_best_epoch_on_validation_is_tested_and_ties_keep_the_earlier(tmp_pa
     assert all(torch.equal(weights(run, "best")[key], models[1][key]) for key in models[1])
     assert all(torch.equal(task.model.state_dict()[key], models[1][key]) for key in models[1])
     assert task.evaluated == ["val"] * 4 + ["val", "test"]
-    assert task.exported == 1
+    assert task.exported == ["val", "test"]
 
 
 def test_the_test_split_is_looked_at_each_epoch_only_for_a_test_curve(tmp_path: Path) -> None:

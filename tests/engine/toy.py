@@ -30,7 +30,7 @@ class ToyTask:
         self.scores: list[float] | None = None
         self.evaluated: list[str] = []
         self.epochs_begun: list[int] = []
-        self.exported = 0
+        self.exported: list[str] = []
         self.before_step: dict[tuple[int, int], Any] = {}
 
     def begin_epoch(self, epoch: int) -> None:
@@ -69,5 +69,5 @@ class ToyTask:
     def score(self, metrics: Mapping[str, float]) -> float:
         return self.scores[self.epochs_begun[-1]] if self.scores else -metrics["error"]
 
-    def export(self, folder: Path) -> None:
-        self.exported += 1
+    def export(self, folder: Path, split: str) -> None:
+        self.exported.append(split)

@@ -153,7 +153,7 @@ def test_bf16_and_compiled_steps_come_close_to_the_plain_one(digits: Path, field
 
 def test_the_export_is_the_pooled_features_of_the_test_images(digits: Path, tmp_path: Path) -> None:
     task = build(digits)
-    task.export(tmp_path)
+    task.export(tmp_path, "test")
     stored = np.load(RunFolder(tmp_path).features)
     assert stored["features"].shape == (359, 64)
     assert stored["features"].dtype == np.float16

@@ -1,0 +1,106 @@
+"""`affsup predict`: what a trained detector sees in anyone's own pictures, and what it relates to what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from affsup_cli.commands.options import RUNS_DIR, Device, RunsDir
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from affsup_cli.tasks.prediction import Prediction
+
+
+def predict(
+    run: Annotated[str, typer.Argument(help="Run folder of frcnn, relnet or relpn, or its name under --runs.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, ...")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Class of the object whose partners are shown; without it, of the most confident one."),
+    ] = None,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.3,
+    out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for pictures and JSON.")] = Path(
+        "predictions"
+    ),
+    device: Device = None,
+    runs: RunsDir = RUNS_DIR,
+) -> None:
+    """Find objects in pictures, and what one of them relates to.
+
+    Writes NAME.png, the reference object in blue, its strongest partners in orange with the share of its attention in
+    red, in the manner of figure 1; and NAME.json with all boxes, classes, scores and weights.
+
+    \b
+    affsup predict relnet-voc07-resnet101-focal-seed0-3f2a91c0 holiday.jpg
+    affsup predict runs/my-run *.jpg --reference person --out seen
+    """
+    from affsup_cli.commands.console import console, counted
+    from affsup_cli.engine.run_folder import RunFolder
+    from affsup_cli.errors import UsageError
+    from affsup_cli.tasks.prediction import Predictor
+
+    stems = [image.stem for image in images]
+    if repeated := {stem for stem in stems if stems.count(stem) > 1}:
+        raise UsageError(f"several pictures are called {min(repeated)}: their results would overwrite each other")
+    predictor = Predictor(RunFolder.open(Path(run) if Path(run).is_dir() else runs / run), device or "auto")
+    out.mkdir(parents=True, exist_ok=True)
+    for prediction in predictor.predict(images, reference, score):
+        _write(prediction, predictor.classes, out / prediction.path.stem)
+        found = counted(len(prediction.boxes), "object")
+        console.print(f"{prediction.path}: {found}{_in_words(prediction, predictor.classes)}", markup=False)
+        console.print(f"written: {out / prediction.path.stem}.png and .json", style="green", markup=False)
+
+
+def _in_words(prediction: Prediction, classes: Sequence[str]) -> str:
+    relation = prediction.relation
+    if relation is None:
+        return ""
+    partners = [
+        f"{classes[label]} {weight:.3f}" for label, weight in zip(relation.labels, relation.weights, strict=True)
+    ]
+    return f"; the {classes[prediction.labels[relation.reference]]} relates to {', '.join(partners) or 'nothing'}"
+
+
+def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
+    import json
+
+    from affsup_cli.engine.run_folder import atomic_file
+    from affsup_cli.reporting.relation_picture import picture_of_detections
+
+    relation = prediction.relation
+    content = {
+        "image": str(prediction.path),
+        "size": [prediction.image.shape[1], prediction.image.shape[0]],
+        "detections": [
+            {"box": box.tolist(), "class": classes[label], "score": float(score)}
+            for box, label, score in zip(prediction.boxes, prediction.labels, prediction.scores, strict=True)
+        ],
+        "reference": relation.reference if relation else None,
+        "partners": [
+            {"box": box.tolist(), "class": classes[label], "weight": float(weight)}
+            for box, label, weight in zip(relation.boxes, relation.labels, relation.weights, strict=True)
+        ]
+        if relation
+        else [],
+    }
+    with atomic_file(path.with_name(f"{path.name}.json")) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_file(path.with_name(f"{path.name}.png")) as temporary:
+        temporary.write_bytes(
+            picture_of_detections(
+                prediction.image,
+                prediction.boxes,
+                [
+                    f"{classes[label]} {score:.2f}"
+                    for label, score in zip(prediction.labels, prediction.scores, strict=True)
+                ],
+                relation.reference if relation else None,
+                relation.boxes if relation else [],
+                relation.weights if relation else [],
+                [classes[label] for label in relation.labels] if relation else [],
+            )
+        )

@@ -1,0 +1,230 @@
+"""Annotated scenes as batches on the device: decoded and scaled ahead by a few threads, padded to one size.
+
+An epoch's order is a function of `(seed, epoch)` alone, so that a resumed run needs to know no more than its step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from affsup_cli.data.epochs import epoch_generator
+from data_prep.format import Objects
+
+SIZE_MULTIPLE = 32  # of padded images: every backbone's maps then cover them
+CACHE_BYTES = 2 * 2**30  # scaled images are kept in memory where all of a split fits into this
+THREADS = min(4, os.cpu_count() or 1)
+AHEAD = 2 * THREADS  # batches being made while one is used
+NO_OBJECT = -1  # pads labels
+NO_RELATION = -2  # pads relations: -1 would be the object of unmatched proposals
+
+
+class SceneSource(Protocol):
+    """What batches are made from: `data_prep.format.Scenes`, or a person's own pictures."""
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """Width and height of each image, `[n, 2]`."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def pixels(self, index: int, at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Decode an image, RGB `[H, W, 3]`, perhaps smaller, but no smaller than `at_most` (width, height)."""
+
+    def objects(self, index: int) -> Objects:
+        """Return what is annotated in an image."""
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Images of a batch and what is annotated in them, at the scale of the network's input.
+
+    Attributes:
+        index: which images of the split, one a scene.
+        images: uint8 `[B, 3, H, W]`, RGB, zeros beyond each image's own size.
+        sizes: (height, width) of each image within them.
+        scales: what original pixels were multiplied by, float32 `[B, 2]` in x and y.
+        boxes: objects to be found, float32 `[B, G, 4]` as x1, y1, x2, y2, padded with zeros. Crowds and difficult
+            objects are none.
+        labels: their classes, int64 `[B, G]`, padded with -1.
+        relations: (subject, object), indices into `boxes`, int64 `[B, R, 2]`, padded with -2.
+    """
+
+    index: tuple[int, ...]
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    scales: Tensor
+    boxes: Tensor
+    labels: Tensor
+    relations: Tensor
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """One image of a batch, scaled and perhaps mirrored, on the host."""
+
+    image: Tensor
+    scale: Tensor
+    boxes: Tensor
+    labels: Tensor
+    relations: Tensor
+
+
+class SceneBatches:
+    """A split of scenes as batches on a device.
+
+    Args:
+        source: the images and their annotations.
+        short_side: pixels that the shorter side is scaled to.
+        long_side: pixels that the longer side has at most, which may leave the shorter one shorter.
+        device: where the batches go.
+    """
+
+    def __init__(self, source: SceneSource, short_side: int, long_side: int, device: torch.device) -> None:
+        self._source = source
+        self._device = device
+        self._sizes = [_scaled_size(int(w), int(h), short_side, long_side) for w, h in source.sizes]
+        self._cached = sum(3 * w * h for w, h in self._sizes) <= CACHE_BYTES
+        self._images: dict[int, Tensor] = {}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="scenes")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def wide(self, index: int) -> bool:
+        """Say whether an image is wider than high: batches of one orientation pad least."""
+        width, height = self._sizes[index]
+        return width >= height
+
+    def batches(self, plan: Sequence[Sequence[tuple[int, bool]]], begin: int = 0) -> Iterator[SceneBatch]:
+        """Yield the batches of a plan, each a list of (image, mirrored), from the one at `begin` on."""
+        making: OrderedDict[int, list[Future[_Scene]]] = OrderedDict()
+        for step in range(begin, len(plan)):
+            for coming in range(step, min(step + AHEAD, len(plan))):
+                if coming not in making:
+                    making[coming] = [self._threads.submit(self._scene, *entry) for entry in plan[coming]]
+            scenes = [future.result() for future in making.pop(step)]
+            yield self._batch(tuple(index for index, _ in plan[step]), scenes)
+
+    def in_order(self, size: int) -> Iterator[SceneBatch]:
+        """Yield all images as they are, `size` at a time."""
+        entries = [(index, False) for index in range(len(self))]
+        return self.batches([entries[start : start + size] for start in range(0, len(entries), size)])
+
+    def _scene(self, index: int, mirrored: bool) -> _Scene:
+        image = self._image(index)
+        objects = self._source.objects(index)
+        original = torch.from_numpy(self._source.sizes[index].astype(np.float32))
+        scale = torch.tensor([image.shape[2], image.shape[1]]) / original
+        boxes = torch.from_numpy(objects.boxes) * scale.repeat(2)
+        wanted = torch.from_numpy(~(objects.difficult | objects.crowd))
+        if mirrored:
+            image = image.flip(2)
+            boxes = torch.stack(
+                [image.shape[2] - boxes[:, 2], boxes[:, 1], image.shape[2] - boxes[:, 0], boxes[:, 3]], 1
+            )
+        return _Scene(
+            image,
+            scale,
+            boxes[wanted],
+            torch.from_numpy(objects.labels)[wanted],
+            _renumbered(torch.from_numpy(objects.relations), wanted),
+        )
+
+    def _image(self, index: int) -> Tensor:
+        """An image in its scaled size, uint8 `[3, H, W]`."""
+        if index in self._images:
+            return self._images[index]
+        size = self._sizes[index]
+        pixels = self._source.pixels(index, at_most=size)
+        if (pixels.shape[1], pixels.shape[0]) != size:
+            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+        if self._cached:
+            self._images[index] = image
+        return image
+
+    def _batch(self, index: tuple[int, ...], scenes: Sequence[_Scene]) -> SceneBatch:
+        sizes = [(int(scene.image.shape[1]), int(scene.image.shape[2])) for scene in scenes]
+        height, width = (-(-max(side) // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in zip(*sizes, strict=True))
+        images = torch.zeros(len(scenes), 3, height, width, dtype=torch.uint8)
+        for place, scene in enumerate(scenes):
+            images[place, :, : scene.image.shape[1], : scene.image.shape[2]] = scene.image
+        labels = [scene.labels for scene in scenes]
+        relations = [scene.relations for scene in scenes]
+        return SceneBatch(
+            index,
+            images.to(self._device),
+            sizes,
+            torch.stack([scene.scale for scene in scenes]).to(self._device),
+            pad_sequence([scene.boxes for scene in scenes], True).to(self._device),
+            pad_sequence(labels, True, NO_OBJECT).to(self._device),
+            pad_sequence(relations, True, NO_RELATION).to(self._device),
+        )
+
+
+class SceneEpochs:
+    """Shuffled passes over `SceneBatches`, each a function of `(seed, epoch)` alone.
+
+    A batch holds images of one orientation, wide or high, as far as they come out even.
+
+    Args:
+        data: the split.
+        mirror: an epoch passes each image and its mirror image, as two images.
+        batch_size: images a step; the last step of an epoch may have fewer.
+        seed: of the order.
+    """
+
+    def __init__(self, data: SceneBatches, mirror: bool, batch_size: int, seed: int) -> None:
+        self._data = data
+        self._mirror = mirror
+        self._batch_size = batch_size
+        self._seed = seed
+        self._plan: list[list[tuple[int, bool]]] = []
+        self._batches: Iterator[SceneBatch] = iter(())
+        self._next = 0
+        self.steps = -(-len(data) * (2 if mirror else 1) // batch_size)
+
+    def begin(self, epoch: int) -> None:
+        """Draw the order of `epoch`."""
+        generator = epoch_generator(self._seed, epoch)
+        entries = [
+            (index, mirrored)
+            for mirrored in ((False, True) if self._mirror else (False,))
+            for index in range(len(self._data))
+        ]
+        shuffled = [entries[place] for place in torch.randperm(len(entries), generator=generator).tolist()]
+        ordered = sorted(shuffled, key=lambda entry: self._data.wide(entry[0]))  # stable: shuffled within each
+        plan = [ordered[start : start + self._batch_size] for start in range(0, len(ordered), self._batch_size)]
+        self._plan = [plan[place] for place in torch.randperm(len(plan), generator=generator).tolist()]
+        self._next = -1
+
+    def batch(self, step: int) -> SceneBatch:
+        """Return batch `step` of the epoch; asked for in order, it has been made in advance."""
+        if step != self._next:
+            self._batches = self._data.batches(self._plan, begin=step)
+        self._next = step + 1
+        return next(self._batches)
+
+
+def _scaled_size(width: int, height: int, short_side: int, long_side: int) -> tuple[int, int]:
+    scale = min(short_side / min(width, height), long_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _renumbered(relations: Tensor, kept: Tensor) -> Tensor:
+    """Relations among the objects that are kept, as indices among these."""
+    number = kept.cumsum(0) - 1
+    return number[relations[kept[relations].all(dim=1)]]

@@ -1,0 +1,305 @@
+"""Faster R-CNN with or without relation modules in its head, as Relation Networks build it (reading 11).
+
+Backbone -> region proposals -> pooled features -> two fully connected layers, in a relation network with a relation
+module after each -> class scores and one box a region. torchvision's own parts but for the relation modules, the choice
+of proposals and the mining of hard regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import clip_boxes_to_image, roi_pool
+
+from affsup_cli.affinity import match_proposals
+from affsup_cli.models.backbones import Backbone
+from affsup_cli.models.nms import first_nms
+from affsup_cli.models.relation import INITIAL_STD, RelationModule, geometry_embedding
+from affsup_cli.models.roi_align import roi_align
+
+POOLED_SIZE = 7
+NMS_IOU = 0.7
+RPN_IOU = (0.7, 0.3)  # an anchor is positive above the first, negative below the second
+RPN_SAMPLED = 256  # anchors an image, at most half of them positive
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # deviations 0.1, 0.1, 0.2, 0.2 of the regression targets
+MATCH_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """Sizes of a detector; the recipe's `[model]` explains them."""
+
+    anchor_scales: tuple[float, ...]
+    anchor_ratios: tuple[float, ...]
+    proposals: int
+    candidates: int
+    pooling: str
+    channels: int
+    width: int
+    initial: str
+    mined: int
+
+
+@dataclass(frozen=True)
+class RelationOptions:
+    """Sizes of the relation modules; the recipe's `[relation]` explains them."""
+
+    modules: int
+    heads: int
+    key_dim: int
+
+
+class Graph(NamedTuple):
+    """What a relation module looked with: scaled dot products (eq. 9) and geometric logits, `[B, heads, Q, N]` each."""
+
+    dots: Tensor
+    geometry: Tensor
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What the detector makes of B images.
+
+    Attributes:
+        boxes: the N proposals of each image, float32 `[B, N, 4]` in pixels of its input, padded with zeros.
+        present: bool `[B, N]`, false where a proposal only pads.
+        pooled: RoI features of the queries (proposals, in training the annotated boxes after them),
+            `[B, Q, channels * 7 * 7]`: what the head starts from.
+        features: what the last layer of the head gives, `[B, Q, width]`.
+        class_logits: `[B, Q, C + 1]`; class 0 is the background.
+        box_deltas: `[B, Q, 4]`, one box a region whatever its class.
+        graphs: one a relation module, the first first.
+    """
+
+    boxes: Tensor
+    present: Tensor
+    pooled: Tensor
+    features: Tensor
+    class_logits: Tensor
+    box_deltas: Tensor
+    graphs: tuple[Graph, ...]
+
+
+class Proposals(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's region proposal network on one map, with NMS that stops when it has enough."""
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: Sequence[tuple[int, int]],
+        num_anchors_per_level: Sequence[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Choose each image's proposals, the most object-like first (overrides torchvision's)."""
+        chosen, scores = [], []
+        candidates = min(self.pre_nms_top_n(), proposals.shape[1])
+        best, order = objectness.detach().reshape(len(proposals), -1).topk(candidates)
+        for boxes, confidence, rows, shape in zip(proposals, best, order, image_shapes, strict=True):
+            inside = clip_boxes_to_image(boxes[rows], shape)
+            # A box without an area overlaps nothing, itself included, and would fill the list.
+            solid = ((inside[:, 2:] - inside[:, :2]) >= self.min_size).all(dim=1)
+            kept = first_nms(inside[solid], confidence[solid], self.nms_thresh, self.post_nms_top_n())
+            chosen.append(inside[solid][kept])
+            scores.append(confidence[solid][kept].sigmoid())
+        return chosen, scores
+
+
+class DetectorHead(nn.Module):
+    """Two fully connected layers on pooled features with relation modules after them: FC, module, FC, module.
+
+    With one module it stands after the second layer. A module's context is added before the ReLU.
+    """
+
+    def __init__(self, classes: int, channels: int, width: int, relation: RelationOptions | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(channels * POOLED_SIZE**2, width), nn.Linear(width, width)])
+        modules = relation.modules if relation else 0
+        self.relations = nn.ModuleList(
+            RelationModule(width, relation.heads, relation.key_dim) for _ in range(modules) if relation
+        )
+        self.classifier = nn.Linear(width, classes + 1)
+        self.regressor = nn.Linear(width, 4)
+        for parameter in chain(*(part.parameters() for part in (self.layers, self.classifier, self.regressor))):
+            _initialise(parameter)
+
+    def forward(self, pooled: Tensor, boxes: Tensor, present: Tensor) -> tuple[Tensor, tuple[Graph, ...]]:
+        """Return features `[B, Q, width]` of pooled queries and the modules' graphs; keys are the first N queries."""
+        embedding = geometry_embedding(boxes, boxes[:, : present.shape[1]]) if len(self.relations) else None
+        graphs = []
+        features = pooled
+        for place, layer in enumerate(self.layers):
+            features = layer(features)
+            module = place - len(self.layers) + len(self.relations)
+            if embedding is not None and module >= 0:
+                context, dots, geometry = self.relations[module](features, embedding, present)
+                features = features + context
+                graphs.append(Graph(dots, geometry))
+            features = features.relu()
+        return features, tuple(graphs)
+
+
+class DetectorNetwork(nn.Module):
+    """A detector for C classes.
+
+    Args:
+        backbone: two maps of an image at one stride, the first for proposals, the second for the regions' features.
+        classes: number of classes C, the background not among them.
+        options: its sizes.
+        relation: sizes of its relation modules, None for a plain Faster R-CNN.
+    """
+
+    def __init__(
+        self, backbone: Backbone, classes: int, options: DetectorOptions, relation: RelationOptions | None = None
+    ) -> None:
+        super().__init__()
+        self._options = options
+        self.backbone = backbone
+        sides = tuple(scale * backbone.stride for scale in options.anchor_scales)
+        anchors = AnchorGenerator((sides,), (options.anchor_ratios,))
+        map_channels, head_channels = backbone.channels
+        self.proposals = Proposals(
+            anchors,
+            RPNHead(map_channels, anchors.num_anchors_per_location()[0]),
+            *RPN_IOU,
+            RPN_SAMPLED,
+            0.5,
+            dict.fromkeys(("training", "testing"), options.candidates),
+            dict.fromkeys(("training", "testing"), options.proposals),
+            NMS_IOU,
+        )
+        self.proposals.min_size = 1.0
+        self.reduce = nn.Conv2d(head_channels, options.channels, 1)
+        for parameter in self.reduce.parameters():
+            _initialise(parameter)
+        self.head = DetectorHead(classes, options.channels, options.width, relation)
+        if options.initial == "kaiming":
+            for layer in (self.reduce, *self.head.layers):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        self._coder = BoxCoder(BOX_WEIGHTS)
+
+    def forward(
+        self, images: Tensor, sizes: list[tuple[int, int]], gt_boxes: Tensor | None = None
+    ) -> tuple[Regions, dict[str, Tensor]]:
+        """Find and describe regions.
+
+        Args:
+            images: RGB `[B, 3, H, W]`, 0..255, padded; what lies outside `sizes` is overwritten.
+            sizes: (height, width) of each image within them.
+            gt_boxes: in training the annotated boxes `[B, G, 4]`, padded with zeros. They join the proposals as
+                queries that nobody looks at.
+
+        Returns:
+            The regions, and in training the losses of the proposals.
+        """
+        for place, (height, width) in enumerate(sizes):
+            # Padding has the mean's colour, which is 0 once normalised, as a convolution's own padding is.
+            images[place, :, height:] = self.backbone.mean
+            images[place, :, :, width:] = self.backbone.mean
+        map_of_proposals, map_of_head = self.backbone(images)
+        targets = None if gt_boxes is None else [{"boxes": boxes[_real(boxes)]} for boxes in gt_boxes]
+        boxes, losses = self.proposals(ImageList(images, sizes), {"0": map_of_proposals.float()}, targets)
+        padded, present = self._padded(boxes)
+        queries = padded if gt_boxes is None else torch.cat([padded, gt_boxes], dim=1)
+        pooled = self._pool(self.reduce(map_of_head).relu(), queries)
+        features, graphs = self.head(pooled, queries, present)
+        logits, deltas = self.head.classifier(features).float(), self.head.regressor(features).float()
+        named = (
+            {"objectness_loss": losses["loss_objectness"], "proposal_loss": losses["loss_rpn_box_reg"]}
+            if losses
+            else {}
+        )
+        return Regions(padded, present, pooled, features, logits, deltas, graphs), named
+
+    def detection_losses(self, regions: Regions, gt_boxes: Tensor, gt_labels: Tensor) -> dict[str, Tensor]:
+        """Return the losses of the classes and boxes of an image's `mined` hardest regions, averaged over the images.
+
+        Online hard example mining: all regions are scored, those with the largest sum of both losses are learned from.
+        Cross-entropy, and smooth L1 on the boxes of regions that overlap an object by more than 0.5.
+
+        Args:
+            regions: from `forward` with the same boxes.
+            gt_boxes: `[B, G, 4]`, padded with zeros.
+            gt_labels: 0-based classes `[B, G]`.
+        """
+        queries = torch.cat([regions.boxes, gt_boxes], dim=1)
+        there = torch.cat([regions.present, _real(gt_boxes)], dim=1)
+        match = match_proposals(queries, gt_boxes, MATCH_IOU)
+        matched = match >= 0
+        # A zero in front is what regions without an object read.
+        padded_labels = torch.cat(
+            [
+                torch.zeros_like(gt_labels[:, :1]) if gt_labels.shape[1] else gt_labels.new_zeros(len(gt_labels), 1),
+                gt_labels + 1,
+            ],
+            dim=1,
+        )
+        wanted = padded_labels.gather(1, match + 1)
+        of_classes = F.cross_entropy(regions.class_logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(
+            wanted
+        )
+        of_boxes = self._box_loss(regions.box_deltas, queries, gt_boxes, match)
+        hardness = (of_classes + of_boxes).detach().masked_fill(~there, -1)
+        mined = min(self._options.mined, hardness.shape[1])
+        hard = torch.zeros_like(there).scatter(1, hardness.topk(mined, dim=1).indices, True) & there
+        count = self._options.mined * len(queries)
+        return {
+            "class_loss": (of_classes * hard).sum() / count,
+            "box_loss": (of_boxes * (hard & matched)).sum() / count,
+        }
+
+    def detections(self, regions: Regions, sizes: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        """Return each image's refined boxes `[n, 4]`, in pixels of its input, and class probabilities `[n, C]`."""
+        found = []
+        for boxes, present, logits, deltas, size in zip(
+            regions.boxes, regions.present, regions.class_logits, regions.box_deltas, sizes, strict=True
+        ):
+            refined = self._coder.decode_single(deltas[: len(boxes)][present], boxes[present])
+            found.append((clip_boxes_to_image(refined, size), logits[: len(boxes)][present].softmax(dim=1)[:, 1:]))
+        return found
+
+    def _padded(self, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """All images' proposals to N of them: `[B, N, 4]`, and which are there."""
+        filled = [F.pad(of_image, (0, 0, 0, self._options.proposals - len(of_image))) for of_image in boxes]
+        padded = torch.stack(filled)
+        return padded, _real(padded)
+
+    def _pool(self, features: Tensor, boxes: Tensor) -> Tensor:
+        rows = list(boxes)
+        scale = 1 / self.backbone.stride
+        if self._options.pooling == "align":
+            pooled = roi_align(features, rows, POOLED_SIZE, scale)
+        else:
+            pooled = roi_pool(features, rows, POOLED_SIZE, scale)
+        return torch.as_tensor(pooled).reshape(*boxes.shape[:2], -1)
+
+    def _box_loss(self, deltas: Tensor, queries: Tensor, gt_boxes: Tensor, match: Tensor) -> Tensor:
+        """Smooth L1 of each region `[B, Q]`, 0 where it has no object."""
+        matched = match >= 0
+        loss = deltas.new_zeros(match.shape)
+        image, place = matched.nonzero(as_tuple=True)
+        wanted = self._coder.encode_single(gt_boxes[image, match[image, place]], queries[image, place])
+        values = F.smooth_l1_loss(deltas[image, place], wanted, reduction="none", beta=1.0).sum(dim=1)
+        return loss.index_put((image, place), values)
+
+
+def _initialise(parameter: Tensor) -> None:
+    """Weights from N(0, 0.01), biases 0 (reading 4)."""
+    if parameter.dim() > 1:
+        nn.init.normal_(parameter, std=INITIAL_STD)
+    else:
+        nn.init.zeros_(parameter)
+
+
+def _real(boxes: Tensor) -> Tensor:
+    """Say which boxes `[..., 4]` are more than padding."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)

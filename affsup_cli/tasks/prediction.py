@@ -1,0 +1,159 @@
+"""What a trained detector says of anyone's own pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from affsup_cli.data.scenes import SceneBatches
+from affsup_cli.engine.checkpoint import fitting, load_checkpoint
+from affsup_cli.engine.devices import resolve_device
+from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.models.nms import soft_nms
+from affsup_cli.recipe import DetectionRecipe
+from affsup_cli.tasks.detection import Ranking, build_network
+from affsup_cli.tasks.scene_examples import strongest_partners
+from data_prep.format import Objects
+from data_prep.pictures import open_picture
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The strongest partners of a reference object.
+
+    Attributes:
+        reference: which detection it is.
+        boxes: float32 `[P, 4]` of the proposals it attends to most, in pixels.
+        weights: float32 `[P]`, the share of the reference's attention, in 0..1.
+        labels: int64 `[P]`, the likeliest class of each, background left out.
+    """
+
+    reference: int
+    boxes: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in a picture, the most confident first.
+
+    Attributes:
+        path: the picture's file.
+        image: uint8 `[H, W, 3]`.
+        boxes: float32 `[D, 4]` as x1, y1, x2, y2 in pixels.
+        labels: int64 `[D]`.
+        scores: float32 `[D]`, 0..1.
+        relation: of the chosen reference; None where nothing is found, or the network has no graph.
+    """
+
+    path: Path
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    relation: Relation | None
+
+
+class _Picture:
+    """One picture as a source of scenes: nothing is annotated in it."""
+
+    def __init__(self, image: NDArray[np.uint8]) -> None:
+        self._image = image
+        self.sizes = np.array([[image.shape[1], image.shape[0]]], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return 1
+
+    def pixels(self, index: int, at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        return self._image
+
+    def objects(self, index: int) -> Objects:
+        none, no = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
+        return Objects(np.zeros((0, 4), dtype=np.float32), none, no, no, np.zeros((0, 2), dtype=np.int64), none)
+
+
+class Predictor:
+    """A run's model, ready for pictures; its data set need not be there.
+
+    Args:
+        run: a folder with a trained model.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: the run is not of a detector, or the device is not there.
+        AffsupError: there is no model yet, or it cannot be read.
+    """
+
+    def __init__(self, run: RunFolder, device: str) -> None:
+        recipe = run.recipe()
+        if not isinstance(recipe, DetectionRecipe):
+            raise UsageError(f"{run.path} is a run of '{recipe.task}': predict takes runs of frcnn, relnet and relpn")
+        self._recipe = recipe
+        self._device = resolve_device(device)
+        self.classes: Sequence[str] = run.environment()["data"]["classes"]
+        self._model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
+        with fitting(run.best):
+            self._model.load_state_dict(load_checkpoint(run.best, self._device)["model"])
+        self._ranking = Ranking(recipe, self._model)
+
+    def predict(self, paths: Sequence[Path], reference: str | None, least: float) -> Iterator[Prediction]:
+        """Find objects in pictures, and for one of them in each the partners that it attends to most.
+
+        Args:
+            paths: the pictures' files.
+            reference: class of the reference object; None for the most confident detection of all.
+            least: score that a detection needs.
+
+        Raises:
+            UsageError: there is no such class, or no such file.
+            AffsupError: a file is not a picture.
+        """
+        if reference is not None and reference not in self.classes:
+            raise UsageError(f"--reference {reference}: the run's classes are {', '.join(self.classes)}")
+        for path in paths:
+            if not path.is_file():
+                raise UsageError(f"no picture {path}")
+        for path in paths:
+            try:
+                image = open_picture(path)
+            except AffsupError as error:
+                raise AffsupError(f"{path}: {error}") from None
+            yield self._of_image(path, image, reference, least)
+
+    @torch.no_grad()
+    def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
+        data = self._recipe.data
+        (batch,) = SceneBatches(_Picture(image), data.short_side, data.long_side, self._device).in_order(1)
+        regions, _ = self._model.detector(batch.images.float(), batch.sizes)
+        scale = batch.scales[0].repeat(2)
+        ((refined, probabilities),) = self._model.detector.detections(regions, batch.sizes)
+        chosen, labels, scores = soft_nms(refined, probabilities, keep=self._recipe.test.detections, least=least)
+        graph = self._ranking.graph(regions)
+        relation = None
+        wanted = labels == self.classes.index(reference) if reference is not None else torch.ones_like(labels).bool()
+        if graph is not None and wanted.any():
+            place = int(wanted.nonzero()[0])
+            count = int(regions.present[0].sum())
+            proposals = regions.boxes[0, :count]
+            partners, weights = strongest_partners(proposals, graph[0, :count, :count], int(chosen[place]))
+            relation = Relation(
+                place,
+                (proposals[partners] / scale).cpu().numpy(),
+                weights.cpu().numpy(),
+                probabilities[partners].argmax(dim=1).cpu().numpy(),
+            )
+        return Prediction(
+            path,
+            image,
+            (refined[chosen] / scale).cpu().numpy(),
+            labels.cpu().numpy(),
+            scores.cpu().numpy(),
+            relation,
+        )

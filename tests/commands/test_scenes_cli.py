@@ -1,0 +1,170 @@
+"""Detection and relationships on the command line: what a person does after `affsup prepare shapes`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from affsup_cli.app import main
+from affsup_cli.engine.run_folder import RunFolder
+from tests.tasks.test_detection import SMALL
+
+SMALL_RELNET = SMALL | {"relation.heads": 4, "relation.key_dim": 8, "test.recall_at": [10, 500]}
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture
+def call(place: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("AFFSUP_DATA", str(shapes))
+        monkeypatch.setattr(sys, "argv", ["affsup", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def settings(fields: dict[str, object]) -> list[str]:
+    return [part for key, value in fields.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+@pytest.fixture
+def trained(call: Call, place: Path) -> RunFolder:
+    run = RunFolder(place / "runs" / "mine")
+    if not run.finished:
+        code, _, error = call("train", "relnet", "--gamma", "2", "--name", "mine", *settings(SMALL_RELNET))
+        assert code == 0, error
+    return run
+
+
+def test_training_on_scenes_ends_in_numbers_and_files(trained: RunFolder) -> None:
+    result = trained.result()
+    assert {"test_map_50", "test_recall@10", "test_recall_macro@500", "test_mass"} <= set(result["metrics"])
+    files = {path.name for path in trained.path.iterdir()}
+    assert {"best.pt", "detections-test.json", "relationships-test.h5", "examples.h5"} <= files
+
+
+def test_evaluate_gives_the_results_numbers_and_another_splits_files(trained: RunFolder, call: Call) -> None:
+    code, out, error = call("evaluate", "mine", "--device", "cpu")
+    assert code == 0, error
+    assert f"{trained.result()['metrics']['test_map_50']:.2%}" in out
+    code, out, error = call("evaluate", "mine", "--split", "train", "--device", "cpu")
+    assert code == 0, error
+    assert "train_mass" in out
+    assert trained.detections("train").is_file()
+    code, _, error = call("evaluate", "mine", "--split", "val")
+    assert code == 2
+    assert "no split 'val'" in error
+
+
+def test_the_run_is_listed_with_its_precision_and_mass(trained: RunFolder, call: Call) -> None:
+    code, out, _ = call("list", "runs")
+    metrics = trained.result()["metrics"]
+    assert code == 0
+    assert f"mAP@0.5 {metrics['test_map_50']:.2%}" in out
+    assert f"{metrics['test_mass']:.3f}" in out
+
+
+def photograph(path: Path, size: tuple[int, int] = (90, 60)) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_predict_writes_a_picture_and_what_it_shows(trained: RunFolder, call: Call, place: Path) -> None:
+    for name in ("holiday.png", "garden.jpg"):
+        photograph(place / name)
+    code, out, error = call("predict", "mine", "holiday.png", "garden.jpg", "--score", "0.01", "--device", "cpu")
+    assert code == 0, error
+    seen = json.loads((place / "predictions" / "holiday.json").read_text())
+    with Image.open(place / "predictions" / "holiday.png") as picture:
+        assert min(picture.size) > 100
+    assert seen["size"] == [90, 60]
+    assert seen["detections"]
+    scores = [entry["score"] for entry in seen["detections"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= entry["box"][0] <= entry["box"][2] <= 90.01 for entry in seen["detections"])
+    assert seen["reference"] == 0
+    weights = [entry["weight"] for entry in seen["partners"]]
+    assert weights == sorted(weights, reverse=True)
+    assert 0 < sum(weights) <= 1
+    assert f"the {seen['detections'][0]['class']} relates to {seen['partners'][0]['class']}" in out
+    assert (place / "predictions" / "garden.json").is_file()
+
+
+def test_predict_shows_the_partners_of_the_class_that_is_asked_for(trained: RunFolder, call: Call, place: Path) -> None:
+    photograph(place / "p.png")
+    call("predict", "mine", "p.png", "--score", "0", "--device", "cpu", "--out", "any")
+    classes = [entry["class"] for entry in json.loads((place / "any" / "p.json").read_text())["detections"]]
+    asked = next(name for name in classes if name != classes[0])
+    code, _, error = call("predict", "mine", "p.png", "--score", "0", "--reference", asked, "--out", "one")
+    assert code == 0, error
+    assert json.loads((place / "one" / "p.json").read_text())["reference"] == classes.index(asked)
+
+
+def test_predict_says_so_where_it_finds_nothing(trained: RunFolder, call: Call, place: Path) -> None:
+    photograph(place / "nothing.png")
+    code, out, _ = call("predict", "mine", "nothing.png", "--score", "1", "--device", "cpu")
+    assert code == 0
+    assert "nothing.png: 0 objects\n" in out
+    assert json.loads((place / "predictions" / "nothing.json").read_text())["reference"] is None
+    assert (place / "predictions" / "nothing.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.png"], "no picture absent.png"),
+        (["p.png", "--reference", "person"], "--reference person: the run's classes are circle, square"),
+        (["p.png", "sub/p.png"], "several pictures are called p"),
+        (["text.png"], "text.png"),
+    ],
+)
+def test_a_mistake_in_predict_gets_one_clear_message(
+    trained: RunFolder, call: Call, place: Path, arguments: list[str], said: str
+) -> None:
+    photograph(place / "p.png")
+    (place / "text.png").write_text("not a picture")
+    code, _, error = call("predict", "mine", *arguments, "--device", "cpu")
+    assert code in (1, 2)
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_predict_refuses_a_run_of_a_classifier(
+    call: Call, digits: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ["--epochs", "1", "--set", "train.batch_size=256", "--device", "cpu", "--data", str(digits)]
+    assert call("train", "minibatch", "--name", "digits", *short)[0] == 0
+    photograph(place / "p.png")
+    code, _, error = call("predict", "digits", "p.png")
+    assert code == 2
+    assert "predict takes runs of frcnn, relnet and relpn" in error
+
+
+def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> None:
+    for arguments, said in (
+        (["frcnn", "--loss", "none"], "recipe frcnn: no field 'affinity'"),
+        (["relnet", "--set", "train.select=best"], "sets of scenes have no validation split"),
+        (["relnet", "--target", "neighbours"], "affinity.target"),
+        (["relnet", "--arch", "vgg16"], "vgg16"),
+        (["relnet", "--set", "affinity.module=3"], "affinity.module = 3"),
+        (["minibatch", "--dataset", "shapes"], "holds scenes"),
+    ):
+        code, _, error = call("train", *arguments)
+        assert code == 2, error
+        assert said in error
