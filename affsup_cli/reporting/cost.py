@@ -112,16 +112,22 @@ def _table(block: CostBlock, comparison: _Comparison | None, footnotes: Footnote
     return Table(header, tuple(rows))
 
 
+def _unit(seconds: float) -> tuple[float, str]:
+    return (1, "seconds") if seconds < 600 else (60, "minutes")
+
+
 def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} seconds" if seconds < 600 else f"{seconds / 60:.1f} minutes"
+    size, unit = _unit(seconds)
+    return f"{seconds / size:.1f} {unit}"
 
 
 def _ours_duration(measured: Measurement | None) -> str:
     if measured is None:
         return DASH
     summary = summarize(measured.seconds_per_epoch)
-    spread = "" if summary.std is None else f" ± {summary.std:.2f}"
-    return f"{summary.mean:.2f}{spread} seconds ({summary.n})"
+    size, unit = _unit(summary.mean)
+    spread = "" if summary.std is None else f" ± {summary.std / size:.2f}"
+    return f"{summary.mean / size:.2f}{spread} {unit} ({summary.n})"
 
 
 def _paper_ratios(block: CostBlock) -> tuple[float, float]:

@@ -9,20 +9,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from affsup_cli.errors import AffsupError
 from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
-from affsup_cli.reporting.figure import new_figure, png_bytes, style
+from affsup_cli.reporting.figure import Values, draw_mean, new_figure, png_bytes, style
 from affsup_cli.reporting.match import select_runs
 from affsup_cli.reporting.runs import OBSERVING, RunIndex, TrainedRun
 from affsup_cli.reporting.spec import CurvePanel, CurvesSpec, KeyedVariant
 
 Split = Literal["test", "val"]
-Values = npt.NDArray[np.float64]
 
 _NUMBERS = ("panel", "curve", "seed", "epoch", "split", "error", "mass")
 _SPLIT_NAMES: dict[Split, str] = {"test": "test", "val": "validation"}
@@ -185,13 +183,9 @@ def _draw(title: str, panels: Sequence[_Panel], split: Split, remarks: Sequence[
 
 
 def _line(axes: Axes, values: Values, colour: str, dashes: str, label: str) -> None:
-    epochs = np.arange(1, values.shape[1] + 1)
-    mean = values.mean(axis=0)
+    epochs = range(1, values.shape[1] + 1)
     marker = "o" if len(epochs) < 3 else None
-    axes.plot(epochs, mean, color=colour, linestyle=dashes, linewidth=1.6, marker=marker, label=label)
-    if len(values) > 1:
-        std = values.std(axis=0, ddof=1)
-        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    draw_mean(axes, epochs, values, color=colour, linestyle=dashes, marker=marker, label=label)
 
 
 def _top(panels: Sequence[_Panel]) -> float:

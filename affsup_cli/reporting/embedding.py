@@ -50,7 +50,7 @@ def build_embedding(spec: EmbeddingSpec, runs: RunIndex) -> Content:
     group = selection.group
     if group is None:
         return Content("", (), (), selection.left_out, (), {})
-    seed = _common_seed(group)
+    seed = group.common_seed()
     chosen = [(variant, group.runs.get(variant.key, {}).get(seed)) for variant in spec.panels]
     panels = [_embed(variant, run) for variant, run in chosen if run]
     notes = [*selection.left_out, *(f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run)]
@@ -69,11 +69,6 @@ def build_embedding(spec: EmbeddingSpec, runs: RunIndex) -> Content:
             ".png": _draw(spec.title, panels, footnotes.texts()),
         },
     )
-
-
-def _common_seed(group: Group) -> int:
-    seeds = sorted({seed for by_seed in group.runs.values() for seed in by_seed})
-    return max(seeds, key=lambda seed: (sum(seed in by_seed for by_seed in group.runs.values()), -seed))
 
 
 def _load(run: TrainedRun) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

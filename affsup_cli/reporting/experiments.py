@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from affsup_cli.errors import UsageError
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.reporting.runs import comparable_settings, identity_key
-from affsup_cli.reporting.spec import CostSpec, CurvesSpec, EmbeddingSpec, GridSpec, Spec
+from affsup_cli.reporting.spec import (
+    CostSpec,
+    CurvesSpec,
+    EmbeddingSpec,
+    GridSpec,
+    RecallSpec,
+    RelationsSpec,
+    Spec,
+    TargetsSpec,
+)
+
+_Outline = tuple[str, str, dict[str, Any], int, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +74,18 @@ class Experiment:
 def spec_cells(spec: Spec, extra: Mapping[str, Any] | None = None) -> list[Cell]:
     """Return the cells of a table or figure in its order, their recipes with the overrides `extra` on top.
 
+    Where recipes of several kinds stand in one table, each takes the overrides that it has a field for.
+
     Raises:
         UsageError: `extra` sets a field that tells the cells apart, or one that no recipe takes.
     """
-    extra = dict(extra or {})
+    outline = _outline(spec)
+    shared = _of_each_kind(outline, extra or {})
     cells = []
-    for key, recipe, overrides, seeds, baseline in _outline(spec):
+    for key, recipe, overrides, seeds, baseline in outline:
+        kind, extra = shared[recipe]
         for field in extra:
-            if field in overrides or field in baseline or defines_cell(field) or field == "seed":
+            if field in overrides or field in baseline or kind.defines_cell(field) or field == "seed":
                 raise UsageError(
                     f"{field} = {extra[field]!r}: the cells of this table fix that field ({key}). "
                     "Run such an experiment with `affsup train … --set`"
@@ -78,6 +93,25 @@ def spec_cells(spec: Spec, extra: Mapping[str, Any] | None = None) -> list[Cell]
         beside = load_recipe(recipe, {**overrides, **baseline, **extra}) if isinstance(spec, CostSpec) else None
         cells.append(Cell(key, load_recipe(recipe, {**overrides, **extra}), seeds, beside))
     return cells
+
+
+def _of_each_kind(
+    outline: Sequence[_Outline], extra: Mapping[str, Any]
+) -> dict[str, tuple[type[Recipe], dict[str, Any]]]:
+    """Return the class of every recipe in a table, and which of the overrides `extra` it has a field for.
+
+    Raises:
+        UsageError: none of them has a field for one.
+    """
+    loaded = {recipe: load_recipe(recipe, overrides) for _, recipe, overrides, _, _ in outline}
+    for field in extra:
+        if not any(field in recipe.flat() for recipe in loaded.values()):
+            _, name, overrides, _, _ = outline[0]
+            load_recipe(name, {**overrides, field: extra[field]})
+    return {
+        name: (type(recipe), {field: value for field, value in extra.items() if field in recipe.flat()})
+        for name, recipe in loaded.items()
+    }
 
 
 def experiments(spec: Spec, seeds: int | None = None, extra: Mapping[str, Any] | None = None) -> list[Experiment]:
@@ -106,30 +140,24 @@ def experiments(spec: Spec, seeds: int | None = None, extra: Mapping[str, Any] |
     return list(found.values())
 
 
-def defines_cell(field: str) -> bool:
-    """Return whether runs that differ in `field` (a dotted key) can never stand in the same cell."""
-    return field in ("task", "data.name", "model.arch") or field.startswith("affinity.")
-
-
 def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"seed": seed})
 
 
-def _outline(spec: Spec) -> list[tuple[str, str, dict[str, Any], int, dict[str, Any]]]:
+def _outline(spec: Spec) -> list[_Outline]:
     """List the cells as (key, name of the recipe, overrides, seeds, overrides of the baseline measured beside it)."""
     match spec:
         case GridSpec():
-            return [
-                (
-                    f"{block.key}/{column.key}/{row}",
-                    spec.recipe,
-                    {**block.overrides, **column.overrides, **variant.overrides},
-                    block.seeds,
-                    {},
-                )
+            cells: dict[str, _Outline] = {
+                entry.cell: (entry.cell, entry.recipe, entry.overrides, block.seeds, {})
                 for block in spec.blocks
-                for column in block.columns
-                for row, variant in spec.rows.items()
+                for entry in spec.entries(block)
+            }
+            return list(cells.values())
+        case RecallSpec():
+            return [
+                (curve.key, curve.recipe or spec.recipe, {**spec.overrides, **curve.overrides}, spec.seeds, {})
+                for curve in spec.curves
             ]
         case CurvesSpec():
             return [
@@ -137,7 +165,9 @@ def _outline(spec: Spec) -> list[tuple[str, str, dict[str, Any], int, dict[str, 
                 for panel in spec.panels
                 for curve in panel.curves
             ]
-        case EmbeddingSpec():
+        case TargetsSpec():
+            return [("examples", spec.recipe, spec.overrides, 1, {})]
+        case EmbeddingSpec() | RelationsSpec():
             return [(panel.key, spec.recipe, {**spec.overrides, **panel.overrides}, 1, {}) for panel in spec.panels]
         case CostSpec():
             return [

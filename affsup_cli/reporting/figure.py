@@ -9,8 +9,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib.style
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+Values = npt.NDArray[np.float64]
 
 PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 """M. Petroff's accessible ten-colour cycle (arXiv:2107.02270)."""
@@ -41,6 +46,15 @@ def new_figure(width: float, height: float, title: str, remarks: Sequence[str]) 
     if foot:
         figure.supxlabel(foot, fontsize=7.5, color="#555555", x=0.012, ha="left")
     return figure
+
+
+def draw_mean(axes: Axes, x: Sequence[int], values: Values, **line: Any) -> None:
+    """Draw the mean of `values` [runs, len(x)] as a line; from two runs on in a band of ± sample deviation."""
+    mean = values.mean(axis=0)
+    (drawn,) = axes.plot(x, mean, linewidth=1.6, **line)
+    if len(values) > 1:
+        std = values.std(axis=0, ddof=1)
+        axes.fill_between(x, mean - std, mean + std, color=drawn.get_color(), alpha=0.15, linewidth=0)
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -1,21 +1,22 @@
-"""A table of one metric in the paper's layout (table 3): the paper's numbers, ours, and the differences."""
+"""A table in the paper's layout (tables 1, 3 and 5-7): the paper's numbers, ours, and the differences."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from affsup_cli.reporting.document import DASH, MINUS, Content, Footnotes, Table, csv_bytes
-from affsup_cli.reporting.experiments import spec_cells
+from affsup_cli.reporting.experiments import Cell, spec_cells
 from affsup_cli.reporting.match import Group, select_runs
 from affsup_cli.reporting.runs import RunIndex, TrainedRun
-from affsup_cli.reporting.spec import GridBlock, GridColumn, GridSpec
+from affsup_cli.reporting.spec import GridBlock, GridColumn, GridEntry, GridSpec
 from affsup_cli.reporting.statistics import PairedDifference, Summary, paired_difference, summarize
 
 _NUMBERS = (
-    *("block", "column", "row", "n", "mean", "std", "ci_low", "ci_high", "paper_mean", "paper_std"),
+    *("block", "column", "row", "metric", "n", "mean", "std", "ci_low", "ci_high", "paper_mean", "paper_std"),
     *("seeds", "runs", "departures", "data_digest", "data_official"),
 )
 
@@ -25,26 +26,46 @@ _CAPTION = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Column:
-    """A column of a block and the one group of runs that fills all its rows, so that they compare."""
+class _Filled:
+    """An entry with its numbers: `group` stands in its whole column or block, `values` by seed, as shown."""
 
-    spec: GridColumn
+    entry: GridEntry
     group: Group | None
     marks: str
-    values: dict[str, dict[int, float]]
-    paired: PairedDifference | None
+    values: dict[int, float]
 
-    def ours(self, row: str) -> Summary | None:
-        values = self.values.get(row)
-        return summarize(list(values.values())) if values else None
+    @property
+    def ours(self) -> Summary | None:
+        return summarize(list(self.values.values())) if self.values else None
+
+    def runs(self, seeds: Iterable[int]) -> list[TrainedRun]:
+        return [self.group.runs[self.entry.cell][seed] for seed in seeds] if self.group else []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Two entries of one group that are compared by seed."""
+
+    treatment: _Filled
+    baseline: _Filled
+
+    @property
+    def paired(self) -> PairedDifference | None:
+        return paired_difference(self.treatment.values, self.baseline.values)
+
+    @property
+    def paper(self) -> float | None:
+        treatment, baseline = self.treatment.entry.paper, self.baseline.entry.paper
+        return treatment.mean - baseline.mean if treatment and baseline else None
 
 
 def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
     """Work out a grid from the runs there are.
 
-    `.csv` is the table as shown: `block, row, entry`, then a column for each network of any block (empty where the
-    block has no such network, a dash where there is no number). `.cells.csv` holds the numbers in full precision, a
-    line for each cell and one for each paired difference, whose row is `TREATMENT-BASELINE`.
+    `.csv` is the table as shown: `block, row, entry`, then a column for each column of any block (empty where the block
+    has no such column, a dash where there is no number). `.cells.csv` holds the numbers in full precision: a line for
+    each entry, and one for each paired difference, whose row (or column, where columns are compared) is
+    `TREATMENT-BASELINE`.
     """
     cells = {cell.key: cell for cell in spec_cells(spec)}
     footnotes = Footnotes()
@@ -54,21 +75,19 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
     used: list[TrainedRun] = []
     notes: list[str] = []
     for block in spec.blocks:
-        columns = []
-        for column in block.columns:
-            place = f"{block.key}/{column.key}"
-            rows = {row: cells[f"{place}/{row}"] for row in spec.rows}
-            selection = select_runs(rows, runs.trained, _fault(spec.metric))
-            notes += [f"{place}: {text}" for text in selection.left_out]
-            used += selection.group.members if selection.group else []
-            columns.append(_column(spec, column, selection.group, footnotes))
-        lines = list(_lines(spec, columns))
+        filled: dict[tuple[str, str], _Filled] = {}
+        for place, entries in _together(spec, block):
+            group, found, remarks = _fill(entries, cells, runs, footnotes)
+            filled |= {(each.entry.column, each.entry.row): each for each in found}
+            notes += [f"{place}: {remark}" for remark in [*remarks, *_unmeasured(block, found)]]
+            used += group.members if group else []
+        lines = list(_lines(spec, block, filled))
         labels = [column.label for column in block.columns]
         tables.append(Table((block.label, "", *labels), tuple(lines)))
         for row, entry, *texts in lines:
             shown.append({"block": block.label, "row": row, "entry": entry, **dict(zip(labels, texts, strict=True))})
-        numbers += [line for column in columns for line in _numbers(spec, block, column)]
-    networks = dict.fromkeys(column.label for block in spec.blocks for column in block.columns)
+        numbers += _numbers(spec, block, filled)
+    columns = dict.fromkeys(column.label for block in spec.blocks for column in block.columns)
     return Content(
         caption=f"{spec.caption} {_CAPTION}",
         tables=tuple(tables),
@@ -76,109 +95,188 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
         notes=tuple(notes),
         used=tuple(used),
         files={
-            ".csv": csv_bytes(shown, ("block", "row", "entry", *networks)),
+            ".csv": csv_bytes(shown, ("block", "row", "entry", *columns)),
             ".cells.csv": csv_bytes(numbers, _NUMBERS),
         },
     )
 
 
-def _fault(metric: str) -> Callable[[TrainedRun], str | None]:
+def _together(spec: GridSpec, block: GridBlock) -> Iterator[tuple[str, list[GridEntry]]]:
+    """Yield the entries that one group of runs fills, so that they compare, under a name for notes.
+
+    They are a column's where rows are compared and each column has runs of its own; else the whole block's.
+    """
+    entries = spec.entries(block)
+    if spec.compare == "rows" and spec.columns_differ_in_runs:
+        for column, of_column in itertools.groupby(entries, key=lambda entry: entry.column):
+            yield f"{block.key}/{column}", list(of_column)
+    else:
+        yield block.key, entries
+
+
+def _fill(
+    entries: Sequence[GridEntry], cells: dict[str, Cell], runs: RunIndex, footnotes: Footnotes
+) -> tuple[Group | None, list[_Filled], tuple[str, ...]]:
+    metrics = list(dict.fromkeys(entry.metric for entry in entries))
+    selection = select_runs({entry.cell: cells[entry.cell] for entry in entries}, runs.trained, _fault(metrics))
+    group = selection.group
+    if group is None:
+        return None, [_Filled(entry, None, "", {}) for entry in entries], selection.left_out
+    marks = footnotes.mark_departures(group.departures, group.data)
+    filled = [
+        _Filled(
+            entry,
+            group,
+            marks,
+            {
+                seed: run.result.metrics[entry.metric] * entry.scale
+                for seed, run in sorted(group.runs.get(entry.cell, {}).items())
+                if run.result.metrics.get(entry.metric) is not None
+            },
+        )
+        for entry in entries
+    ]
+    return group, filled, selection.left_out
+
+
+def _fault(metrics: Sequence[str]) -> Callable[[TrainedRun], str | None]:
+    """Refuse runs with a number that is not finite, and those with none of the metrics; one may be missing."""
+
     def fault(run: TrainedRun) -> str | None:
-        value = run.result.metrics.get(metric)
-        return None if isinstance(value, int | float) and math.isfinite(value) else f"{metric} is {value}"
+        found = {metric: run.result.metrics[metric] for metric in metrics if run.result.metrics.get(metric) is not None}
+        for metric, value in found.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                return f"{metric} is {value}"
+        return None if found else f"no {' or '.join(metrics)}"
 
     return fault
 
 
-def _column(spec: GridSpec, column: GridColumn, group: Group | None, footnotes: Footnotes) -> _Column:
-    if group is None:
-        return _Column(column, None, "", {}, None)
-    values = {
-        row: {seed: run.result.metrics[spec.metric] * spec.scale for seed, run in sorted(by_seed.items())}
-        for row, by_seed in group.runs.items()
-    }
-    paired = paired_difference(values.get(spec.treatment, {}), values.get(spec.baseline, {}))
-    return _Column(column, group, footnotes.mark_departures(group.departures, group.data), values, paired)
+def _unmeasured(block: GridBlock, filled: Iterable[_Filled]) -> Iterator[str]:
+    """Name the runs without a metric that is wanted of them: the paper prints it there, or nothing in that column."""
+    paper = {column.key: column.paper for column in block.columns}
+    for each in filled:
+        entry = each.entry
+        if each.group and (entry.paper or not paper[entry.column]):
+            of_cell = each.group.runs.get(entry.cell, {})
+            if names := [run.folder.name for seed, run in sorted(of_cell.items()) if seed not in each.values]:
+                yield f"no {entry.metric} in {', '.join(names)}"
 
 
-def _lines(spec: GridSpec, columns: list[_Column]) -> Iterator[tuple[str, ...]]:
+def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Filled]) -> Iterator[tuple[str, ...]]:
     """Yield the lines of a block as text: the row's label, what the line holds, and an entry a column."""
-    with_paper = any(column.spec.paper for column in columns)
+    with_paper = any(column.paper for column in block.columns)
+    keys = [column.key for column in block.columns]
     for row, variant in spec.rows.items():
+        line = [filled[key, row] for key in keys]
         if with_paper:
-            yield variant.label, "paper", *(_paper_text(column, row) for column in columns)
-        yield variant.label, "ours", *(_ours_text(column, row) for column in columns)
+            yield variant.label, "paper", *map(_paper_text, line)
+        yield variant.label, "ours", *map(_ours_text, line)
         if with_paper:
-            yield variant.label, f"ours {MINUS} paper", *(_gap_text(column, row) for column in columns)
-    label = f"{spec.rows[spec.treatment].label} {MINUS} {spec.rows[spec.baseline].label}"
+            yield variant.label, f"ours {MINUS} paper", *map(_gap_text, line)
+        if spec.compare == "columns":
+            pairs = [
+                _Pair(filled[key, row], filled[spec.baseline, row]) if key in spec.treatments else None for key in keys
+            ]
+            yield from _difference_lines(f"{variant.label} {MINUS} {_label(block, spec.baseline)}", pairs, with_paper)
+    if spec.compare == "rows":
+        for treatment in spec.treatments:
+            label = f"{spec.rows[treatment].label} {MINUS} {spec.rows[spec.baseline].label}"
+            yield from _difference_lines(
+                label, [_Pair(filled[key, treatment], filled[key, spec.baseline]) for key in keys], with_paper
+            )
+
+
+def _label(block: GridBlock, key: str) -> str:
+    return next(column.label for column in block.columns if column.key == key)
+
+
+def _difference_lines(label: str, pairs: Sequence[_Pair | None], with_paper: bool) -> Iterator[tuple[str, ...]]:
+    """Yield the lines of paired differences; blank where nothing is compared."""
     if with_paper:
-        yield label, "paper", *(_paper_difference_text(spec, column) for column in columns)
-    yield label, "ours, paired", *(_paired_text(column) for column in columns)
+        yield label, "paper", *(_paper_difference_text(pair) if pair else "" for pair in pairs)
+    yield label, "ours, paired", *(_paired_text(pair) if pair else "" for pair in pairs)
 
 
-def _paper_text(column: _Column, row: str) -> str:
-    if row not in column.spec.paper:
+def _paper_text(filled: _Filled) -> str:
+    paper, digits = filled.entry.paper, filled.entry.digits
+    if paper is None:
         return DASH
-    mean, std = column.spec.paper[row]
-    return f"{mean:.2f} ± {std:.2f}"
+    return f"{paper.mean:.{digits}f}" + ("" if paper.std is None else f" ± {paper.std:.{digits}f}")
 
 
-def _ours_text(column: _Column, row: str) -> str:
-    ours = column.ours(row)
+def _ours_text(filled: _Filled) -> str:
+    ours, digits = filled.ours, filled.entry.digits
     if ours is None:
         return DASH
-    spread = "" if ours.std is None else f" ± {ours.std:.2f}"
-    return f"{ours.mean:.2f}{spread} ({ours.n}){column.marks}"
+    spread = "" if ours.std is None else f" ± {ours.std:.{digits}f}"
+    return f"{ours.mean:.{digits}f}{spread} ({ours.n}){filled.marks}"
 
 
-def _gap_text(column: _Column, row: str) -> str:
-    ours = column.ours(row)
-    if ours is None or row not in column.spec.paper:
+def _gap_text(filled: _Filled) -> str:
+    ours, paper = filled.ours, filled.entry.paper
+    if ours is None or paper is None:
         return DASH
-    return f"{ours.mean - column.spec.paper[row][0]:+.2f}{column.marks}"
+    return f"{ours.mean - paper.mean:+z.{filled.entry.digits}f}{filled.marks}"
 
 
-def _paper_difference_text(spec: GridSpec, column: _Column) -> str:
-    paper = column.spec.paper
-    if spec.treatment not in paper or spec.baseline not in paper:
-        return DASH
-    return f"{paper[spec.treatment][0] - paper[spec.baseline][0]:+.2f}"
+def _paper_difference_text(pair: _Pair) -> str:
+    return DASH if pair.paper is None else f"{pair.paper:+z.{pair.treatment.entry.digits}f}"
 
 
-def _paired_text(column: _Column) -> str:
-    paired = column.paired
+def _paired_text(pair: _Pair) -> str:
+    paired, digits = pair.paired, pair.treatment.entry.digits
     if paired is None:
         return DASH
-    interval = "" if paired.low is None else f" [{paired.low:+.2f}, {paired.high:+.2f}]"
-    return f"{paired.mean:+.2f}{interval} ({len(paired.seeds)}){column.marks}"
+    interval = "" if paired.low is None else f" [{paired.low:+z.{digits}f}, {paired.high:+z.{digits}f}]"
+    return f"{paired.mean:+z.{digits}f}{interval} ({len(paired.seeds)}){pair.treatment.marks}"
 
 
-def _numbers(spec: GridSpec, block: GridBlock, column: _Column) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of a column: a line a row, and one for the paired difference."""
-    place = {"block": block.key, "column": column.spec.key}
-    group = column.group
-    for row in spec.rows:
-        ours = column.ours(row)
-        paper = column.spec.paper.get(row)
-        line = {**place, "row": row, "n": ours.n if ours else 0}
-        if ours and group:
-            chosen = [run for _, run in sorted(group.runs[row].items())]
-            line |= {"mean": ours.mean, "std": ours.std, **_origin(group, list(column.values[row]), chosen)}
-        if paper:
-            line |= {"paper_mean": paper[0], "paper_std": paper[1]}
-        yield line
-    paired = column.paired
-    line = {**place, "row": f"{spec.treatment}-{spec.baseline}", "n": len(paired.seeds) if paired else 0}
+def _numbers(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Filled]) -> Iterator[dict[str, Any]]:
+    """Yield the numbers of a block: a line an entry and one a paired difference."""
+    for column in block.columns:
+        for row in spec.rows:
+            yield {"block": block.key, "column": column.key, "row": row, **_entry_numbers(filled[column.key, row])}
+        yield from _column_differences(spec, block, column, filled)
+
+
+def _column_differences(
+    spec: GridSpec, block: GridBlock, column: GridColumn, filled: dict[tuple[str, str], _Filled]
+) -> Iterator[dict[str, Any]]:
+    if spec.compare == "rows":
+        for treatment in spec.treatments:
+            pair = _Pair(filled[column.key, treatment], filled[column.key, spec.baseline])
+            place = {"block": block.key, "column": column.key, "row": f"{treatment}-{spec.baseline}"}
+            yield {**place, **_pair_numbers(pair)}
+    elif column.key in spec.treatments:
+        for row in spec.rows:
+            pair = _Pair(filled[column.key, row], filled[spec.baseline, row])
+            place = {"block": block.key, "column": f"{column.key}-{spec.baseline}", "row": row}
+            yield {**place, **_pair_numbers(pair)}
+
+
+def _entry_numbers(filled: _Filled) -> dict[str, Any]:
+    ours, paper = filled.ours, filled.entry.paper
+    line: dict[str, Any] = {"metric": filled.entry.metric, "n": ours.n if ours else 0}
+    if ours and filled.group:
+        line |= {"mean": ours.mean, "std": ours.std}
+        line |= _origin(filled.group, filled.values, filled.runs(filled.values))
+    if paper:
+        line |= {"paper_mean": paper.mean, "paper_std": paper.std}
+    return line
+
+
+def _pair_numbers(pair: _Pair) -> dict[str, Any]:
+    paired, group = pair.paired, pair.treatment.group
+    line: dict[str, Any] = {"metric": pair.treatment.entry.metric, "n": len(paired.seeds) if paired else 0}
     if paired and group:
-        chosen = [group.runs[row][seed] for seed in paired.seeds for row in (spec.baseline, spec.treatment)]
+        chosen = [each.runs([seed])[0] for seed in paired.seeds for each in (pair.baseline, pair.treatment)]
         line |= {"mean": paired.mean, "ci_low": paired.low, "ci_high": paired.high}
-        line |= _origin(group, list(paired.seeds), chosen)
-    if spec.treatment in column.spec.paper and spec.baseline in column.spec.paper:
-        line["paper_mean"] = column.spec.paper[spec.treatment][0] - column.spec.paper[spec.baseline][0]
-    yield line
+        line |= _origin(group, paired.seeds, chosen)
+    return line | {"paper_mean": pair.paper}
 
 
-def _origin(group: Group, seeds: list[int], runs: list[TrainedRun]) -> dict[str, Any]:
+def _origin(group: Group, seeds: Iterable[int], runs: Iterable[TrainedRun]) -> dict[str, Any]:
     return {
         "seeds": " ".join(map(str, seeds)),
         "runs": " ".join(run.folder.name for run in runs),

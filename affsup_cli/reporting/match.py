@@ -1,8 +1,8 @@
 """Which runs stand in which cell.
 
-A run belongs to a cell if it has the cell's data set, network and affinity fields. Where it departs from the cell's
-recipe otherwise (fewer epochs, a part of the data) it may still fill the cell, under a footnote. Runs that stand
-together (in one cell, in one column) share one and the same set of departures and one data digest.
+A run belongs to a cell if it has the fields that define the cell (`Recipe.defines_cell`), such as its data set. Where
+it departs from the cell's recipe otherwise (fewer epochs, a part of the data) it may still fill the cell, under a
+footnote. Runs that stand together (in a cell, a column, a block) share one set of departures and one data digest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from affsup_cli.recipe import differences
-from affsup_cli.reporting.experiments import Cell, defines_cell
+from affsup_cli.reporting.experiments import Cell
 from affsup_cli.reporting.runs import OBSERVING, Run, RunData, TrainedRun
 
 _NAMES_SHOWN = 6
@@ -39,6 +39,11 @@ class Group:
     def members(self) -> list[TrainedRun]:
         """All its runs, each once."""
         return list({run.folder.name: run for by_seed in self.runs.values() for run in by_seed.values()}.values())
+
+    def common_seed(self) -> int:
+        """Return the seed that the most cells have a run of, the lowest of equals: pictures side by side are of one."""
+        seeds = sorted({seed for by_seed in self.runs.values() for seed in by_seed})
+        return max(seeds, key=lambda seed: (sum(seed in by_seed for by_seed in self.runs.values()), -seed))
 
     def rank(self) -> tuple[Any, ...]:
         """Return what groups are sorted by, the best first."""
@@ -121,7 +126,7 @@ def changed_fields(cell: Cell, run: Run, observing: frozenset[str] = OBSERVING) 
     """Return the fields in which `run` departs from the cell's recipe, both values; None if it is of another cell."""
     changed = differences(cell.settings, run.settings)
     changed = {field: values for field, values in changed.items() if field not in observing}
-    return None if any(defines_cell(field) for field in changed) else changed
+    return None if any(cell.recipe.defines_cell(field) for field in changed) else changed
 
 
 def _literal(value: Any) -> str:

@@ -11,7 +11,17 @@ from affsup_cli.reporting.document import Content, Report, markdown
 from affsup_cli.reporting.experiments import experiments, spec_cells
 from affsup_cli.reporting.match import changed_fields
 from affsup_cli.reporting.runs import Environment, Run, RunIndex
-from affsup_cli.reporting.spec import CostSpec, CurvesSpec, EmbeddingSpec, GridSpec, Spec, load_spec
+from affsup_cli.reporting.spec import (
+    CostSpec,
+    CurvesSpec,
+    EmbeddingSpec,
+    GridSpec,
+    RecallSpec,
+    RelationsSpec,
+    Spec,
+    TargetsSpec,
+    load_spec,
+)
 
 
 def build_report(name: str, runs: RunIndex, out: Path) -> Report:
@@ -55,6 +65,18 @@ def _build(spec: Spec, runs: RunIndex) -> Content:
             from affsup_cli.reporting.embedding import build_embedding
 
             return build_embedding(spec, runs)
+        case RecallSpec():
+            from affsup_cli.reporting.recall import build_recall
+
+            return build_recall(spec, runs)
+        case RelationsSpec():
+            from affsup_cli.reporting.relations import build_relations
+
+            return build_relations(spec, runs)
+        case TargetsSpec():
+            from affsup_cli.reporting.targets import build_targets
+
+            return build_targets(spec, runs)
 
 
 def _provenance(used: Iterable[Run]) -> list[str]:

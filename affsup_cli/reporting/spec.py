@@ -1,30 +1,38 @@
 """The files of `recipes/tables`: one a table or figure, read and checked.
 
-Four kinds: a `grid` of accuracies in the paper's layout (table 3), a `cost` comparison (table 4), `curves` over the
-epochs (figure 5) and an `embedding` of features (figure 6).
+Seven kinds: a `grid` of numbers in the paper's layout (tables 1, 3 and 5-7), a `cost` comparison (table 4),
+relationship `recall` against K (table 8, figure 4), `curves` over the epochs (figure 5), an `embedding` of features
+(figure 6), and on test images the `relations` found (figures 1 and 7) and the `targets` of supervision (figure 9).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import Section, parse_toml, recipes_folder
 
+T = TypeVar("T")
 Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="one part of a cell's key")]
 
 
-class Variant(Section):
+class Setting(Section):
+    """Recipe fields that a part of a table or figure sets."""
+
+    overrides: dict[str, Any] = Field(default={}, alias="set")
+
+
+class Variant(Setting):
     """One choice on an axis of a table or figure, and the recipe fields that make it."""
 
     label: str
-    overrides: dict[str, Any] = Field(default={}, alias="set")
 
 
 class KeyedVariant(Variant):
@@ -33,42 +41,134 @@ class KeyedVariant(Variant):
     key: Key
 
 
-class GridColumn(KeyedVariant):
-    """A column of a block, and what the paper prints there: `{row key: (mean, standard deviation)}`."""
+class GridFields(Setting):
+    """What an entry of a grid shows. May stand at the table, a block, a column and a row: of them the last counts.
 
-    paper: dict[str, tuple[float, float]] = Field(default={})
+    `set` adds up in the same order.
+    """
+
+    recipe: str | None = None
+    metric: str | None = Field(default=None, description="a key of the run's metrics")
+    scale: float | None = Field(default=None, description="what the metric is multiplied by before it is shown; else 1")
+    digits: int | None = Field(default=None, ge=0, description="decimals of what is shown; else 2")
 
 
-class GridBlock(KeyedVariant):
+class Printed(NamedTuple):
+    """A number of the paper; `std` None where it prints no deviation."""
+
+    mean: float
+    std: float | None = None
+
+
+class GridRow(Variant, GridFields):
+    """A row of every block."""
+
+
+class GridColumn(KeyedVariant, GridFields):
+    """A column of a block, and what the paper prints there: `{row key: mean or [mean, standard deviation]}`."""
+
+    paper: dict[str, float | tuple[float, float]] = Field(default={})
+
+
+class GridBlock(KeyedVariant, GridFields):
     """A block of rows under its own column heads: one data set."""
 
     seeds: int = Field(ge=1, description="runs a cell")
     columns: tuple[GridColumn, ...] = Field(min_length=1)
 
 
-class GridSpec(Section):
-    """Rows by columns of one metric, in blocks."""
+@dataclasses.dataclass(frozen=True)
+class GridEntry:
+    """One number of a grid.
+
+    Attributes:
+        column: key of its column.
+        row: key of its row.
+        cell: key of the runs that it is read off; entries that differ in the metric alone share them.
+        recipe: name of their recipe.
+        overrides: what is set in it.
+        metric: key of the run's metrics.
+        scale: what the metric is multiplied by.
+        digits: decimals shown.
+        paper: what the paper prints, if anything.
+    """
+
+    column: str
+    row: str
+    cell: str
+    recipe: str
+    overrides: dict[str, Any]
+    metric: str
+    scale: float
+    digits: int
+    paper: Printed | None
+
+
+class GridSpec(GridFields):
+    """Rows by columns, in blocks; some rows (or columns) compared with another of them."""
 
     kind: Literal["grid"]
     title: str
     caption: str
-    recipe: str
-    metric: str = Field(description="a key of the run's metrics")
-    scale: float = Field(description="what the metric is multiplied by before it is shown")
-    baseline: str = Field(description="the row that paired differences are taken from")
-    treatment: str = Field(description="the row whose paired difference is shown")
-    rows: dict[Key, Variant]
+    compare: Literal["rows", "columns"] = Field(description="what `baseline` and `treatments` are")
+    baseline: Key = Field(description="what paired differences are taken from")
+    treatments: tuple[Key, ...] = Field(description="whose paired differences are shown")
+    rows: dict[Key, GridRow]
     blocks: tuple[GridBlock, ...] = Field(min_length=1)
 
+    @property
+    def rows_differ_in_runs(self) -> bool:
+        """Whether each row has runs of its own, not only a metric of its own."""
+        return any(row.recipe or row.overrides for row in self.rows.values())
+
+    @property
+    def columns_differ_in_runs(self) -> bool:
+        """Whether each column has runs of its own, not only a metric of its own."""
+        return any(column.recipe or column.overrides for block in self.blocks for column in block.columns)
+
+    def entries(self, block: GridBlock) -> list[GridEntry]:
+        """Return the block's entries, column by column."""
+        return [self._entry(block, column, row) for column in block.columns for row in self.rows]
+
+    def _entry(self, block: GridBlock, column: GridColumn, row: str) -> GridEntry:
+        levels: tuple[GridFields, ...] = (self, block, column, self.rows[row])
+        keys = [block.key]
+        if self.columns_differ_in_runs:
+            keys.append(column.key)
+        if self.rows_differ_in_runs:
+            keys.append(row)
+        recipe = _last(level.recipe for level in levels)
+        metric = _last(level.metric for level in levels)
+        if recipe is None or metric is None:
+            missing = "recipe" if recipe is None else "metric"
+            raise ValueError(f"{block.key}/{column.key}/{row} has no {missing}: name it at table, block, column or row")
+        scale, digits = _last(level.scale for level in levels), _last(level.digits for level in levels)
+        paper = column.paper.get(row)
+        return GridEntry(
+            column=column.key,
+            row=row,
+            cell="/".join(keys),
+            recipe=recipe,
+            overrides={field: value for level in levels for field, value in level.overrides.items()},
+            metric=metric,
+            scale=1.0 if scale is None else scale,
+            digits=2 if digits is None else digits,
+            paper=None if paper is None else Printed(*paper) if isinstance(paper, tuple) else Printed(paper),
+        )
+
     @model_validator(mode="after")
-    def _rows_exist(self) -> GridSpec:
-        columns = [column for block in self.blocks for column in block.columns]
-        named = {self.baseline, self.treatment}.union(*(column.paper for column in columns))
-        if unknown := sorted(named - set(self.rows)):
-            raise ValueError(f"no row {', '.join(unknown)}: the rows are {', '.join(self.rows)}")
+    def _parts_fit(self) -> GridSpec:
         _refuse_repeats(self.blocks)
+        compared = [self.baseline, *self.treatments]
+        if self.compare == "rows":
+            _refuse_unknown("row", compared, self.rows)
         for block in self.blocks:
             _refuse_repeats(block.columns)
+            if self.compare == "columns":
+                _refuse_unknown("column", compared, [column.key for column in block.columns])
+            for column in block.columns:
+                _refuse_unknown("row", column.paper, self.rows)
+            self.entries(block)
         return self
 
 
@@ -79,13 +179,10 @@ class CostRow(Variant):
     paper_megabytes: float = Field(gt=0, description="peak memory")
 
 
-class CostBlock(Section):
+class CostBlock(KeyedVariant):
     """Two variants of one experiment, measured in turns."""
 
-    key: Key
-    label: str
     recipe: str
-    overrides: dict[str, Any] = Field(default={}, alias="set")
     baseline: CostRow
     treatment: CostRow
 
@@ -112,14 +209,13 @@ class CurvePanel(Section):
     curves: tuple[KeyedVariant, ...] = Field(min_length=1)
 
 
-class CurvesSpec(Section):
+class CurvesSpec(Setting):
     """Error and target mass over the epochs."""
 
     kind: Literal["curves"]
     title: str
     recipe: str
     seeds: int = Field(ge=1, description="runs a curve")
-    overrides: dict[str, Any] = Field(default={}, alias="set")
     panels: tuple[CurvePanel, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -130,13 +226,12 @@ class CurvesSpec(Section):
         return self
 
 
-class EmbeddingSpec(Section):
+class EmbeddingSpec(Setting):
     """A t-SNE picture a variant, side by side."""
 
     kind: Literal["embedding"]
     title: str
     recipe: str
-    overrides: dict[str, Any] = Field(default={}, alias="set")
     panels: tuple[KeyedVariant, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -145,7 +240,54 @@ class EmbeddingSpec(Section):
         return self
 
 
-Spec = GridSpec | CostSpec | CurvesSpec | EmbeddingSpec
+class RecallCurve(KeyedVariant):
+    """A curve of relationship recall; `recipe` where it is not the figure's."""
+
+    recipe: str | None = None
+
+
+class RecallSpec(Setting):
+    """Relationship recall against K, a curve a variant."""
+
+    kind: Literal["recall"]
+    title: str
+    caption: str
+    recipe: str
+    seeds: int = Field(ge=1, description="runs a curve")
+    curves: tuple[RecallCurve, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> RecallSpec:
+        _refuse_repeats(self.curves)
+        return self
+
+
+class RelationsSpec(Setting):
+    """Test images with what one object of each is related to, the variants side by side."""
+
+    kind: Literal["relations"]
+    title: str
+    recipe: str
+    skip: int = Field(default=0, ge=0, description="how many of the images that runs keep are passed over first")
+    images: int = Field(ge=1, description="how many are shown")
+    panels: tuple[KeyedVariant, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> RelationsSpec:
+        _refuse_repeats(self.panels)
+        return self
+
+
+class TargetsSpec(Setting):
+    """Supervision targets of one object, drawn on a test image."""
+
+    kind: Literal["targets"]
+    title: str
+    recipe: str
+    targets: tuple[Literal["different-category", "different-instance"], ...] = Field(min_length=1)
+
+
+Spec = GridSpec | CostSpec | CurvesSpec | EmbeddingSpec | RecallSpec | RelationsSpec | TargetsSpec
 _NOT_IN_PAPER = (2, 0, "")
 _ADAPTER: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="kind")])
 
@@ -196,7 +338,20 @@ def _paper_order(name: str) -> tuple[int, int, str]:
     return int(match[1] == "figure"), int(match[2]), name
 
 
-def _refuse_repeats(parts: Iterable[GridBlock | CostBlock | CurvePanel | KeyedVariant]) -> None:
+def _refuse_repeats(parts: Iterable[KeyedVariant | CurvePanel]) -> None:
     keys = [part.key for part in parts]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"the key {', '.join(repeated)} stands twice")
+
+
+def _refuse_unknown(part: str, named: Iterable[str], known: Collection[str]) -> None:
+    if unknown := sorted(set(named) - set(known)):
+        raise ValueError(f"no {part} {', '.join(unknown)}: the {part}s are {', '.join(known)}")
+
+
+def _last(values: Iterable[T | None]) -> T | None:
+    """Return the last value that is not None."""
+    found = None
+    for value in values:
+        found = found if value is None else value
+    return found

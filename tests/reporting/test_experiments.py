@@ -7,7 +7,7 @@ import pytest
 from affsup_cli.errors import UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.experiments import experiments
-from affsup_cli.reporting.spec import load_spec
+from affsup_cli.reporting.spec import RecallSpec, load_spec
 
 
 def test_table3_asks_for_ten_cifar_runs_and_five_tiny_imagenet_runs_a_cell() -> None:
@@ -37,7 +37,7 @@ def test_curves_shown_in_two_panels_are_trained_once() -> None:
 
 
 def test_a_cost_comparison_is_one_experiment_with_both_recipes() -> None:
-    (experiment,) = experiments(load_spec("table4"), seeds=3)
+    _, experiment = experiments(load_spec("table4"), seeds=3)
     assert experiment.kind == "cost"
     assert experiment.baseline is not None
     assert experiment.baseline.flat()["affinity.loss"] == "none"
@@ -46,16 +46,61 @@ def test_a_cost_comparison_is_one_experiment_with_both_recipes() -> None:
     assert differing == {"affinity.loss"}
 
 
-def test_figure6_uses_runs_of_table3() -> None:
-    of_table = {experiment.recipe.digest() for experiment in experiments(load_spec("table3"), seeds=1)}
-    assert {experiment.recipe.digest() for experiment in experiments(load_spec("figure6"))} <= of_table
+def digests(name: str) -> set[str]:
+    return {experiment.recipe.digest() for experiment in experiments(load_spec(name))}
 
 
-def test_the_demos_figure_uses_the_runs_of_the_demos_table() -> None:
-    digests = [
-        [experiment.recipe.digest() for experiment in experiments(load_spec(name))] for name in ("demo", "demo-mass")
+@pytest.mark.parametrize(
+    ("name", "other", "own"),
+    [
+        ("figure6", "table3", 0),
+        ("demo-mass", "demo", 0),
+        ("demo-recall", "demo-relations", 0),
+        ("table6", "table5", 0),
+        ("table7", "table5", 3),
+        ("table8", "table1", 3),
+        ("table5", "table1", 3),
+    ],
+)
+def test_tables_and_figures_share_runs(name: str, other: str, own: int) -> None:
+    assert len(digests(name) - digests(other)) == own
+
+
+def test_rows_that_differ_in_the_metric_alone_share_the_runs_of_their_column() -> None:
+    keys = [experiment.keys for experiment in experiments(load_spec("table1"), seeds=1)]
+    assert keys == [
+        (f"voc07/{column}",) for column in ("frcnn", "relnet", "smooth-l1", "l2", "gamma0", "gamma2", "gamma5")
     ]
-    assert digests[0] == digests[1]
+
+
+def test_columns_that_differ_in_the_metric_alone_share_the_runs_of_their_row() -> None:
+    assert [experiment.key for experiment in experiments(load_spec("table6"))] == ["coco/relnet", "coco/affinity"]
+
+
+def test_a_block_has_its_own_number_of_runs() -> None:
+    blocks = [experiment.key.partition("/")[0] for experiment in experiments(load_spec("table5"))]
+    assert (blocks.count("voc07"), blocks.count("coco")) == (9, 3)
+
+
+def test_a_column_or_curve_may_name_a_recipe_of_its_own() -> None:
+    of_table1 = {experiment.key: experiment.recipe for experiment in experiments(load_spec("table1"), seeds=1)}
+    of_figure4 = {experiment.key: experiment.recipe for experiment in experiments(load_spec("figure4"))}
+    assert of_table1["voc07/frcnn"] == load_recipe("frcnn", {"data.name": "voc07"})
+    assert of_table1["voc07/relnet"] == load_recipe("relnet", {"data.name": "voc07", "affinity.loss": "none"})
+    assert of_figure4["relpn"] == load_recipe("relpn", {"data.name": "vg"})
+    assert of_figure4["aff-sup-rel"] == load_recipe("relnet", {"data.name": "vg", "affinity.target": "relationship"})
+
+
+def test_figure4_on_shapes_has_the_same_curves_as_on_visual_genome() -> None:
+    vg, shapes = load_spec("figure4"), load_spec("figure4-shapes")
+    assert isinstance(vg, RecallSpec)
+    assert isinstance(shapes, RecallSpec)
+    assert vg.curves == shapes.curves
+
+
+def test_a_small_backbone_may_fill_a_table_of_detection() -> None:
+    wanted = experiments(load_spec("table1"), seeds=1, extra={"model.arch": "resnet50"})
+    assert {experiment.recipe.flat()["model.arch"] for experiment in wanted} == {"resnet50"}
 
 
 def test_extra_overrides_reach_every_recipe() -> None:

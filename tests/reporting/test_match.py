@@ -79,6 +79,56 @@ def test_recording_more_is_no_departure(make: RunMaker, observing: dict[str, Any
     assert departures(select(make)) == ()
 
 
+RELNET = {"data.name": "voc07"}
+UNSUPERVISED = {**RELNET, "affinity.loss": "none"}
+DETECTION = {
+    "frcnn": Cell("frcnn", load_recipe("frcnn", RELNET), 3),
+    "relnet": Cell("relnet", load_recipe("relnet", UNSUPERVISED), 3),
+    "affinity": Cell("affinity", load_recipe("relnet", RELNET), 3),
+}
+
+
+def select_detection(make: RunMaker) -> Selection:
+    return select_runs(DETECTION, RunIndex(make.root).trained, sound)
+
+
+def test_detection_runs_stand_in_the_cell_of_their_recipe_and_loss(make: RunMaker) -> None:
+    make.finish(RELNET, {}, recipe_name="frcnn", name="a")
+    make.finish(UNSUPERVISED, {}, recipe_name="relnet", name="b")
+    make.finish(RELNET, {}, recipe_name="relnet", name="c")
+    make.finish(RELNET, {}, recipe_name="relpn", name="d")
+    selection = select_detection(make)
+    assert names(selection) == {"frcnn": ["a"], "relnet": ["b"], "affinity": ["c"]}
+    assert departures(selection) == ()
+
+
+def test_detection_runs_with_a_smaller_backbone_fill_their_cells_under_a_mark(make: RunMaker) -> None:
+    for recipe_name in ("frcnn", "relnet"):
+        make.finish({**RELNET, "model.arch": "resnet50"}, {}, recipe_name=recipe_name)
+    selection = select_detection(make)
+    assert names(selection).keys() == {"frcnn", "affinity"}
+    assert departures(selection) == ("model.arch = resnet50 instead of resnet101",)
+
+
+@pytest.mark.parametrize(
+    ("field", "fits"),
+    [
+        ({"affinity.gamma": 5}, True),
+        ({"affinity.lambda": 0.1}, True),
+        ({"affinity.softmax": "row"}, True),
+        ({"affinity.target": "different-instance"}, False),
+        ({"affinity.module": 1}, False),
+        ({"affinity.heads": "each"}, False),
+        ({"affinity.geometry": True}, False),
+    ],
+)
+def test_without_l_g_the_graph_and_target_measured_matter_in_detection_and_the_form_of_l_g_does_not(
+    make: RunMaker, field: dict[str, Any], fits: bool
+) -> None:
+    make.finish({**UNSUPERVISED, **field}, {}, recipe_name="relnet")
+    assert (select_detection(make).group is not None) == fits
+
+
 def test_every_departure_is_put_into_words(make: RunMaker) -> None:
     make.train({**AFFINITY, **SHORT, "train.precision": "bf16", "data.flip": False}, 0.5, data=SUBSET)
     assert set(departures(select(make))) == {
