@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_loss_in_a_plain_loop_draws_classes_together(digits: Path) -> None:
-    (lines,) = blocks("python")
+    lines, _ = blocks("python")
     stored = read_split(digits / "digits", read_manifest(digits / "digits"), "train")
     images = torch.from_numpy(stored.images[:512]).float().flatten(1) / 255
     labels = torch.from_numpy(stored.labels[:512])
@@ -43,6 +43,18 @@ def test_the_loss_in_a_plain_loop_draws_classes_together(digits: Path) -> None:
     assert mass() > before + 0.2
 
 
+def test_the_loss_on_attention_logits_asks_for_pairs_of_different_classes() -> None:
+    _, lines = blocks("python")
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 40, 40], [0, 0, 9, 10]]])
+    places = {"boxes": boxes, "gt_boxes": boxes[:, :2], "gt_labels": torch.tensor([[3, 5]])}
+    logits = torch.zeros(1, 3, 3, requires_grad=True)
+    exec(lines, names := {**places, "logits": logits, "detection_loss": torch.zeros(())})
+    names["loss"].backward()
+    assert logits.grad is not None
+    raised = logits.grad[0] < 0
+    assert raised.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+
+
 COMMANDS = [
     line.partition("#")[0].strip() for block in blocks("") for line in block.splitlines() if line.startswith("affsup ")
 ]
@@ -55,11 +67,16 @@ def test_every_command_names_what_there_is(
     """Run each as far as it goes without data: to the plan of a sweep, or to the data set that is not prepared."""
     words = shlex.split(command)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", words + {"sweep": ["--dry-run"], "prepare": ["--check"]}.get(words[1], []))
+    monkeypatch.setattr(sys, "argv", words + {"sweep": ["--dry-run"]}.get(words[1], []))
+    if words[1] == "prepare":
+        monkeypatch.setattr(sys, "argv", [*words[:3], "--check"])
     with pytest.raises(SystemExit) as left:
         main()
     error = capsys.readouterr().err
-    if words[1] in ("prepare", "train"):
+    if words[1] in ("evaluate", "predict"):
+        assert "RUN is not a run folder" in error
+        assert left.value.code == 2
+    elif words[1] in ("prepare", "train"):
         assert "is not prepared" in error
         assert left.value.code == 1
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from affsup_cli.engine.task import Task
-from affsup_cli.engine.training import optimizer, step
+from affsup_cli.engine.training import clipped_step, optimizer
 from affsup_cli.recipe import Training
 
 BuildTask = Callable[[], Task]
@@ -83,12 +83,12 @@ class _StepClock:
         self._wait()
         begun = time.perf_counter()
         for _ in range(steps):
-            epoch, of_epoch = divmod(self._taken, self.steps)
-            if of_epoch == 0:
+            epoch, step = divmod(self._taken, self.steps)
+            if step == 0:
                 self._task.begin_epoch(epoch)
             self._optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(self._task.losses(of_epoch).total())
-            step(self._optimizer, self._clip_norm)
+            torch.autograd.backward(self._task.losses(step).total())
+            clipped_step(self._optimizer, self._clip_norm)
             self._taken += 1
         self._wait()
         return time.perf_counter() - begun

@@ -37,7 +37,7 @@ def optimizer(task: Task, train: Training) -> torch.optim.Optimizer:
     )
 
 
-def step(steps: torch.optim.Optimizer, clip_norm: float) -> None:
+def clipped_step(steps: torch.optim.Optimizer, clip_norm: float) -> None:
     """Take a step along the gradients there are, cut down to the norm `clip_norm` if that is not 0."""
     if clip_norm:
         torch.nn.utils.clip_grad_norm_([p for group in steps.param_groups for p in group["params"]], clip_norm)
@@ -114,7 +114,7 @@ class Trainer:
             self._record(losses, total, looking)
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(total)
-            step(self._optimizer, self._train.clip_norm)
+            clipped_step(self._optimizer, self._train.clip_norm)
             self._step += 1
             now = time.perf_counter()
             self._epoch_seconds = resumed_seconds + now - begun

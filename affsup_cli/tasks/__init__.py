@@ -8,8 +8,14 @@ from affsup_cli.engine.task import Task
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe
 
 
-def build_task(recipe: Recipe, data_dir: Path) -> Task:
+def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True) -> Task:
     """Build the task of `recipe` on its device, from the data sets prepared in `data_dir`.
+
+    Args:
+        recipe: what to build.
+        data_dir: where the data sets are prepared.
+        fresh: its model is to be trained from the start; else a checkpoint will be loaded into it, and no pretrained
+            weights are looked for.
 
     Raises:
         AffsupError: the data set is not prepared.
@@ -22,5 +28,5 @@ def build_task(recipe: Recipe, data_dir: Path) -> Task:
     if isinstance(recipe, DetectionRecipe):
         from affsup_cli.tasks.detection import DetectionTask
 
-        return DetectionTask(recipe, data_dir)
+        return DetectionTask(recipe, data_dir, pretrained=fresh)
     raise AssertionError(f"no task is registered for {type(recipe).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ class SceneNetwork(nn.Module):
 class DetectionTask:
     """A detector on scenes: L = detection + proposal losses + lambda L_G on its attention (eq. 8)."""
 
-    def __init__(self, recipe: DetectionRecipe, data_dir: Path) -> None:
+    def __init__(self, recipe: DetectionRecipe, data_dir: Path, pretrained: bool = True) -> None:
         self._recipe = recipe
         self._device = resolve_device(recipe.run.device)
         self._folder = data_dir / recipe.data.name
@@ -63,7 +64,8 @@ class DetectionTask:
         self._refuse_what_does_not_fit()
         configure_cuda(recipe.train.precision)
         torch.manual_seed(recipe.seed)
-        self.model = build_network(recipe, len(manifest.classes)).to(memory_format=torch.channels_last).to(self._device)
+        model = build_network(recipe, len(manifest.classes), pretrained)
+        self.model = model.to(memory_format=torch.channels_last).to(self._device)
         self._epochs = SceneEpochs(self._batches("train"), recipe.data.mirror, recipe.train.batch_size, recipe.seed)
         self.steps = self._epochs.steps
         self.data: dict[str, Any] = {
@@ -73,6 +75,7 @@ class DetectionTask:
             "complete": manifest.complete,
             "official": manifest.source.official,
             "classes": manifest.classes,
+            "weights": _checksum(recipe.model.weights) if pretrained else None,
         }
         self._ranking = Ranking(recipe, self.model)
         self._loss = _loss_module(self._affinity)
@@ -296,6 +299,14 @@ def build_network(recipe: DetectionRecipe, classes: int, pretrained: bool = True
     if isinstance(recipe, RelpnRecipe):
         pairs = PairScorer(model.width, recipe.pairs.hidden, recipe.pairs.sampled)
     return SceneNetwork(DetectorNetwork(backbone, classes, options, relation), pairs)
+
+
+def _checksum(weights: str) -> str | None:
+    """SHA-256 of a file of weights; None where they are no file."""
+    if not Path(weights).is_file():
+        return None
+    with Path(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _loss_module(affinity: RelationAffinity | None) -> AffinityLoss:

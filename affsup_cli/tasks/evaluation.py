@@ -22,7 +22,7 @@ def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dic
     """
     stored = run.recipe()
     recipe: Recipe = stored.model_copy(update={"run": stored.run.model_copy(update={"device": device})})
-    task = build_task(recipe, data_dir)
+    task = build_task(recipe, data_dir, fresh=False)
     refuse_other_data(run, task.data)
     with fitting(run.best):
         best = load_checkpoint(run.best, next(task.model.parameters()).device)

@@ -58,7 +58,7 @@ def train_run(
     """
     if _is_finished(recipe, run, resume):
         return run
-    task = build_task(recipe, data_dir)
+    task = build_task(recipe, data_dir, fresh=not run.checkpoint.exists())
     with run.lock():
         if _is_finished(recipe, run, resume):  # another process may have come first
             return run

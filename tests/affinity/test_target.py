@@ -222,3 +222,45 @@ def test_relationship_target_refuses_triples() -> None:
 def test_targets_refuse_a_match_that_is_not_an_index() -> None:
     with pytest.raises(TypeError, match="match must be an integer tensor"):
         different_instance_target(MATCH >= 0)
+
+
+def test_targets_of_several_images_are_those_of_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 3, 7, 2, generator=generator) * 20
+    boxes = torch.cat([corners, corners + 5 + torch.rand(2, 3, 7, 2, generator=generator) * 10], dim=-1)
+    gt_boxes = boxes[:, :, :4] + torch.rand(2, 3, 4, 4, generator=generator)
+    gt_boxes[0, 1, 2:] = 0  # padding
+    gt_labels = torch.randint(0, 3, (2, 3, 4), generator=generator)
+    relations = torch.tensor([[0, 1], [2, 3], [-2, -2]]).expand(2, 3, 3, 2).clone()
+    relations[1, 2] = -2
+    match = match_proposals(boxes, gt_boxes)
+    together = (
+        different_instance_target(match),
+        different_category_target(match, gt_labels),
+        relationship_target(match, relations),
+        category_pair_target(match, gt_labels, first=0, second=2),
+    )
+    for at in ((i, j) for i in range(2) for j in range(3)):
+        alone = match_proposals(boxes[at], gt_boxes[at])
+        assert torch.equal(match[at], alone)
+        assert not (alone[None] >= 2).any() or at != (0, 1)
+        expected = (
+            different_instance_target(alone),
+            different_category_target(alone, gt_labels[at]),
+            relationship_target(alone, relations[at]),
+            category_pair_target(alone, gt_labels[at], first=0, second=2),
+        )
+        for found, one in zip(together, expected, strict=True):
+            assert torch.equal(found[at], one)
+    assert together[2].any()
+    assert not together[2][1, 2].any()
+
+
+def test_targets_refuse_what_is_of_different_images() -> None:
+    match = torch.zeros(2, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="are of different images"):
+        different_category_target(match, torch.zeros(3, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="are of different images"):
+        relationship_target(match, torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="are of different images"):
+        match_proposals(torch.zeros(2, 5, 4), torch.zeros(3, 4))

@@ -13,7 +13,7 @@ from affsup_cli.engine.checkpoint import load_checkpoint
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
-from affsup_cli.engine.training import Trainer, learning_rate
+from affsup_cli.engine.training import Trainer, clipped_step, learning_rate
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe, load_recipe
 from tests.engine.toy import ToyTask
@@ -136,6 +136,27 @@ def test_the_best_epoch_on_validation_is_tested_and_ties_keep_the_earlier(tmp_pa
     assert all(torch.equal(task.model.state_dict()[key], models[1][key]) for key in models[1])
     assert task.evaluated == ["val"] * 4 + ["val", "test"]
     assert task.exported == ["val", "test"]
+
+
+def test_where_the_last_epoch_is_tested_validation_is_never_looked_at(tmp_path: Path) -> None:
+    run, task = folder(tmp_path / "run"), ToyTask()
+    result = Trainer(task, recipe(train__epochs=3, train__select="last"), run).run()
+    assert result["best_epoch"] == 3
+    assert task.evaluated == task.exported == ["test"]
+    assert all(torch.equal(value, weights(run)[name]) for name, value in weights(run, "best").items())
+    assert result["metrics"]["train_loss"] == run.metrics()[-1]["train_loss"]
+
+
+def test_a_gradient_above_the_norm_allowed_is_cut_down_to_it() -> None:
+    moved = []
+    for limit in (0.0, 1.0, 100.0):
+        layer = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.zeros_(layer.weight)
+        steps = torch.optim.SGD(layer.parameters(), lr=1.0)
+        layer(torch.tensor([3.0, 4.0])).sum().backward()
+        clipped_step(steps, limit)
+        moved.append(layer.weight.detach().norm().item())
+    assert moved == pytest.approx([5, 1, 5], rel=1e-5)
 
 
 def test_the_test_split_is_looked_at_each_epoch_only_for_a_test_curve(tmp_path: Path) -> None:

@@ -36,3 +36,15 @@ def test_a_stored_state_continues_to_the_same_bits(device: torch.device) -> None
     for value in values[4:]:
         second.add({"a": value}, weight=7)
     assert second.read() == whole.read()
+
+
+def test_a_weight_may_be_a_count_on_the_device_and_what_never_counted_is_not_read(device: torch.device) -> None:
+    averages = Averages()
+    for value, count in ((0.5, 3), (0.0, 0), (0.9, 1)):
+        averages.add({"mass": torch.tensor(value, device=device)}, torch.tensor(count, device=device))
+    averages.add({"never": torch.tensor(0.0, device=device)}, torch.tensor(0, device=device))
+    averages.add({"loss": torch.tensor(2.0, device=device)}, 4)
+    assert averages.read() == pytest.approx({"mass": (3 * 0.5 + 0.9) / 4, "loss": 2})
+    resumed = Averages()
+    resumed.load_state_dict(averages.state_dict(), device)
+    assert resumed.read() == averages.read()

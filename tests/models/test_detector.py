@@ -131,6 +131,17 @@ def test_images_without_objects_have_losses_of_the_background_alone() -> None:
     assert losses["class_loss"] > 0
 
 
+def test_an_image_of_five_hundred_objects_trains() -> None:
+    model = network().train()
+    corners = torch.rand(1, 500, 2, generator=torch.Generator().manual_seed(0)) * 50
+    gt_boxes = torch.cat([corners, corners + 4], dim=2)
+    gt_labels = torch.arange(500).view(1, 500) % CLASSES
+    regions, losses = model(images(1), [SIZE], gt_boxes)
+    losses |= model.detection_losses(regions, gt_boxes, gt_labels)
+    assert regions.class_logits.shape == (1, 12 + 500, CLASSES + 1)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 def hard_losses(regions: Regions, gt_boxes: Tensor, gt_labels: Tensor, mined: int) -> tuple[float, float]:
     """Class and box loss by definition, region by region: the hardest of an image, divided by how many are mined."""
     of_classes = of_boxes = 0.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -20,14 +22,16 @@ from affsup_cli.affinity import (
     relationship_target,
     target_mass,
 )
+from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
-from affsup_cli.engine.training import Trainer, optimizer, step
-from affsup_cli.errors import UsageError
+from affsup_cli.engine.training import Trainer, clipped_step, optimizer
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.metrics import RelationshipRecall
 from affsup_cli.recipe import DetectionRecipe, load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.detection import DetectionTask
+from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import train_run
 
 SMALL = {
@@ -276,6 +280,25 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_as_one_left_alone(shapes: P
     assert whole.result()["metrics"]["train_mass"] == whole.metrics()[-1]["train_mass"]
 
 
+def test_a_file_of_weights_is_recorded_and_needed_for_a_fresh_start_alone(shapes: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    weights = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    recipe = small(model__arch="resnet18", model__weights=str(weights), model__proposals=8)
+    task = build_task(recipe, shapes)
+    assert task.data["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    run = RunFolder(tmp_path / "run")
+    with run.lock():
+        run.write_environment({"data": task.data})
+        run.write_recipe(recipe)
+        save_checkpoint(run.best, {"model": task.model.state_dict()})
+    before = evaluate_run(run, shapes, "train", "cpu")
+    weights.unlink()
+    assert evaluate_run(run, shapes, "train", "cpu") == before
+    with pytest.raises(AffsupError, match=r"resnet18\.pth"):
+        build_task(recipe, shapes)
+
+
 @pytest.mark.real_data
 def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
     fields = {
@@ -299,7 +322,7 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
         losses = task.losses(0)
         steps.zero_grad()
         losses.total().backward()
-        step(steps, task._recipe.train.clip_norm)
+        clipped_step(steps, task._recipe.train.clip_norm)
     task.model.eval()
     recall = RelationshipRecall((100,))
     with torch.no_grad():
