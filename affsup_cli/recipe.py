@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 
@@ -93,6 +102,12 @@ class SceneData(Section):
     long_side: int = Field(ge=16, description="pixels that the longer side has at most")
     mirror: bool = Field(description="an epoch passes each image and its mirror image")
 
+    @model_validator(mode="after")
+    def _sides_are_in_order(self) -> SceneData:
+        if self.long_side < self.short_side:
+            raise ValueError(f"data.long_side = {self.long_side}: expected at least short_side = {self.short_side}")
+        return self
+
 
 class Detector(Section):
     """`[model]`: Faster R-CNN (reading 11)."""
@@ -106,8 +121,10 @@ class Detector(Section):
     pixels: Literal["torchvision", "caffe", "signed"] = Field(
         description="what the backbone takes: RGB with ImageNet's mean and deviation, BGR minus a mean, or -1..1"
     )
-    anchor_scales: tuple[float, ...] = Field(strict=False, min_length=1, description="anchor sides in backbone strides")
-    anchor_ratios: tuple[float, ...] = Field(strict=False, min_length=1, description="height over width")
+    anchor_scales: tuple[PositiveFloat, ...] = Field(
+        strict=False, min_length=1, description="anchor sides in backbone strides"
+    )
+    anchor_ratios: tuple[PositiveFloat, ...] = Field(strict=False, min_length=1, description="height over width")
     proposals: int = Field(ge=1, description="regions an image (N)")
     candidates: int = Field(ge=1, description="highest-scoring anchors that NMS at 0.7 takes the proposals from")
     pooling: Literal["pool", "align"] = Field(description="RoIPool or RoIAlign, 7x7")
@@ -138,7 +155,7 @@ class SceneTest(Section):
     """`[test]`: what evaluation keeps and ranks (readings 11 and 13)."""
 
     detections: int = Field(ge=1, description="an image, over all classes, after soft-NMS")
-    recall_at: tuple[int, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")
+    recall_at: tuple[PositiveInt, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")
 
 
 class Training(Section):
@@ -256,10 +273,14 @@ class RelnetRecipe(DetectionRecipe):
         affinity = self.affinity
         if affinity.module > self.relation.modules:
             raise ValueError(f"affinity.module = {affinity.module}, but relation.modules = {self.relation.modules}")
-        if (affinity.target == "category-pair") != bool(affinity.first):
+        if (affinity.target == "category-pair") != bool(affinity.first) or (affinity.second and not affinity.first):
             raise ValueError(
-                f"affinity.target = '{affinity.target}' with affinity.first = '{affinity.first}': name the reference's "
-                "class there for category-pair, and for no other target"
+                f"affinity.target = '{affinity.target}' with affinity.first = '{affinity.first}' and affinity.second = "
+                f"'{affinity.second}': name the reference's class in first for category-pair, and for no other target"
+            )
+        if self.model.width % self.relation.heads:
+            raise ValueError(
+                f"relation.heads = {self.relation.heads}: expected a divisor of model.width = {self.model.width}"
             )
         return self
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.format import Annotations
+from data_prep.format import Annotations, counted_up
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,3 @@ def as_boxes(corners: NDArray[np.float64]) -> NDArray[np.float32]:
     """Boxes [m, 4] in single precision; what does not fit is infinite, and so left out later."""
     with np.errstate(over="ignore"):
         return corners.reshape(-1, 4).astype(np.float32)
-
-
-def counted_up(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the entries of each image begin, and where the last one's end: int64 [n + 1]."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from affsup_cli import __version__
-from affsup_cli.errors import UsageError
 from data_prep.format import (
     IMAGES_FILE,
     Manifest,
@@ -25,6 +24,7 @@ from data_prep.format import (
 from data_prep.official import Images, ImageSet, Official, Progress, SourceError
 from data_prep.source import checksums
 from data_prep.storage import replacing
+from data_prep.writing import ImagesDone, refuse_excess
 
 VALIDATION = Validation(fraction=0.1, seed=0)
 
@@ -65,9 +65,9 @@ def write(
     plan = _plan(official, limit)
     total = sum(len(rows) for _, rows in plan.values())
     with replacing(home, total * (int(np.prod(official.image_shape)) + 16)) as folder:
-        told = _told(progress, total)
+        done = ImagesDone(progress, total)
         splits = {
-            name: NewSplit(images.labels[rows], images.source_index[rows], map(told, images.blocks(rows)))
+            name: NewSplit(images.labels[rows], images.source_index[rows], _counted(images.blocks(rows), done))
             for name, (images, rows) in plan.items()
         }
         content = write_images(folder, official.classes, official.image_shape, splits)
@@ -96,8 +96,7 @@ def write(
 def _plan(official: Official, limit: int | None) -> dict[SplitName, tuple[Images, NDArray[np.int64]]]:
     """Which official images, and which rows of them, make each split."""
     count, test_count = len(official.train.labels), len(official.test.labels)
-    if limit is not None and limit > count:
-        raise UsageError(f"--limit {limit}: expected at most {count}, the training images of the source")
+    refuse_excess(limit, count)
     if count < 2 or test_count < 1:
         raise SourceError(f"holds {count} training and {test_count} test images; expected at least 2 and 1")
     train, val = split_rows(count, limit)
@@ -112,14 +111,7 @@ def _split_record(split: NewSplit, classes: int) -> SplitRecord:
     return SplitRecord(count=len(split.labels), per_class=class_counts(split.labels, classes))
 
 
-def _told(progress: Progress, total: int) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
-    """A function that passes blocks of images on and tells how many have passed."""
-    done = 0
-
-    def passed(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        nonlocal done
-        done += len(block)
-        progress("images", done, total)
-        return block
-
-    return passed
+def _counted(blocks: Iterable[NDArray[np.uint8]], done: ImagesDone) -> Iterator[NDArray[np.uint8]]:
+    for block in blocks:
+        done.add(len(block))
+        yield block

@@ -29,15 +29,3 @@ def images_in_memory(
     if source_index is None:
         source_index = np.arange(len(labels), dtype=np.int64)
     return Images(labels, source_index, blocks)
-
-
-class PicturesInMemory(dict[str, bytes]):
-    """Encoded pictures by file name; see `data_prep.official.Pictures`."""
-
-    def size(self, name: str) -> int:
-        """Bytes of a picture."""
-        return len(self[name])
-
-    def where(self, name: str) -> str:
-        """A generated picture is nowhere."""
-        return name

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from affsup_cli.errors import AffsupError
 from data_prep.archive import tar_index
 from data_prep.format import FileRecord
 from data_prep.official import SceneSet, SourceError
@@ -31,7 +34,11 @@ class _Place:
 
 
 class SceneFiles:
-    """The needed files of the given places together, each read when asked for; of two, the one given first."""
+    """The needed files of the given places together, each read when asked for; of two, the one given first.
+
+    Raises:
+        AffsupError: An archive is damaged, hostile or of another kind.
+    """
 
     def __init__(self, dataset: SceneSet, sources: Sequence[Path]) -> None:
         self._dataset = dataset
@@ -56,15 +63,20 @@ class SceneFiles:
         Raises:
             SourceError: It was not found.
         """
-        return self._annotation(name).read()
+        if name not in self._annotations:
+            raise SourceError(f"has no {name}; expected {self._dataset.wanted}")
+        return self._annotations[name].read()
 
-    def annotation_path(self, name: str) -> Path:
-        """An annotation file that lies in a folder.
+    def json(self, name: str) -> Any:
+        """What an annotation file in JSON says.
 
         Raises:
-            SourceError: It was not found.
+            SourceError: It was not found, or is no JSON.
         """
-        return self._annotation(name).path
+        try:
+            return json.loads(self.annotation(name))
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{name}: is not JSON ({error})") from None
 
     def pictures(self, prefix: str = "") -> FoundPictures:
         """The pictures whose names begin so, by the rest of their names."""
@@ -88,11 +100,6 @@ class SceneFiles:
         }
         sizes = [(str(place.size), name, place.size) for name, place in sorted(self._pictures.items())]
         return records | {"pictures": _listed(sizes)}
-
-    def _annotation(self, name: str) -> _Place:
-        if name not in self._annotations:
-            raise SourceError(f"has no {name}; expected {self._dataset.wanted}")
-        return self._annotations[name]
 
 
 class FoundPictures:
@@ -138,7 +145,11 @@ def _in_folder(folder: Path, needed: re.Pattern[str]) -> Iterator[tuple[str, _Pl
 
 
 def _in_archive(archive: Path) -> Iterator[tuple[str, _Place]]:
-    for name, (offset, size) in tar_index(archive).items():
+    try:
+        index = tar_index(archive)
+    except SourceError as error:
+        raise AffsupError(f"{archive}: {error}") from None
+    for name, (offset, size) in index.items():
         yield name, _Place(archive, offset, size)
 
 

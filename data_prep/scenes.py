@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affsup_cli import __version__
-from affsup_cli.errors import UsageError
-from data_prep.annotating import counted_up
 from data_prep.format import (
     EXAMPLES,
     SCENE_SPLITS,
@@ -25,6 +23,7 @@ from data_prep.format import (
     SceneManifest,
     SceneSplitName,
     SourceRecord,
+    counted_up,
     write_manifest,
     write_scenes,
 )
@@ -32,6 +31,7 @@ from data_prep.official import OfficialScenes, Pictures, Progress, SceneSet, Sou
 from data_prep.pictures import PictureError, examine
 from data_prep.source import checksums
 from data_prep.storage import replacing
+from data_prep.writing import ImagesDone, refuse_excess
 
 _What = Literal["images", "objects", "relations"]
 _AHEAD = 64  # pictures in memory at a time
@@ -138,10 +138,10 @@ def write(
     parts: dict[SceneSplitName, Annotations] = {"train": _limited(official.train, limit), "test": official.test}
     _refuse_missing([name for part in parts.values() for name in part.names], official.pictures)
     parts = {name: tidy(part, ledger) for name, part in parts.items()}
-    told = _Told(progress, sum(map(len, parts.values())))
+    done = ImagesDone(progress, sum(map(len, parts.values())))
     new = {
         name: NewScenes(
-            part, _sound_pictures(part, official.pictures, ledger, told), _capacity(part, official.pictures)
+            part, _sound_pictures(part, official.pictures, ledger, done), _capacity(part, official.pictures)
         )
         for name, part in parts.items()
     }
@@ -175,10 +175,9 @@ def write(
 
 def _limited(train: Annotations, limit: int | None) -> Annotations:
     """A random part of the training images, always the same, a smaller one within a larger one, in official order."""
+    refuse_excess(limit, len(train))
     if limit is None:
         return train
-    if limit > len(train):
-        raise UsageError(f"--limit {limit}: expected at most {len(train)}, the training images of the source")
     order = np.random.RandomState(0).permutation(len(train))  # this stream is frozen for good
     return train.take(np.sort(order[:limit]))
 
@@ -197,7 +196,7 @@ def _capacity(part: Annotations, pictures: Pictures) -> int:
     return sum(pictures.size(name) for name in part.names if name in pictures)
 
 
-def _sound_pictures(part: Annotations, pictures: Pictures, ledger: Ledger, told: _Told) -> Iterator[bytes | None]:
+def _sound_pictures(part: Annotations, pictures: Pictures, ledger: Ledger, done: ImagesDone) -> Iterator[bytes | None]:
     """The pictures in order, each examined; None for those to be left out."""
 
     def examined(row: int) -> bytes | PictureError:
@@ -220,7 +219,7 @@ def _sound_pictures(part: Annotations, pictures: Pictures, ledger: Ledger, told:
                 else:
                     _enter(ledger, part, row, found)
                     yield None
-            told.more(len(rows))
+            done.add(len(rows))
 
 
 def _enter(ledger: Ledger, part: Annotations, row: int, error: PictureError) -> None:
@@ -234,16 +233,3 @@ def _summary(ledger: Ledger) -> str:
     return "; ".join(
         f"{entry.count:,} {entry.reason} ({entry.examples[0]})" for entry in ledger.records() if entry.what == "images"
     )
-
-
-@dataclass
-class _Told:
-    """Tells how many images are done."""
-
-    progress: Progress
-    total: int
-    done: int = 0
-
-    def more(self, count: int) -> None:
-        self.done += count
-        self.progress("images", self.done, self.total)

@@ -82,11 +82,7 @@ def open_scene_source(
     if dataset.embedded:
         return Source(_EMBEDDED, dataset.name, nullcontext(SceneFiles(dataset, ())))
     places = list(sources) or [download(archive, downloads, progress) for archive in dataset.archives]
-    label = ", ".join(map(str, places))
-    try:
-        files = SceneFiles(dataset, places)
-    except SourceError as error:
-        raise AffsupError(f"{label}: {error}") from None
+    files = SceneFiles(dataset, places)
     archives = [path for path in places if path.is_file()]
     records, md5s = {}, set()
     for path in archives:
@@ -100,7 +96,7 @@ def open_scene_source(
         official=md5s == {archive.md5 for archive in dataset.archives} if whole else None,
         algorithm="md5" if whole else None,
     )
-    return Source(record, label, nullcontext(files))
+    return Source(record, ", ".join(map(str, places)), nullcontext(files))
 
 
 def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> Source[Files]:

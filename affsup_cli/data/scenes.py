@@ -90,13 +90,16 @@ class SceneBatches:
         short_side: pixels that the shorter side is scaled to.
         long_side: pixels that the longer side has at most, which may leave the shorter one shorter.
         device: where the batches go.
+        cached: keep the scaled images in memory where all of them fit; for what is passed many times.
     """
 
-    def __init__(self, source: SceneSource, short_side: int, long_side: int, device: torch.device) -> None:
+    def __init__(
+        self, source: SceneSource, short_side: int, long_side: int, device: torch.device, cached: bool = False
+    ) -> None:
         self._source = source
         self._device = device
         self._sizes = [_scaled_size(int(w), int(h), short_side, long_side) for w, h in source.sizes]
-        self._cached = sum(3 * w * h for w, h in self._sizes) <= CACHE_BYTES
+        self._cached = cached and sum(3 * w * h for w, h in self._sizes) <= CACHE_BYTES
         self._images: dict[int, Tensor] = {}
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="scenes")
 
@@ -118,10 +121,19 @@ class SceneBatches:
             scenes = [future.result() for future in making.pop(step)]
             yield self._batch(tuple(index for index, _ in plan[step]), scenes)
 
-    def in_order(self, size: int) -> Iterator[SceneBatch]:
-        """Yield all images as they are, `size` at a time."""
-        entries = [(index, False) for index in range(len(self))]
-        return self.batches([entries[start : start + size] for start in range(0, len(entries), size)])
+    def in_order(self, most: int) -> Iterator[SceneBatch]:
+        """Yield all images as they are, up to `most` at a time, but only neighbours of one size together.
+
+        Nothing is padded but to a multiple of 32: what a network says of an image does not depend on its neighbours.
+        """
+        plan: list[list[tuple[int, bool]]] = []
+        for index in range(len(self)):
+            joins = plan and len(plan[-1]) < most and self._sizes[plan[-1][-1][0]] == self._sizes[index]
+            if joins:
+                plan[-1].append((index, False))
+            else:
+                plan.append([(index, False)])
+        return self.batches(plan)
 
     def _scene(self, index: int, mirrored: bool) -> _Scene:
         image = self._image(index)

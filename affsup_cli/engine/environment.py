@@ -18,8 +18,8 @@ from affsup_cli.engine.devices import device_name
 LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "h5py", "pycocotools", "scikit-learn", "matplotlib", "typer")
 
 
-def environment(device: torch.device, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be known to judge or repeat a run."""
+def environment(device: torch.device, data: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+    """Return what must be known to judge or repeat a run; `weights` is the checksum of a file of pretrained ones."""
     return {
         "affsup": affsup_cli.__version__,
         **source_commit(),
@@ -31,6 +31,7 @@ def environment(device: torch.device, data: Mapping[str, Any]) -> dict[str, Any]
         "platform": platform.platform(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": dict(data),
+        "weights": weights,
     }
 
 

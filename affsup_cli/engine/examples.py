@@ -26,12 +26,12 @@ class Example:
         image_id: the data set's number of the image.
         name: its name, for people.
         image: uint8 [H, W, 3], RGB.
-        gt_boxes: the objects [G, 4].
+        gt_boxes: the objects [G, 4]; difficult ones and crowds are none.
         gt_labels: their classes, int64 [G].
         gt_pairs: relations, int64 [R, 2], subject and object as indices of objects.
         reference_boxes: the proposal that covers each object best [G, 4].
         partner_boxes: its strongest partners, the strongest first [G, P, 4].
-        partner_weights: their share of the reference's row under a softmax, float32 [G, P] in 0..1.
+        partner_weights: their share of the reference's row under a softmax without itself, float32 [G, P] in 0..1.
     """
 
     image_id: int

@@ -59,6 +59,8 @@ class Task(Protocol):
     """Steps an epoch."""
     data: dict[str, Any]
     """Which data, for the run's record: name, digest, limit, complete, official."""
+    weights: str | None
+    """SHA-256 of the file of pretrained weights that its model was begun from; None for no file."""
 
     @property
     def model(self) -> nn.Module:

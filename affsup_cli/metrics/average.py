@@ -26,8 +26,11 @@ class Averages:
         """Return the means so far, without those of which nothing has counted yet."""
         if not self._sums:
             return {}
-        weights = [torch.as_tensor(weight, dtype=torch.float64) for weight in self._weights.values()]
-        of_sums, of_weights = torch.stack(list(self._sums.values())).tolist(), torch.stack(weights).tolist()
+        sums = torch.stack(list(self._sums.values()))
+        weights = [
+            torch.as_tensor(weight, dtype=torch.float64, device=sums.device) for weight in self._weights.values()
+        ]
+        of_sums, of_weights = torch.stack([sums, torch.stack(weights)]).tolist()
         read = zip(self._sums, of_sums, of_weights, strict=True)
         return {name: total / weight for name, total, weight in read if weight}
 

@@ -97,12 +97,10 @@ class DetectionPrecision:
 
     Args:
         classes: their names.
-        voc: whether to work out the 11-point average precision of VOC 2007 too.
     """
 
-    def __init__(self, classes: Sequence[str], voc: bool) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        self.voc = voc
         self._detections = _Table(scores=np.float32)
         self._objects = _Table(difficult=np.bool_, crowd=np.bool_)
 
@@ -142,7 +140,7 @@ class DetectionPrecision:
         """Return the mean average precisions in 0..1, NaN where there is no object to be found in any class.
 
         `map_all` is COCO's mean over IoU 0.50 to 0.95, `map_50` that at 0.50, both of up to 100 detections a class and
-        image; with `voc`, `map_50_voc07` is the 11-point one of VOC 2007.
+        image; `map_50_voc07` is the 11-point one of VOC 2007.
         """
         of_all, of_half, of_voc = [], [], []
         count = len(self.classes)
@@ -152,13 +150,11 @@ class DetectionPrecision:
             precision = _coco_precision(detections, objects)
             of_all.append(precision.mean())
             of_half.append(precision[0].mean())
-            if self.voc:
-                of_voc.append(_voc07_precision(detections, objects))
-        means = {"map_all": _mean(of_all), "map_50": _mean(of_half)}
-        return means | {"map_50_voc07": _mean(of_voc)} if self.voc else means
+            of_voc.append(_voc07_precision(detections, objects))
+        return {"map_all": _mean(of_all), "map_50": _mean(of_half), "map_50_voc07": _mean(of_voc)}
 
-    def coco_results(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the detections in COCO's results format: image_id, category_id, bbox (x, y, width, height), score.
+    def coco_results(self, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yield the detections in COCO's results format: image_id, category_id, bbox (x, y, width, height), score.
 
         Args:
             category_ids: the data set's number of each class.
@@ -168,20 +164,20 @@ class DetectionPrecision:
         """
         if len(category_ids) != len(self.classes):
             raise ValueError(f"category_ids must be {len(self.classes)}, one a class, found {len(category_ids)}")
-        results = []
         for image_id, columns in self._detections.images():
             boxes = columns["boxes"].copy()
             boxes[:, 2:] -= boxes[:, :2]
             rows = zip(columns["labels"].tolist(), boxes.tolist(), columns["scores"].tolist(), strict=True)
-            results += [
-                {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
-                for label, box, score in rows
-            ]
-        return results
+            for label, box, score in rows:
+                yield {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
 
 
 class _ClassEval(COCOeval):  # type: ignore[misc]
-    """COCO's evaluation of one class, in which what is marked `ignore` stays so: COCOeval overwrites the mark."""
+    """COCO's evaluation of one class, in which difficult objects are ignored as often as they are found (VOC's rule).
+
+    COCOeval ignores any number of detections of a crowd, but only one of another object. So a difficult object is a
+    crowd to its matching, but not to its overlap, which a crowd has with any part of itself.
+    """
 
     def __init__(self, detections: _ClassRows, objects: _ClassRows) -> None:
         super().__init__(iouType="bbox")
@@ -194,10 +190,21 @@ class _ClassEval(COCOeval):  # type: ignore[misc]
 
     def _prepare(self) -> None:
         detections, objects = self._rows
-        crowd, score = objects.values["crowd"], detections.values["scores"].astype(np.float64)
-        ignore = crowd | objects.values["difficult"]
-        self._dts = _grouped(detections, score=score)
-        self._gts = _grouped(objects, iscrowd=crowd.astype(int), ignore=ignore.astype(int))
+        ignored = (objects.values["crowd"] | objects.values["difficult"]).astype(int)
+        self._dts = _grouped(detections, score=detections.values["scores"].astype(np.float64))
+        self._gts = _grouped(objects, iscrowd=ignored, ignore=ignored, crowd=objects.values["crowd"].astype(int))
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:  # noqa: N802, N803 (COCOeval's names)
+        """Return the overlaps of an image's detections, by descending score, and objects (overrides COCOeval's)."""
+        objects, detections = self._gts[imgId, catId], self._dts[imgId, catId]
+        if not objects or not detections:
+            return []
+        best = sorted(detections, key=lambda detection: -detection["score"])[: self.params.maxDets[-1]]
+        return coco_mask.iou(
+            np.array([detection["bbox"] for detection in best]),
+            np.array([each["bbox"] for each in objects]),
+            np.array([each["crowd"] for each in objects], dtype=np.uint8),
+        )
 
 
 def _grouped(rows: _ClassRows, **columns: Array) -> defaultdict[tuple[int, int], list[dict[str, Any]]]:

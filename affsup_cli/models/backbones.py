@@ -29,8 +29,8 @@ class Pixels(NamedTuple):
 PIXELS = {
     # The statistics of ImageNet that all weights of torchvision were trained with.
     "torchvision": Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    # The means that the Caffe networks of He et al. and Relation Networks' release use; no scaling.
-    "caffe": Pixels((122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0), bgr=True),
+    # network.PIXEL_MEANS of Relation Networks' release, for the weights of He et al.; no scaling.
+    "caffe": Pixels((123.15, 115.90, 103.06), (1.0, 1.0, 1.0), bgr=True),
     # MEAN_RGB and STDDEV_RGB of TensorFlow's efficientnet_lite_builder.py.
     "signed": Pixels((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
 }

@@ -22,10 +22,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image, roi_pool
 
 from affsup_cli.affinity import match_proposals
+from affsup_cli.affinity.precision import without_autocast
 from affsup_cli.models.backbones import Backbone
 from affsup_cli.models.nms import first_nms
 from affsup_cli.models.relation import INITIAL_STD, RelationModule, geometry_embedding
 from affsup_cli.models.roi_align import roi_align
+from affsup_cli.recipe import Detector, Relation
 
 POOLED_SIZE = 7
 NMS_IOU = 0.7
@@ -33,30 +35,6 @@ RPN_IOU = (0.7, 0.3)  # an anchor is positive above the first, negative below th
 RPN_SAMPLED = 256  # anchors an image, at most half of them positive
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # deviations 0.1, 0.1, 0.2, 0.2 of the regression targets
 MATCH_IOU = 0.5
-
-
-@dataclass(frozen=True)
-class DetectorOptions:
-    """Sizes of a detector; the recipe's `[model]` explains them."""
-
-    anchor_scales: tuple[float, ...]
-    anchor_ratios: tuple[float, ...]
-    proposals: int
-    candidates: int
-    pooling: str
-    channels: int
-    width: int
-    initial: str
-    mined: int
-
-
-@dataclass(frozen=True)
-class RelationOptions:
-    """Sizes of the relation modules; the recipe's `[relation]` explains them."""
-
-    modules: int
-    heads: int
-    key_dim: int
 
 
 class Graph(NamedTuple):
@@ -89,6 +67,11 @@ class Regions:
     box_deltas: Tensor
     graphs: tuple[Graph, ...]
 
+    @property
+    def pairs(self) -> Tensor:
+        """Pairs of proposals that are both more than padding, bool `[B, N, N]`."""
+        return self.present.unsqueeze(1) & self.present.unsqueeze(2)
+
 
 class Proposals(RegionProposalNetwork):  # type: ignore[misc]
     """torchvision's region proposal network on one map, with NMS that stops when it has enough."""
@@ -108,9 +91,10 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
             inside = clip_boxes_to_image(boxes[rows], shape)
             # A box without an area overlaps nothing, itself included, and would fill the list.
             solid = ((inside[:, 2:] - inside[:, :2]) >= self.min_size).all(dim=1)
-            kept = first_nms(inside[solid], confidence[solid], self.nms_thresh, self.post_nms_top_n())
-            chosen.append(inside[solid][kept])
-            scores.append(confidence[solid][kept].sigmoid())
+            inside, confidence = inside[solid], confidence[solid]
+            kept = first_nms(inside, confidence, self.nms_thresh, self.post_nms_top_n())
+            chosen.append(inside[kept])
+            scores.append(confidence[kept].sigmoid())
         return chosen, scores
 
 
@@ -120,7 +104,7 @@ class DetectorHead(nn.Module):
     With one module it stands after the second layer. A module's context is added before the ReLU.
     """
 
-    def __init__(self, classes: int, channels: int, width: int, relation: RelationOptions | None) -> None:
+    def __init__(self, classes: int, channels: int, width: int, relation: Relation | None) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(channels * POOLED_SIZE**2, width), nn.Linear(width, width)])
         modules = relation.modules if relation else 0
@@ -154,13 +138,11 @@ class DetectorNetwork(nn.Module):
     Args:
         backbone: two maps of an image at one stride, the first for proposals, the second for the regions' features.
         classes: number of classes C, the background not among them.
-        options: its sizes.
-        relation: sizes of its relation modules, None for a plain Faster R-CNN.
+        options: its sizes, the recipe's `[model]`.
+        relation: its relation modules, the recipe's `[relation]`; None for a plain Faster R-CNN.
     """
 
-    def __init__(
-        self, backbone: Backbone, classes: int, options: DetectorOptions, relation: RelationOptions | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, classes: int, options: Detector, relation: Relation | None = None) -> None:
         super().__init__()
         self._options = options
         self.backbone = backbone
@@ -202,12 +184,13 @@ class DetectorNetwork(nn.Module):
             The regions, and in training the losses of the proposals.
         """
         for place, (height, width) in enumerate(sizes):
-            # Padding has the mean's colour, which is 0 once normalised, as a convolution's own padding is.
+            # Padding has the mean's colour, which is 0 once normalised, as the first convolution's own padding is.
             images[place, :, height:] = self.backbone.mean
             images[place, :, :, width:] = self.backbone.mean
         map_of_proposals, map_of_head = self.backbone(images)
         targets = None if gt_boxes is None else [{"boxes": boxes[_real(boxes)]} for boxes in gt_boxes]
-        boxes, losses = self.proposals(ImageList(images, sizes), {"0": map_of_proposals.float()}, targets)
+        with without_autocast(map_of_proposals):  # boxes of 8 bits would lie on a grid of several pixels
+            boxes, losses = self.proposals(ImageList(images, sizes), {"0": map_of_proposals.float()}, targets)
         padded, present = self._padded(boxes)
         queries = padded if gt_boxes is None else torch.cat([padded, gt_boxes], dim=1)
         pooled = self._pool(self.reduce(map_of_head).relu(), queries)
@@ -224,7 +207,8 @@ class DetectorNetwork(nn.Module):
         """Return the losses of the classes and boxes of an image's `mined` hardest regions, averaged over the images.
 
         Online hard example mining: all regions are scored, those with the largest sum of both losses are learned from.
-        Cross-entropy, and smooth L1 on the boxes of regions that overlap an object by more than 0.5.
+        Cross-entropy, the mean over the hard regions, and smooth L1 on the boxes of those among them that overlap an
+        object by more than 0.5, summed and divided by `mined`.
 
         Args:
             regions: from `forward` with the same boxes.
@@ -251,10 +235,10 @@ class DetectorNetwork(nn.Module):
         hardness = (of_classes + of_boxes).detach().masked_fill(~there, -1)
         mined = min(self._options.mined, hardness.shape[1])
         hard = torch.zeros_like(there).scatter(1, hardness.topk(mined, dim=1).indices, True) & there
-        count = self._options.mined * len(queries)
+        kept = hard.sum(dim=1).clamp(min=1)
         return {
-            "class_loss": (of_classes * hard).sum() / count,
-            "box_loss": (of_boxes * (hard & matched)).sum() / count,
+            "class_loss": ((of_classes * hard).sum(dim=1) / kept).mean(),
+            "box_loss": (of_boxes * (hard & matched)).sum(dim=1).mean() / self._options.mined,
         }
 
     def detections(self, regions: Regions, sizes: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
@@ -284,12 +268,15 @@ class DetectorNetwork(nn.Module):
 
     def _box_loss(self, deltas: Tensor, queries: Tensor, gt_boxes: Tensor, match: Tensor) -> Tensor:
         """Smooth L1 of each region `[B, Q]`, 0 where it has no object."""
-        matched = match >= 0
-        loss = deltas.new_zeros(match.shape)
-        image, place = matched.nonzero(as_tuple=True)
-        wanted = self._coder.encode_single(gt_boxes[image, match[image, place]], queries[image, place])
-        values = F.smooth_l1_loss(deltas[image, place], wanted, reduction="none", beta=1.0).sum(dim=1)
-        return loss.index_put((image, place), values)
+        matched = (match >= 0).unsqueeze(-1)
+        # A region without an object gets some box that can be encoded, and then its own answer for a target.
+        somewhere = queries.new_tensor([0.0, 0.0, 1.0, 1.0])
+        places = torch.where(matched, queries, somewhere)
+        objects = F.pad(gt_boxes, (0, 0, 1, 0)).gather(1, (match + 1).unsqueeze(-1).expand(-1, -1, 4))
+        objects = torch.where(matched, objects, somewhere)
+        wanted = self._coder.encode_single(objects.flatten(0, 1), places.flatten(0, 1)).view_as(deltas)
+        wanted = torch.where(matched, wanted, deltas.detach())
+        return F.smooth_l1_loss(deltas, wanted, reduction="none", beta=1.0).sum(dim=-1)
 
 
 def _initialise(parameter: Tensor) -> None:

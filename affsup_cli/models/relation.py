@@ -40,8 +40,8 @@ def geometry_embedding(boxes: Tensor, keys: Tensor, dim: int = 64, wavelength: f
     """
     if dim % 8:
         raise ValueError(f"the length of a geometry embedding must be a multiple of 8, found {dim}")
-    query_centre, query_size = _centres_and_sizes(at_least_float32("boxes", boxes).unsqueeze(-2))
-    key_centre, key_size = _centres_and_sizes(at_least_float32("keys", keys).unsqueeze(-3))
+    query_centre, query_size = centres_and_sizes(at_least_float32("boxes", boxes).unsqueeze(-2))
+    key_centre, key_size = centres_and_sizes(at_least_float32("keys", keys).unsqueeze(-3))
     offset = ((query_centre - key_centre).abs() / query_size).clamp(min=LEAST_OFFSET).log()
     scale = query_size.log() - key_size.log()
     ratios = torch.cat([offset, scale], dim=-1)
@@ -121,7 +121,7 @@ class RelationModule(nn.Module):
         return projected.view(batch, count, self.heads, width // self.heads).transpose(1, 2)
 
 
-def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres and sizes `[..., 2]` (x, y) of boxes `[..., 4]`."""
+def centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres and sizes `[..., 2]` (x, y) of boxes `[..., 4]`; one narrower than a pixel counts as a pixel wide."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return (low + high) / 2, (high - low).clamp(min=1)

@@ -2,7 +2,8 @@
 
 A run belongs to a cell if it has the fields that define the cell (`Recipe.defines_cell`), such as its data set. Where
 it departs from the cell's recipe otherwise (fewer epochs, a part of the data) it may still fill the cell, under a
-footnote. Runs that stand together (in a cell, a column, a block) share one set of departures and one data digest.
+footnote. Runs that stand together (in a cell, a column, a block) share one set of departures, the data and the file of
+pretrained weights.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def select_runs(
         fault: says why a run cannot be used; None if it can.
         observing: fields that may differ without being a departure.
     """
-    groups: dict[tuple[tuple[str, ...], str], Group] = {}
+    groups: dict[tuple[tuple[str, ...], str, str | None], Group] = {}
     left_out: dict[str, list[str]] = {}
     for run in trained:
         data = run.environment.data
@@ -94,14 +95,18 @@ def select_runs(
             if reason := fault(run):
                 _add(left_out, reason, run)
                 continue
-            group = groups.setdefault((departed, data.digest), Group(departed, data, run.recipe.train.epochs))
+            alike = departed, data.digest, run.environment.weights
+            group = groups.setdefault(alike, Group(departed, data, run.recipe.train.epochs))
             first = group.runs.setdefault(name, {}).setdefault(run.recipe.seed, run)
             if first is not run:
                 _add(left_out, f"repeats {first.folder.name}", run)
     ranked = sorted(groups.values(), key=Group.rank)
     for group in ranked[1:]:
         for run in group.members:
-            otherwise = "; ".join(group.departures) or f"other data, digest {group.data.digest[:8]}"
+            otherwise = (
+                "; ".join(group.departures)
+                or f"other data, digest {group.data.digest[:8]}, or other pretrained weights"
+            )
             _add(left_out, f"does not stand beside the runs shown: {otherwise}", run)
     return Selection(ranked[0] if ranked else None, tuple(_left_out_text(*item) for item in left_out.items()))
 

@@ -66,9 +66,10 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
     marks = footnotes.mark_departures(group.departures, group.data)
     departures = "; ".join(group.departures)
     return Content(
-        caption="Blue: the reference, the proposal that covers best the object with the most related objects in its "
-        "image (the first of equals). Orange: the proposals that it attends to most. Red: their weights, shares of the "
-        f"reference's row under a softmax. Runs of seed {seed}, the same images for all, chosen by annotations alone: "
+        caption="Blue: the reference, the proposal that covers best the object that is subject to the most others in "
+        "its image (the first of equals). Orange: the proposals that it attends to most. Red: their weights, shares of "
+        "the reference's row under a softmax without itself. "
+        f"Runs of seed {seed}, the same images for all, chosen by annotations alone: "
         "those that a run keeps and that have related objects, in their order.",
         tables=(_table(panels, shown, marks),),
         footnotes=footnotes.lines(),
@@ -104,7 +105,7 @@ def _load(variant: KeyedVariant, run: TrainedRun) -> _Panel:
 
 
 def _reference(example: Example) -> int:
-    return int(np.bincount(example.gt_pairs[:, 0]).argmax())
+    return int(np.bincount(np.unique(example.gt_pairs, axis=0)[:, 0]).argmax())
 
 
 def _names(example: Example, boxes: NDArray[np.float32], classes: Sequence[str]) -> list[str]:

@@ -38,6 +38,7 @@ class Environment(BaseModel):
     threads: int
     started: str
     data: RunData
+    weights: str | None = None
 
 
 class TrainResult(BaseModel):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from affsup_cli.engine.examples import Example, read_examples
 from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
@@ -25,17 +24,16 @@ _WIDTH = 4.4  # inches of a picture
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """An image, one of its objects, and which others take part in the target."""
+    """An image and one of its objects."""
 
     example: Example
     reference: int
     classes: tuple[str, ...]
-    taking_part: NDArray[np.int64]
 
     def related(self, target: str) -> list[int]:
         """Return the objects that the reference is related to."""
         labels = self.example.gt_labels
-        others = [each for each in self.taking_part.tolist() if each != self.reference]
+        others = [each for each in range(len(labels)) if each != self.reference]
         if target == "different-instance":
             return others
         return [each for each in others if labels[each] != labels[self.reference]]
@@ -78,14 +76,11 @@ def build_targets(spec: TargetsSpec, runs: RunIndex) -> Content:
 
 def _choose(classes: tuple[str, ...], examples: Sequence[Example]) -> _Choice | None:
     for example in sorted(examples, key=lambda example: len(example.gt_labels)):
-        # Difficult objects have no pair. Where two classes meet, every other object has one.
-        taking_part = np.unique(example.gt_pairs)
-        labels = example.gt_labels[taking_part]
-        x1, y1, x2, y2 = example.gt_boxes[taking_part].T
+        labels = example.gt_labels
         fitting = [place for place, label in enumerate(labels) if 1 < np.count_nonzero(labels == label) < len(labels)]
         if fitting:
-            largest = max(fitting, key=lambda place: (x2[place] - x1[place]) * (y2[place] - y1[place]))
-            return _Choice(example, int(taking_part[largest]), classes, taking_part)
+            areas = (example.gt_boxes[:, 2:] - example.gt_boxes[:, :2]).prod(axis=1)
+            return _Choice(example, max(fitting, key=lambda place: areas[place]), classes)
     return None
 
 

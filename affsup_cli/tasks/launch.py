@@ -58,13 +58,16 @@ def train_run(
     """
     if _is_finished(recipe, run, resume):
         return run
-    task = build_task(recipe, data_dir, fresh=not run.checkpoint.exists())
+    fresh = not run.checkpoint.exists()
+    task = build_task(recipe, data_dir, fresh=fresh)
     with run.lock():
         if _is_finished(recipe, run, resume):  # another process may have come first
             return run
-        now = environment(next(task.model.parameters()).device, task.data)
+        now = environment(next(task.model.parameters()).device, task.data, task.weights)
         if resume:
             refuse_other_data(run, now["data"])
+            if fresh:
+                _refuse_other_weights(run, task.weights)
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
@@ -116,6 +119,15 @@ def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
         )
 
 
+def _refuse_other_weights(run: RunFolder, weights: str | None) -> None:
+    stored = run.environment().get("weights")
+    if stored != weights:
+        raise UsageError(
+            f"{run.path} was begun from pretrained weights with SHA-256 {stored}, the file now has {weights}: put back "
+            "the former, or begin a new run with another --name"
+        )
+
+
 def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
     message = f"nothing to resume: {run.path} does not exist"
     unfinished = [other for other in run_folders(run.path.parent) if not other.finished]
@@ -133,7 +145,7 @@ def measure_run(
     builders = [partial(build_task, recipe, data_dir) for recipe in (baseline, treatment)]
     with run.lock():
         task = build_task(treatment, data_dir)
-        now = environment(next(task.model.parameters()).device, task.data)
+        now = environment(next(task.model.parameters()).device, task.data, task.weights)
         del task
         measured = time_in_turns(builders[0], builders[1], treatment.train, rounds, progress)
         for variant, builder in zip(("baseline", "treatment"), builders, strict=True):

@@ -50,6 +50,7 @@ class MinibatchTask:
             "complete": manifest.complete,
             "official": manifest.source.official,
         }
+        self.weights: str | None = None
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(
             gamma=affinity.gamma,

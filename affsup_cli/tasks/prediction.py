@@ -17,8 +17,8 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.models.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe
-from affsup_cli.tasks.detection import Ranking, build_network
 from affsup_cli.tasks.scene_examples import strongest_partners
+from affsup_cli.tasks.scene_network import build_network, find_regions, ranking_graph
 from data_prep.format import Objects
 from data_prep.pictures import open_picture
 
@@ -76,7 +76,7 @@ class _Picture:
 
     def objects(self, index: int) -> Objects:
         none, no = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
-        return Objects(np.zeros((0, 4), dtype=np.float32), none, no, no, np.zeros((0, 2), dtype=np.int64), none)
+        return Objects(np.zeros((0, 4), dtype=np.float32), none, no, no, np.zeros((0, 2), dtype=np.int64))
 
 
 class Predictor:
@@ -97,11 +97,10 @@ class Predictor:
             raise UsageError(f"{run.path} is a run of '{recipe.task}': predict takes runs of frcnn, relnet and relpn")
         self._recipe = recipe
         self._device = resolve_device(device)
-        self.classes: Sequence[str] = run.environment()["data"]["classes"]
+        self.classes: Sequence[str] = _classes(run)
         self._model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
         with fitting(run.best):
             self._model.load_state_dict(load_checkpoint(run.best, self._device)["model"])
-        self._ranking = Ranking(recipe, self._model)
 
     def predict(self, paths: Sequence[Path], reference: str | None, least: float) -> Iterator[Prediction]:
         """Find objects in pictures, and for one of them in each the partners that it attends to most.
@@ -121,21 +120,17 @@ class Predictor:
             if not path.is_file():
                 raise UsageError(f"no picture {path}")
         for path in paths:
-            try:
-                image = open_picture(path)
-            except AffsupError as error:
-                raise AffsupError(f"{path}: {error}") from None
-            yield self._of_image(path, image, reference, least)
+            yield self._of_image(path, open_picture(path), reference, least)
 
     @torch.no_grad()
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
         data = self._recipe.data
         (batch,) = SceneBatches(_Picture(image), data.short_side, data.long_side, self._device).in_order(1)
-        regions, _ = self._model.detector(batch.images.float(), batch.sizes)
+        regions, _ = find_regions(self._model, batch, self._recipe.train.precision)
         scale = batch.scales[0].repeat(2)
         ((refined, probabilities),) = self._model.detector.detections(regions, batch.sizes)
         chosen, labels, scores = soft_nms(refined, probabilities, keep=self._recipe.test.detections, least=least)
-        graph = self._ranking.graph(regions)
+        graph = ranking_graph(self._recipe, self._model, regions)
         relation = None
         wanted = labels == self.classes.index(reference) if reference is not None else torch.ones_like(labels).bool()
         if graph is not None and wanted.any():
@@ -157,3 +152,10 @@ class Predictor:
             scores.cpu().numpy(),
             relation,
         )
+
+
+def _classes(run: RunFolder) -> list[str]:
+    classes = run.environment()["data"].get("classes")
+    if not isinstance(classes, list):
+        raise AffsupError(f"{run.path / 'environment.json'} names no classes (data.classes): the run is damaged")
+    return classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ class RelationshipProposals:
                 h5[name] = np.concatenate([np.zeros(shape, np.float32), *(part[place] for part in self._parts)])
 
 
-def write_detections(path: Path, detections: list[dict[str, Any]]) -> None:
-    """Write detections in COCO's results format."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(detections) + "\n", encoding="utf-8")
+def write_detections(path: Path, detections: Iterable[dict[str, Any]]) -> None:
+    """Write detections in COCO's results format, one a line."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "[\n"
+        for detection in detections:
+            file.write(separator + json.dumps(detection))
+            separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")

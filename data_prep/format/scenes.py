@@ -243,7 +243,6 @@ class Objects:
         difficult: bool [G].
         crowd: bool [G], a region of many objects.
         relations: int64 [R, 2], subject and object as indices into the objects.
-        predicates: int64 [R], indices into the predicates; all 0 where there are none.
     """
 
     boxes: NDArray[np.float32]
@@ -251,7 +250,6 @@ class Objects:
     difficult: NDArray[np.bool_]
     crowd: NDArray[np.bool_]
     relations: NDArray[np.int64]
-    predicates: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -291,14 +289,12 @@ class Scenes:
         rows = slice(*held.first_object[index : index + 2])
         labels, difficult, crowd = held.labels[rows], held.difficult[rows], held.crowd[rows]
         if self.kind == "annotated":
-            of_image = slice(*held.first_relation[index : index + 2])
-            relations, predicates = held.relations[of_image], held.predicates[of_image]
+            relations = held.relations[slice(*held.first_relation[index : index + 2])]
         else:
             taking_part = ~(difficult | crowd)
             different = labels[:, None] != labels
             relations = np.argwhere(different & taking_part[:, None] & taking_part).astype(np.int64)
-            predicates = np.zeros(len(relations), dtype=np.int64)
-        return Objects(held.boxes[rows], labels, difficult, crowd, relations, predicates)
+        return Objects(held.boxes[rows], labels, difficult, crowd, relations)
 
     def encoded(self, index: int) -> bytes:
         """An image in the bytes of its publisher's file.
@@ -512,8 +508,13 @@ class _ContentDigest:
         return self._hash.hexdigest()
 
 
+def counted_up(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the entries of each image begin, and where the last one's end: int64 [n + 1]."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
 def _gather(first: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which entries belong to the given images, and where each image's entries begin among them."""
     counts = np.diff(first)[rows]
-    begins = np.concatenate([[0], np.cumsum(counts)])
+    begins = counted_up(counts)
     return np.arange(begins[-1]) + np.repeat(first[rows] - begins[:-1], counts), begins

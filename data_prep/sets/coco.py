@@ -6,7 +6,6 @@ images. Related are all ordered pairs of objects of different classes that are n
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from data_prep.official import OfficialScenes, SceneSet, SourceError
@@ -48,10 +47,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
 
 
 def _load(files: SceneFiles, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(files.annotation(name))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{name}: is not JSON ({error})") from None
+    content = files.json(name)
     if not isinstance(content, dict):
         raise SourceError(f"{name}: is a {type(content).__name__}, expected an object with images and annotations")
     return content
@@ -71,8 +67,8 @@ def _categories(content: dict[str, Any]) -> list[tuple[int, str]]:
 def _annotations(content: dict[str, Any], class_ids: Any) -> Annotations:
     import numpy as np
 
-    from data_prep.annotating import as_boxes, counted_up
-    from data_prep.format import Annotations
+    from data_prep.annotating import as_boxes
+    from data_prep.format import Annotations, counted_up
 
     images, objects = _list(_ALL, content, "images"), _list(_ALL, content, "annotations")
     ids = _column(_ALL, "images", images, "id")

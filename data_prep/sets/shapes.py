@@ -54,11 +54,22 @@ _POLYGONS = {  # in a unit box that each touches on all four sides
 }  # fmt: skip
 
 
+class _Pictures(dict[str, bytes]):
+    """Generated pictures by file name; see `data_prep.official.Pictures`."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a picture."""
+        return len(self[name])
+
+    def where(self, name: str) -> str:
+        """A generated picture is nowhere."""
+        return name
+
+
 def _read(files: SceneFiles) -> OfficialScenes:
     from data_prep.annotating import together
-    from data_prep.memory import PicturesInMemory
 
-    pictures = PicturesInMemory()
+    pictures = _Pictures()
     parts = {}
     for seed, (part, count) in enumerate(_COUNTS.items()):
         scenes = []

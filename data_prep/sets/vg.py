@@ -6,7 +6,7 @@ image whose longer side is 1,024.
 
 from __future__ import annotations
 
-import json
+import io
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.official import OfficialScenes, SceneSet, SourceError
@@ -43,7 +43,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
     from data_prep.format import EXAMPLES, LeftOut
 
     h5_name, dicts_name = _either(files, _H5), _either(files, _DICTS)
-    dicts = _load(files, dicts_name)
+    dicts = files.json(dicts_name)
     classes, predicates = (_vocabulary(dicts_name, dicts, key) for key in ("idx_to_label", "idx_to_predicate"))
     ids, sizes = _images(files)
     held = _datasets(h5_name, files)
@@ -80,13 +80,6 @@ def _either(files: SceneFiles, names: tuple[str, str]) -> str:
     return names[1] if names[1] in files.annotations and names[0] not in files.annotations else names[0]
 
 
-def _load(files: SceneFiles, name: str) -> Any:
-    try:
-        return json.loads(files.annotation(name))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{name}: is not JSON ({error})") from None
-
-
 def _vocabulary(name: str, dicts: Any, key: str) -> tuple[str, ...]:
     """The names numbered 1, 2, ..."""
     entries = dicts.get(key) if isinstance(dicts, dict) else None
@@ -98,7 +91,7 @@ def _vocabulary(name: str, dicts: Any, key: str) -> tuple[str, ...]:
 def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     import numpy as np
 
-    entries = _load(files, _IMAGE_DATA)
+    entries = files.json(_IMAGE_DATA)
     if not isinstance(entries, list):
         raise SourceError(f"{_IMAGE_DATA}: is a {type(entries).__name__}, expected a list of images")
     keys = ("image_id", "width", "height")
@@ -116,9 +109,9 @@ def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 def _datasets(name: str, files: SceneFiles) -> dict[str, NDArray[np.int64]]:
     import h5py
 
-    path = files.annotation_path(name)
+    content = io.BytesIO(files.annotation(name))
     try:
-        with h5py.File(path, "r") as h5:
+        with h5py.File(content, "r") as h5:
             return {key: _dataset(name, h5, key, columns) for key, columns in _COLUMNS.items()}
     except (OSError, RuntimeError) as error:
         raise SourceError(f"{name}: truncated or damaged ({error}); get it again") from None
@@ -150,8 +143,8 @@ def _annotations(
     """The annotations of all images, and the rows of objects and relations that are of none."""
     import numpy as np
 
-    from data_prep.annotating import as_boxes, counted_up
-    from data_prep.format import Annotations
+    from data_prep.annotating import as_boxes
+    from data_prep.format import Annotations, counted_up
 
     for key, rows_of in (("labels", "boxes_1024"), ("predicates", "relationships")):
         if len(held[key]) != len(held[rows_of]):

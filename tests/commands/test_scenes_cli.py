@@ -13,7 +13,7 @@ from PIL import Image
 
 from affsup_cli.app import main
 from affsup_cli.engine.run_folder import RunFolder
-from tests.tasks.test_detection import SMALL
+from tests.small_scenes import SMALL
 
 SMALL_RELNET = SMALL | {"relation.heads": 4, "relation.key_dim": 8, "test.recall_at": [10, 500]}
 Call = Callable[..., tuple[int, str, str]]
@@ -163,6 +163,11 @@ def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> Non
         (["relnet", "--target", "neighbours"], "affinity.target"),
         (["relnet", "--arch", "vgg16"], "vgg16"),
         (["relnet", "--set", "affinity.module=3"], "affinity.module = 3"),
+        (["relnet", "--set", "test.recall_at=[0]"], "test.recall_at"),
+        (["relnet", "--set", "relation.heads=3"], "relation.heads = 3: expected a divisor of model.width"),
+        (["relnet", "--set", "model.anchor_scales=[-1]"], "model.anchor_scales"),
+        (["relnet", "--set", "affinity.second=heart"], "affinity.second = 'heart'"),
+        (["relnet", "--set", "data.long_side=100"], "data.long_side = 100"),
         (["minibatch", "--dataset", "shapes"], "holds scenes"),
     ):
         code, _, error = call("train", *arguments)

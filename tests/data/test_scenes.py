@@ -35,7 +35,7 @@ class Paintings:
     def objects(self, index: int) -> Objects:
         boxes = np.array([self.boxes[index], (0, 0, 4, 4), (2, 2, 8, 8)], dtype=np.float32)
         none = np.zeros(3, dtype=np.bool_)
-        return Objects(boxes, np.array([5, 6, 7]), self.difficult, none, self.relations, np.zeros(4, dtype=np.int64))
+        return Objects(boxes, np.array([5, 6, 7]), self.difficult, none, self.relations)
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def paintings() -> Paintings:
     )
 
 
-def batches(source: Paintings, short: int = 40, long: int = 60) -> SceneBatches:
-    return SceneBatches(source, short, long, torch.device("cpu"))
+def batches(source: Paintings, cached: bool = False) -> SceneBatches:
+    return SceneBatches(source, 40, 60, torch.device("cpu"), cached)
 
 
 def white_box(batch: SceneBatch, place: int) -> list[int]:
@@ -69,6 +69,13 @@ def everything(epochs: SceneEpochs, epoch: int) -> list[tuple[int, tuple[float, 
 def test_images_take_the_short_side_unless_the_long_one_would_pass_its_limit(paintings: Paintings) -> None:
     read = list(batches(paintings).in_order(1))
     assert [batch.sizes[0] for batch in read] == [(30, 60), (60, 30), (40, 53), (40, 40), (40, 60)]
+
+
+def test_in_order_only_neighbours_of_one_size_share_a_batch() -> None:
+    sizes = [(40, 20), (40, 20), (40, 20), (20, 40), (40, 20), (80, 40)]
+    read = list(batches(Paintings(sizes, [(1, 1, 9, 9)] * 6)).in_order(2))
+    assert [batch.index for batch in read] == [(0, 1), (2,), (3,), (4, 5)]
+    assert all(len(set(batch.sizes)) == 1 for batch in read)
 
 
 def test_boxes_follow_their_image_through_scaling_and_mirroring(paintings: Paintings) -> None:
@@ -110,7 +117,6 @@ def test_what_is_missing_in_an_image_of_a_batch_is_padding_that_nothing_matches(
                 whole.difficult[kept],
                 whole.crowd[kept],
                 relations,
-                relations[:, 0],
             )
 
     source = Sparse([(40, 40)] * 2, [(1, 1, 9, 9)] * 2)
@@ -157,12 +163,14 @@ def test_batches_hold_images_of_one_orientation_where_they_come_out_even() -> No
         assert len(set(epochs.batch(step).sizes)) == 1
 
 
-def test_a_small_split_is_decoded_once(paintings: Paintings) -> None:
-    epochs = SceneEpochs(batches(paintings), True, 2, seed=0)
+def test_a_small_split_that_is_passed_many_times_is_kept_decoded(paintings: Paintings) -> None:
+    epochs = SceneEpochs(batches(paintings, cached=True), True, 2, seed=0)
     everything(epochs, 0)
     before = dict(paintings.decoded)
     everything(epochs, 1)
     assert dict(paintings.decoded) == before
+    list(batches(paintings).in_order(2))
+    assert dict(paintings.decoded) != before
 
 
 def test_an_image_that_cannot_be_read_stops_the_batch_with_its_error() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 
 from affsup_cli.errors import AffsupError
 from data_prep.pictures import PictureError, examine, open_picture, pixels
-from tests.data_prep.scene_sources import picture
+from tests.data_prep.scene_sources import ORIENTATION, picture
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -20,14 +21,12 @@ def test_every_colour_mode_comes_out_as_rgb_of_the_same_brightness(mode: str) ->
     np.testing.assert_allclose(read[:, 40:].mean((0, 1)), 200, atol=3)
 
 
-def test_a_palette_with_transparency_and_sixteen_bits_are_converted() -> None:
-    out = io.BytesIO()
+def test_a_palette_with_transparency_and_sixteen_bits_are_converted(tmp_path: Path) -> None:
     palette = Image.fromarray(np.full((4, 4, 3), 77, np.uint8)).convert("P", palette=Image.Palette.ADAPTIVE)
-    palette.save(out, "PNG", transparency=bytes([255]))
-    assert (open_picture(out.getvalue()) == 77).all()
-    out = io.BytesIO()
-    Image.fromarray(np.full((4, 4), 77 * 256, np.uint16)).save(out, "PNG")
-    assert (open_picture(out.getvalue()) == 77).all()
+    palette.save(tmp_path / "palette.png", transparency=bytes([255]))
+    assert (open_picture(tmp_path / "palette.png") == 77).all()
+    Image.fromarray(np.full((4, 4), 77 * 256, np.uint16)).save(tmp_path / "deep.png")
+    assert (open_picture(tmp_path / "deep.png") == 77).all()
 
 
 def test_a_picture_of_the_annotated_size_is_taken_as_stored_whatever_its_exif_says() -> None:
@@ -82,15 +81,56 @@ def test_a_smaller_scale_is_never_smaller_than_asked_for(
     assert pixels(encoded, (640, 480), at_most).shape[:2] == expected
 
 
-def test_anyones_picture_is_opened_upright_from_bytes_and_file(tmp_path: Path) -> None:
+def test_anyones_picture_is_opened_upright(tmp_path: Path) -> None:
     (tmp_path / "mine.jpg").write_bytes(picture((64, 48), orientation=6))
     read = open_picture(tmp_path / "mine.jpg")
-    assert read.shape == (64, 48, 3)
-    np.testing.assert_array_equal(read, open_picture(picture((64, 48), orientation=6)))
+    np.testing.assert_array_equal(read, pixels(picture((64, 48), orientation=6), (48, 64)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP"])
+def test_the_usual_formats_are_opened(tmp_path: Path, kind: str) -> None:
+    levels = Image.fromarray(np.full((48, 64, 3), 77, np.uint8))
+    levels.save(tmp_path / "picture", kind, **({"save_all": True, "append_images": [levels]} if kind == "MPO" else {}))
+    assert (open_picture(tmp_path / "picture") == 77).all()
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "PCX"])
+def test_other_formats_are_no_pictures(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "picture", kind)
+    with pytest.raises(AffsupError, match="cannot be read as a picture"):
+        open_picture(tmp_path / "picture")
+    with pytest.raises(PictureError, match="cannot be decoded"):
+        examine((tmp_path / "picture").read_bytes(), (64, 48))
+
+
+def with_exif_field(tag: int, kind: int, value: bytes) -> bytes:
+    """A picture of 64x48 lying on its side, with one more EXIF field."""
+    turned = struct.pack(">HHIHH", ORIENTATION, 3, 1, 6, 0)
+    field = struct.pack(">HHI", tag, kind, 1) + value
+    content = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + turned + field + bytes(4)
+    encoded = picture()
+    return encoded[:2] + struct.pack(">HH", 0xFFE1, len(content) + 2) + content + encoded[2:]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (0x011E, 2, b"x\0\0\0"),  # XPosition, a fraction, as text: TypeError in Pillow
+        (0x0128, 4, b"\0\1\0\0"),  # ResolutionUnit, of 16 bits, as 65,536: struct.error in Pillow
+    ],
+)
+def test_damaged_exif_is_damage(tmp_path: Path, field: tuple[int, int, bytes]) -> None:
+    encoded = with_exif_field(*field)
+    (tmp_path / "mine.jpg").write_bytes(encoded)
+    with pytest.raises(AffsupError, match=r"mine\.jpg cannot be read as a picture"):
+        open_picture(tmp_path / "mine.jpg")
+    with pytest.raises(PictureError, match="cannot be decoded"):
+        examine(encoded, (48, 64))
 
 
 def test_a_picture_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(AffsupError, match=r"gone\.jpg cannot be read as a picture \(No such file"):
         open_picture(tmp_path / "gone.jpg")
-    with pytest.raises(AffsupError, match="the picture cannot be read as a picture"):
-        open_picture(b"text")
+    (tmp_path / "text.jpg").write_bytes(b"text")
+    with pytest.raises(AffsupError, match=r"text\.jpg cannot be read as a picture"):
+        open_picture(tmp_path / "text.jpg")

@@ -129,6 +129,16 @@ def test_an_archive_alone_lacks_the_other_and_says_so(
         prepared("voc07", tmp_path, tars[0])
 
 
+def test_of_several_archives_the_wrong_one_is_named(
+    devkit: dict[str, bytes], official: OfficialFiles, tmp_path: Path
+) -> None:
+    _, test = voc_tars(tmp_path, official, devkit)
+    trainval = official.zip(tmp_path / "VOCtrainval.zip", "VOCdevkit/VOC2007", devkit)
+    with pytest.raises(AffsupError) as caught:
+        prepared("voc07", tmp_path, test, trainval)
+    assert str(caught.value).startswith(f"{trainval}: is no plain tar archive")
+
+
 BILLION_LAUGHS = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>'
 XML = "Annotations/000009.xml"
 
@@ -319,9 +329,9 @@ def test_visual_genome_boxes_return_to_pixels_and_relations_to_their_image(
     first, second = train.objects(0), test.objects(1)
     np.testing.assert_array_equal(first.boxes, [[75, 85, 125, 115], [195, 40, 205, 60]])
     assert (first.labels.tolist(), first.relations.tolist()) == ([0, 2], [[0, 1], [0, 1]])
-    assert first.predicates.tolist() == [1, 0]
+    assert (train.annotations.predicates.tolist(), test.annotations.predicates.tolist()) == ([1, 0], [0])
     np.testing.assert_array_equal(second.boxes[0], [37.5, 424.75, 62.5, 475.25])
-    assert (second.relations.tolist(), second.predicates.tolist()) == ([[2, 0]], [0])
+    assert second.relations.tolist() == [[2, 0]]
     assert len(test.objects(0).boxes) == 0
     assert (manifest.splits["train"].pairs, manifest.splits["train"].without_pair) == (1, 1)
     assert test.pixels(0).shape == (512, 256, 3)
@@ -335,6 +345,16 @@ def test_visual_genome_takes_the_form_with_attributes_and_folders_apart(genome: 
         (folder / part).rename(tmp_path / part)
     sources = [folder, tmp_path / "VG_100K", tmp_path / "VG_100K_2"]
     assert prepared("vg", tmp_path / "2", *sources).manifest.digest == plain.digest
+
+
+def test_visual_genome_is_read_from_a_tar_archive(
+    genome: VisualGenome, official: OfficialFiles, tmp_path: Path
+) -> None:
+    folder = genome.write(tmp_path / "vg")
+    plain = prepared("vg", tmp_path, folder).manifest
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    archive = official.tar(tmp_path / "vg.tar", "vg", files, "w")
+    assert prepared("vg", tmp_path / "2", archive).manifest.digest == plain.digest
 
 
 def test_a_forgotten_folder_of_visual_genome_is_not_half_a_data_set(genome: VisualGenome, tmp_path: Path) -> None:
@@ -457,12 +477,13 @@ def test_relations_of_shapes_follow_from_the_two_classes_and_from_nothing_else(s
     assert isinstance(manifest, SceneManifest)
     for part in ("train", "test"):
         scenes = read_scenes(shapes, manifest, part)
+        predicates = np.split(scenes.annotations.predicates, scenes.annotations.first_relation[1:-1])
         for i in range(len(scenes)):
             found = scenes.objects(i)
             names = [manifest.classes[label] for label in found.labels]
             related = {
                 (a, b): manifest.predicates[p]
-                for (a, b), p in zip(found.relations.tolist(), found.predicates, strict=True)
+                for (a, b), p in zip(found.relations.tolist(), predicates[i], strict=True)
             }
             pairs = [(a, b) for a in range(len(names)) for b in range(len(names)) if a != b]
             expected = {p: shapes_module.RULES.get((names[p[0]], names[p[1]])) for p in pairs}

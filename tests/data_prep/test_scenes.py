@@ -142,7 +142,6 @@ def test_what_was_prepared_is_read_back(prepare: Preparing) -> None:
     assert first.boxes.dtype == np.float32
     assert first.labels.tolist() == [11, 7]
     assert first.relations.tolist() == [[0, 1], [1, 0]]
-    assert first.predicates.tolist() == [0, 0]
     assert scenes.objects(1).relations.shape == (0, 2)
     assert scenes.pixels(0).shape == (48, 64, 3)
 

@@ -33,6 +33,8 @@ class ToyTask:
         self.exported: list[str] = []
         self.before_step: dict[tuple[int, int], Any] = {}
 
+    weights = None
+
     def begin_epoch(self, epoch: int) -> None:
         self.epochs_begun.append(epoch)
         generator = torch.Generator().manual_seed(epoch)

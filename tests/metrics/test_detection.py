@@ -40,8 +40,8 @@ def image(
     }
 
 
-def precision_of(*images: Image, voc: bool = True) -> dict[str, float]:
-    metric = DetectionPrecision(CLASSES, voc)
+def precision_of(*images: Image) -> dict[str, float]:
+    metric = DetectionPrecision(CLASSES)
     for number, given in enumerate(images, start=1):
         metric.update(number, **given)
     return metric.compute()
@@ -159,7 +159,7 @@ def pixel_overlap(a: list[float], b: list[float]) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_mean_average_precision_is_that_of_pycocotools(seed: int) -> None:
     images = random_images(seed)
-    measured = precision_of(*images, voc=False)
+    measured = precision_of(*images)
     assert (measured["map_all"], measured["map_50"]) == pytest.approx(by_hand(images), abs=1e-12)
     assert 0 < measured["map_all"] < measured["map_50"] < 1
 
@@ -198,14 +198,23 @@ def test_a_difficult_object_counts_neither_for_nor_against() -> None:
     objects = [(OBJECT, 0), (FAR, 0)]
     both = image((FAR, 0.9, 0), (OBJECT, 0.8, 0), objects=objects, difficult=(1,))
     missed = image((OBJECT, 0.8, 0), objects=objects, difficult=(1,))
-    assert precision_of(both) == precision_of(missed) == pytest.approx({"map_all": 1, "map_50": 1, "map_50_voc07": 1})
+    often = image((FAR, 0.9, 0), (FAR, 0.85, 0), (FAR, 0.84, 0), (OBJECT, 0.8, 0), objects=objects, difficult=(1,))
+    perfect = {"map_all": 1, "map_50": 1, "map_50_voc07": 1}
+    assert precision_of(both) == precision_of(missed) == precision_of(often) == pytest.approx(perfect)
+
+
+def test_a_part_of_a_difficult_object_is_no_detection_of_it() -> None:
+    part = [FAR[0], FAR[1], FAR[0] + 10, FAR[1] + 10]
+    found = image((part, 0.9, 0), (OBJECT, 0.8, 0), objects=[(OBJECT, 0), (FAR, 0)], difficult=(1,))
+    assert precision_of(found)["map_50"] == pytest.approx(0.5)
 
 
 def test_a_crowd_takes_any_number_of_detections_by_the_share_that_lies_inside() -> None:
     wide = [100.0, 100, 300, 300]
     inside = [([100.0 + 20 * place, 100, 120 + 20 * place, 120], 0.9, 0) for place in range(5)]
     given = image(*inside, (OBJECT, 0.5, 0), objects=[(OBJECT, 0), (wide, 0)], crowd=(1,))
-    assert precision_of(given, voc=False) == pytest.approx({"map_all": 1, "map_50": 1})
+    measured = precision_of(given)
+    assert (measured["map_all"], measured["map_50"]) == pytest.approx((1, 1))
 
 
 def test_a_class_without_an_object_does_not_count() -> None:
@@ -239,7 +248,7 @@ def test_without_an_object_to_be_found_the_mean_is_nan(images: list[Image]) -> N
 
 def test_the_order_of_images_does_not_matter() -> None:
     images = random_images(3)
-    metric = DetectionPrecision(CLASSES, voc=True)
+    metric = DetectionPrecision(CLASSES)
     for number in reversed(range(len(images))):
         metric.update(number + 1, **images[number])
     assert metric.compute() == precision_of(*images)
@@ -255,16 +264,16 @@ def test_tensors_are_taken_like_arrays_and_nothing_is_printed(
 
 
 def test_results_are_written_as_coco_has_them() -> None:
-    metric = DetectionPrecision(CLASSES, voc=False)
+    metric = DetectionPrecision(CLASSES)
     metric.update(7, **image((FAR, 0.5, 2), (OBJECT, 0.25, 0), objects=[]))
     metric.update(9, **image((OBJECT, 0.75, 1), objects=[(OBJECT, 0)]))
-    assert metric.coco_results([20, 1, 18, 9]) == [
+    assert list(metric.coco_results([20, 1, 18, 9])) == [
         {"image_id": 7, "category_id": 18, "bbox": [200, 200, 40, 40], "score": 0.5},
         {"image_id": 7, "category_id": 20, "bbox": [10, 10, 40, 40], "score": 0.25},
         {"image_id": 9, "category_id": 1, "bbox": [10, 10, 40, 40], "score": 0.75},
     ]
     with pytest.raises(ValueError, match="one a class, found 2"):
-        metric.coco_results([1, 2])
+        list(metric.coco_results([1, 2]))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +288,7 @@ def test_results_are_written_as_coco_has_them() -> None:
 def test_what_does_not_fit_is_named(name: str, wrong: np.ndarray, said: str) -> None:
     given = image((OBJECT, 0.9, 0), objects=[(OBJECT, 0)]) | {name: wrong}
     with pytest.raises(ValueError, match=f"image 5: {said}"):
-        DetectionPrecision(CLASSES, voc=False).update(5, **given)
+        DetectionPrecision(CLASSES).update(5, **given)
 
 
 @pytest.mark.real_data
@@ -299,7 +308,7 @@ def test_perfect_detections_of_real_annotations_are_perfect_and_shifted_ones_are
         moved = [([x1, y1 + (y2 - y1) / 4, x2, y2 + (y2 - y1) / 4], label) for (x1, y1, x2, y2), label in objects]
         shifted.append(image(*((box, 0.9, label) for box, label in moved), objects=objects))
     for images, expected in ((perfect, 1.0), (shifted, None)):
-        metric = DetectionPrecision(tuple(names), voc=True)
+        metric = DetectionPrecision(tuple(names))
         for number, given in enumerate(images):
             metric.update(number, **given)
         measured = metric.compute()

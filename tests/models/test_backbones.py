@@ -154,7 +154,7 @@ def test_with_weights_the_stem_the_first_stage_and_every_batch_norm_stay(resnet1
     ("pixels", "expected"),
     [
         ("torchvision", [(200 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224, (50 / 255 - 0.406) / 0.225]),
-        ("caffe", [50 - 102.9801, 100 - 115.9465, 200 - 122.7717]),
+        ("caffe", [50 - 103.06, 100 - 115.90, 200 - 123.15]),
         ("signed", [73 / 128, -27 / 128, -77 / 128]),
     ],
 )

@@ -8,7 +8,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
 
 from affsup_cli.models.backbones import build_backbone
-from affsup_cli.models.detector import DetectorNetwork, DetectorOptions, Regions, RelationOptions
+from affsup_cli.models.detector import DetectorNetwork, Regions
+from affsup_cli.recipe import RelnetRecipe, load_recipe
 
 CLASSES = 4
 SIZE = (64, 96)
@@ -16,22 +17,21 @@ SIZE = (64, 96)
 
 def network(modules: int = 2, proposals: int = 12, seed: int = 0, **fields: object) -> DetectorNetwork:
     torch.manual_seed(seed)
+    recipe = load_recipe("relnet")
+    assert isinstance(recipe, RelnetRecipe)
     values = {
         "anchor_scales": (2.0, 4.0),
         "anchor_ratios": (0.5, 1.0),
         "proposals": proposals,
         "candidates": 60,
-        "pooling": "align",
         "channels": 8,
         "width": 16,
-        "initial": "kaiming",
         "mined": 6,
         **fields,
     }
-    relation = RelationOptions(modules, heads=2, key_dim=4) if modules else None
-    return DetectorNetwork(
-        build_backbone("convnet", "none", "torchvision"), CLASSES, DetectorOptions(**values), relation
-    )
+    options = recipe.model.model_copy(update=values)
+    relation = recipe.relation.model_copy(update={"modules": modules, "heads": 2, "key_dim": 4}) if modules else None
+    return DetectorNetwork(build_backbone("convnet", "none", "torchvision"), CLASSES, options, relation)
 
 
 def images(count: int, seed: int = 1) -> Tensor:
@@ -168,10 +168,10 @@ def hard_losses(regions: Regions, gt_boxes: Tensor, gt_labels: Tensor, mined: in
                 distance = float(np.where(gaps < 1, gaps**2 / 2, gaps - 0.5).sum())
             logits = regions.class_logits[image, row].detach().double().numpy()
             found.append((float(np.log(np.exp(logits).sum()) - logits[label]), distance))
-        for surprise, distance in sorted(found, key=lambda pair: -sum(pair))[:mined]:
-            of_classes += surprise
-            of_boxes += distance
-    return of_classes / mined / len(regions.boxes), of_boxes / mined / len(regions.boxes)
+        hardest = sorted(found, key=lambda pair: -sum(pair))[:mined]
+        of_classes += np.mean([surprise for surprise, _ in hardest])
+        of_boxes += sum(distance for _, distance in hardest) / mined
+    return of_classes / len(regions.boxes), of_boxes / len(regions.boxes)
 
 
 @pytest.mark.parametrize("mined", [3, 6, 50])
@@ -197,6 +197,14 @@ def test_detections_are_proposals_moved_by_their_deltas_and_kept_inside() -> Non
     assert refined[1].tolist() == pytest.approx([96, 40, 96, 64])
     assert probabilities.shape == (2, CLASSES)
     assert probabilities[0].tolist() == pytest.approx([1 / (CLASSES + 1)] * CLASSES)
+
+
+def test_proposals_are_exact_under_autocast(objects: tuple[Tensor, Tensor]) -> None:
+    model = network().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        regions, _ = model(images(2), [SIZE] * 2, objects[0])
+    assert regions.boxes.dtype == regions.class_logits.dtype == torch.float32
+    assert (regions.boxes != regions.boxes.bfloat16().float()).any()
 
 
 def test_no_gradient_reaches_the_places_of_proposals(objects: tuple[Tensor, Tensor]) -> None:

@@ -191,7 +191,8 @@ def test_runs_on_different_data_are_not_mixed(make: RunMaker) -> None:
     selection = select(make)
     assert names(selection) == {"base": ["one", "two"]}
     (left_out,) = selection.left_out
-    assert left_out == "left out (does not stand beside the runs shown: other data, digest eeeeeeee): other"
+    assert left_out.startswith("left out (does not stand beside the runs shown: other data, digest eeeeeeee")
+    assert left_out.endswith(": other")
 
 
 def test_of_two_runs_of_a_seed_the_first_started_counts(make: RunMaker) -> None:
