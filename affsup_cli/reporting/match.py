@@ -19,6 +19,9 @@ from affsup_cli.reporting.runs import OBSERVING, Run, RunData, TrainedRun
 
 _NAMES_SHOWN = 6
 
+_Alike = tuple[tuple[str, ...], str, str | None]
+"""What runs that stand together share: departures, data digest, checksum of pretrained weights."""
+
 
 @dataclasses.dataclass
 class Group:
@@ -84,7 +87,7 @@ def select_runs(
         fault: says why a run cannot be used; None if it can.
         observing: fields that may differ without being a departure.
     """
-    groups: dict[tuple[tuple[str, ...], str, str | None], Group] = {}
+    groups: dict[_Alike, Group] = {}
     left_out: dict[str, list[str]] = {}
     for run in trained:
         data = run.environment.data
@@ -100,15 +103,28 @@ def select_runs(
             first = group.runs.setdefault(name, {}).setdefault(run.recipe.seed, run)
             if first is not run:
                 _add(left_out, f"repeats {first.folder.name}", run)
+    _lend_base_runs(groups)
     ranked = sorted(groups.values(), key=Group.rank)
+    shown = {run.folder.name for run in ranked[0].members} if ranked else set()
     for group in ranked[1:]:
-        for run in group.members:
+        for run in (run for run in group.members if run.folder.name not in shown):
             otherwise = (
                 "; ".join(group.departures)
                 or f"other data, digest {group.data.digest[:8]}, or other pretrained weights"
             )
             _add(left_out, f"does not stand beside the runs shown: {otherwise}", run)
     return Selection(ranked[0] if ranked else None, tuple(_left_out_text(*item) for item in left_out.items()))
+
+
+def _lend_base_runs(groups: Mapping[_Alike, Group]) -> None:
+    """Let runs without L_G stand beside supervised ones that depart from the cell's lambda too: base runs have none."""
+    for (words, digest, weights), group in groups.items():
+        others = tuple(word for word in words if not word.startswith("affinity.lambda = "))
+        lender = groups.get((others, digest, weights)) if others != words else None
+        for name, by_seed in lender.runs.items() if lender else ():
+            for seed, run in by_seed.items():
+                if run.recipe.flat().get("affinity.loss", "none") == "none":
+                    group.runs.setdefault(name, {}).setdefault(seed, run)
 
 
 def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ...] | None:

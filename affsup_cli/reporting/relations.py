@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,15 +50,12 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
     chosen = [(variant, group.runs.get(variant.key, {}).get(seed)) for variant in spec.panels]
     notes = [*selection.left_out, *(f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run)]
     panels = [_load(variant, run) for variant, run in chosen if run]
-    common = [
-        number
-        for number, example in panels[0].examples.items()
-        if len(example.gt_pairs) and all(number in panel.examples for panel in panels)
-    ]
-    shown = common[spec.skip : spec.skip + spec.images]
+    common = _references(panels)
+    shown = dict(list(common.items())[spec.skip : spec.skip + spec.images])
     if len(shown) < spec.images:
         notes.append(
-            f"the runs keep {len(common)} images with related objects: {len(shown)} of {spec.images} are shown"
+            f"the runs keep {len(common)} images with a related object that all of them propose: {len(shown)} of "
+            f"{spec.images} are shown"
         )
     if not shown:
         return Content("", (), (), tuple(notes), (), {})
@@ -67,10 +64,10 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
     departures = "; ".join(group.departures)
     return Content(
         caption="Blue: the reference, the proposal that covers best the object that is subject to the most others in "
-        "its image (the first of equals). Orange: the proposals that it attends to most. Red: their weights, shares of "
-        "the reference's row under a softmax without itself. "
-        f"Runs of seed {seed}, the same images for all, chosen by annotations alone: "
-        "those that a run keeps and that have related objects, in their order.",
+        "its image (the first of equals), of those that every network proposes (IoU 0.5). Orange: the proposals that "
+        "it attends to most. Red: their weights, shares of the reference's row under a softmax without itself. "
+        f"Runs of seed {seed}, the same images and objects for all: those that a run keeps, in their order, chosen by "
+        "annotations alone but for that IoU.",
         tables=(_table(panels, shown, marks),),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
@@ -79,9 +76,9 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
             ".csv": csv_bytes(
                 [
                     line | {"departures": departures}
-                    for image in shown
+                    for image, reference in shown.items()
                     for panel in panels
-                    for line in _boxes(panel, image)
+                    for line in _boxes(panel, image, reference)
                 ],
                 _NUMBERS,
             ),
@@ -104,27 +101,43 @@ def _load(variant: KeyedVariant, run: TrainedRun) -> _Panel:
     return _Panel(variant, run, classes, {example.image_id: example for example in examples})
 
 
-def _reference(example: Example) -> int:
-    return int(np.bincount(np.unique(example.gt_pairs, axis=0)[:, 0]).argmax())
+def _references(panels: Sequence[_Panel]) -> dict[int, int]:
+    """Return the reference object of every image in which all networks propose one that is subject to others."""
+    found = {}
+    for number, example in panels[0].examples.items():
+        if not all(number in panel.examples for panel in panels):
+            continue
+        subjects = np.unique(example.gt_pairs, axis=0)[:, 0]
+        others = np.bincount(subjects, minlength=len(example.gt_labels))
+        for panel in panels:
+            others[_overlaps(example.gt_boxes, panel.examples[number].reference_boxes).diagonal() < _NAMED_IOU] = 0
+        if others.any():
+            found[number] = int(others.argmax())
+    return found
+
+
+def _overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Intersection over union `[P, G]` of boxes `[P, 4]` and `[G, 4]`."""
+    sized = []
+    for corners in (boxes, others):
+        corners = corners.astype(np.float64)
+        sized.append(np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2])))
+    overlap: NDArray[np.float64] = coco_mask.iou(*sized, np.zeros(len(others), dtype=np.uint8))
+    return overlap
 
 
 def _names(example: Example, boxes: NDArray[np.float32], classes: Sequence[str]) -> list[str]:
     """Return for each box the class of the object that it overlaps most, if by 0.5; else ""."""
     if not len(boxes):
         return []
-    sized = []
-    for corners in (boxes, example.gt_boxes):
-        corners = corners.astype(np.float64)
-        sized.append(np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2])))
-    overlap = coco_mask.iou(*sized, np.zeros(len(example.gt_boxes), dtype=np.uint8))
+    overlap = _overlaps(boxes, example.gt_boxes)
     of_best = zip(overlap.max(axis=1), example.gt_labels[overlap.argmax(axis=1)], strict=True)
     return [classes[label] if best >= _NAMED_IOU else "" for best, label in of_best]
 
 
-def _boxes(panel: _Panel, image: int) -> Iterator[dict[str, Any]]:
+def _boxes(panel: _Panel, image: int, reference: int) -> Iterator[dict[str, Any]]:
     """Yield a line for the reference, then one a partner."""
     example = panel.examples[image]
-    reference = _reference(example)
     boxes, weights = example.partners(reference)
     names = _names(example, boxes, panel.classes)
     drawn = [("reference", panel.classes[example.gt_labels[reference]], None, example.reference_boxes[reference])]
@@ -138,10 +151,10 @@ def _boxes(panel: _Panel, image: int) -> Iterator[dict[str, Any]]:
         yield line | dict(zip(("x1", "y1", "x2", "y2"), map(float, corners), strict=True))
 
 
-def _table(panels: Sequence[_Panel], shown: Sequence[int], marks: str) -> Table:
+def _table(panels: Sequence[_Panel], shown: Mapping[int, int], marks: str) -> Table:
     rows = []
-    for image in shown:
-        lines = [list(_boxes(panel, image)) for panel in panels]
+    for image, reference in shown.items():
+        lines = [list(_boxes(panel, image, reference)) for panel in panels]
         words = (
             ", ".join(f"{line['class'] or DASH} {line['weight']:.3f}" for line in of_panel[1:]) or DASH
             for of_panel in lines
@@ -150,7 +163,7 @@ def _table(panels: Sequence[_Panel], shown: Sequence[int], marks: str) -> Table:
     return Table(("image", "reference", *(f"{panel.variant.label}{marks}" for panel in panels)), tuple(rows))
 
 
-def _draw(title: str, panels: Sequence[_Panel], shown: Sequence[int], remarks: Sequence[str]) -> bytes:
+def _draw(title: str, panels: Sequence[_Panel], shown: Mapping[int, int], remarks: Sequence[str]) -> bytes:
     across = -(-len(shown) // _IMAGES_IN_A_COLUMN)
     down = -(-len(shown) // across)
     shapes = [panels[0].examples[image].image.shape for image in shown]
@@ -162,11 +175,10 @@ def _draw(title: str, panels: Sequence[_Panel], shown: Sequence[int], remarks: S
         grid = figure.subplots(down, across * len(panels), squeeze=False, height_ratios=heights)
         for axes in grid.flat:
             axes.set_axis_off()
-        for place, image in enumerate(shown):
+        for place, (image, reference) in enumerate(shown.items()):
             row, column = divmod(place, across)
             for offset, panel in enumerate(panels):
                 example = panel.examples[image]
-                reference = _reference(example)
                 boxes, weights = example.partners(reference)
                 axes = grid[row, column * len(panels) + offset]
                 axes.set_title(panel.variant.label if row == 0 else "", fontsize=9)

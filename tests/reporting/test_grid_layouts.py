@@ -209,3 +209,18 @@ def test_a_row_may_have_a_scale_and_decimals_of_its_own(make: RunMaker) -> None:
     make.finish({"data.name": "shapes"}, found, recipe_name="relnet")
     content = build(make, "demo-relations")
     assert [shown(content, row, "ours")[1] for row in ("recall@50 (%)", "M")] == ["32.1 (1)", "0.457 (1)"]
+
+
+def test_base_networks_stand_beside_supervised_ones_of_another_lambda(make: RunMaker) -> None:
+    short = {"data.name": "voc07", "train.epochs": 2, "train.milestones": []}
+    found = metrics(0.3, 0.5, 0.4)
+    make.finish(short, {key: value for key, value in found.items() if "recall" not in key}, recipe_name="frcnn")
+    make.finish({**short, "affinity.loss": "none"}, found, recipe_name="relnet")
+    make.finish({**short, "affinity.lambda": 0.2}, metrics(0.31, 0.51, 0.6), recipe_name="relnet", name="stronger")
+    make.finish({**short, "affinity.lambda": 0.3, "affinity.gamma": 5}, found, recipe_name="relnet", name="strongest")
+    content = build(make, "table1")
+    assert [run.folder.name for run in content.used if run.folder.name in ("stronger", "strongest")] == ["stronger"]
+    assert len(content.used) == 3
+    (footnote,) = content.footnotes
+    assert "affinity.lambda = 0.2 instead of 0.01" in footnote
+    assert [note for note in content.notes if "strongest" in note]

@@ -87,6 +87,20 @@ def test_where_relations_have_a_direction_the_reference_is_the_most_frequent_sub
     assert frame(build(make))["class"][0] == "person"
 
 
+def test_an_object_that_one_network_does_not_propose_is_no_reference(make: RunMaker) -> None:
+    both = [DOG, SHEEP, PERSON]
+    missed = make_example(0, both)
+    missed.reference_boxes[0] += 30
+    nothing = make_example(1, both)
+    nothing.reference_boxes[:] += 30
+    trained(make, BASE, [make_example(0, both), make_example(1, both)])
+    trained(make, AFFINITY, [missed, nothing])
+    numbers = frame(build(make))
+    references = numbers[numbers["box"] == "reference"]
+    assert list(references["class"]) == ["sheep", "sheep"]
+    assert set(numbers["image_id"]) == {0}
+
+
 def test_a_partner_on_no_object_has_no_class(make: RunMaker) -> None:
     example = make_example(0, [SHEEP, DOG], partners=1)
     example.partner_boxes[0, 0] = [150, 30, 190, 50]
@@ -102,7 +116,7 @@ def test_figure7_goes_on_after_figure1(make: RunMaker) -> None:
     assert frame(content)["image_id"].unique().tolist() == [3, 4]
     assert content.notes == (
         "no run of seed 0 for RelNet + L_G",
-        "the runs keep 5 images with related objects: 2 of 8 are shown",
+        "the runs keep 5 images with a related object that all of them propose: 2 of 8 are shown",
     )
 
 
@@ -110,7 +124,7 @@ def test_where_no_image_is_left_there_is_no_figure(make: RunMaker) -> None:
     trained(make, BASE, EXAMPLES[:2])
     content = build(make, skip=2)
     assert content.files == {}
-    assert "the runs keep 2 images with related objects: 0 of 3 are shown" in content.notes
+    assert "the runs keep 2 images with a related object that all of them propose: 0 of 3 are shown" in content.notes
 
 
 def test_an_image_without_relations_or_of_one_run_alone_is_passed_over(make: RunMaker) -> None:
