@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-TABLES = ("demo", "demo-relations")
+TABLES = ("demo-relations", "demo")
 REPORTS = ("demo", "demo-mass", "demo-relations", "demo-recall", "demo-attention")
 
 
@@ -18,9 +18,9 @@ def demo(
 ) -> None:
     """Show the whole way, both halves of the paper.
 
-    Handwritten digits: ResNet-20 with and without L_G on the mini-batch's similarity graph, three seeds each. Generated
-    scenes: Relation Networks with and without L_G on the attention between object proposals. Then the tables, curves
-    and pictures. Under five minutes on two CPU cores. Stopped and called again, it goes on.
+    Generated scenes: Relation Networks with and without L_G on the attention between object proposals. Handwritten
+    digits: ResNet-20 with and without L_G on the mini-batch's similarity graph, three seeds each. Then the tables,
+    curves and pictures. Under five minutes on two CPU cores. Stopped and called again, it goes on.
 
     \b
     affsup demo
