@@ -410,7 +410,9 @@ def _explain(problem: Any, known: list[str]) -> str:
         return f"no field '{key}'{hint}; `affsup show` with the recipe's name lists the fields"
     if problem["type"] == "missing":
         return f"the field '{key}' is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if isinstance(problem["input"], dict):  # a check of several fields names them itself
+        return message
     return f"{key} = {problem['input']!r}: {message[0].lower() + message[1:]}"
 
 

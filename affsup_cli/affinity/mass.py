@@ -64,7 +64,8 @@ def supervised_entries(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -
     if logits.dim() < 2 or logits.shape != target.shape:
         raise ValueError(
             f"logits and target must share one shape [..., N, M], "
-            f"found {list(logits.shape)} and {list(target.shape)}: target.expand_as(logits) repeats a target"
+            f"found {list(logits.shape)} and {list(target.shape)}: target.expand_as(logits) repeats a target, after "
+            "target.unsqueeze(-3) where heads stand in between"
         )
     if target.dtype != torch.bool:
         raise TypeError(f"target must be a bool tensor, found {target.dtype}: call target.bool()")

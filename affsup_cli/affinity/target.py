@@ -45,11 +45,14 @@ def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor
         int64 `[..., N]`: an index into `gt_boxes`, or -1.
 
     Raises:
+        TypeError: an argument is not a tensor.
         ValueError: a tensor is not `[..., *, 4]`, the leading dimensions differ, or `iou` is not in [0, 1).
     """
     if not 0 <= iou < 1:
         raise ValueError(f"iou must be at least 0 and below 1, found {iou}")
     for name, value in (("boxes", boxes), ("gt_boxes", gt_boxes)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, found {type(value).__name__}: pad the images' boxes with zeros")
         if value.dim() < 2 or value.shape[-1] != 4:
             raise ValueError(f"{name} must have the shape [..., *, 4] (x1, y1, x2, y2), found {list(value.shape)}")
     if boxes.shape[:-2] != gt_boxes.shape[:-2]:

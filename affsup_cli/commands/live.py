@@ -1,7 +1,8 @@
-"""The live line of a run on a terminal, cut where the terminal ends; elsewhere one plain line an epoch."""
+"""The live line of a run on a terminal, cut where the terminal ends; elsewhere a plain line a minute and an epoch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from rich.text import Text
 
 from affsup_cli.engine.observer import Observer, Progress
 
+SECONDS_BETWEEN_LINES = 60.0
+
 
 class LiveLine(Observer):
     """Shows epoch, images/s, losses, M, the gradient share of L_G and the time left."""
@@ -18,13 +21,14 @@ class LiveLine(Observer):
     def __init__(self, console: Console, label: str = "") -> None:
         self._console = console
         self._label = f"{label}  " if label else ""
+        self._printed = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         if self._live:
             self._live.start()
 
     def progressed(self, progress: Progress) -> None:
         """Redraw."""
-        if not self._live:
+        if not self._live and time.monotonic() - self._printed < SECONDS_BETWEEN_LINES:
             return
         done = f"{self._label}epoch {progress.epoch}/{progress.epochs}, {progress.step / progress.steps:.0%}"
         rest = [
@@ -33,7 +37,11 @@ class LiveLine(Observer):
             *_numbers("train", progress.averages),
         ]
         line = " · ".join([done, *rest])
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        if self._live:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        else:
+            self._console.print(line, markup=False)
+            self._printed = time.monotonic()
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
         """Print the epoch's line, which stays."""

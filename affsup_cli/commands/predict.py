@@ -31,8 +31,9 @@ def predict(
 ) -> None:
     """Find objects in pictures, and what one of them relates to.
 
-    Writes NAME.png, the reference object in blue, its strongest partners in orange with the share of its attention in
-    red, in the manner of figure 1; and NAME.json with all boxes, classes, scores and weights.
+    Writes NAME.png, the reference object in blue, its strongest partners (proposals) in orange with the share of its
+    attention in red, in the manner of figure 1, other detections in grey; and NAME.json with all boxes, classes, scores
+    and weights. Partners with less than an even share, 1 / (proposals - 1), are left out.
 
     \b
     affsup predict relnet-voc07-resnet101-focal-seed0-3f2a91c0 holiday.jpg
@@ -46,17 +47,25 @@ def predict(
     stems = [image.stem for image in images]
     if repeated := {stem for stem in stems if stems.count(stem) > 1}:
         raise UsageError(f"several pictures are called {min(repeated)}: their results would overwrite each other")
+    given = {image.resolve() for image in images}
+    for stem in stems:
+        for written in (out / f"{stem}.png", out / f"{stem}.json"):
+            if written.resolve() in given:
+                raise UsageError(f"--out {out} would overwrite the picture {written}: name another folder")
     predictor = Predictor(RunFolder.open(Path(run) if Path(run).is_dir() else runs / run), device or "auto")
     out.mkdir(parents=True, exist_ok=True)
     for prediction in predictor.predict(images, reference, score):
         _write(prediction, predictor.classes, out / prediction.path.stem)
         found = counted(len(prediction.boxes), "object")
-        console.print(f"{prediction.path}: {found}{_in_words(prediction, predictor.classes)}", markup=False)
+        said = _in_words(prediction, predictor.classes, reference, score)
+        console.print(f"{prediction.path}: {found}{said}", markup=False)
         console.print(f"written: {out / prediction.path.stem}.png and .json", style="green", markup=False)
 
 
-def _in_words(prediction: Prediction, classes: Sequence[str]) -> str:
+def _in_words(prediction: Prediction, classes: Sequence[str], reference: str | None, score: float) -> str:
     relation = prediction.relation
+    if not len(prediction.boxes) or (reference and reference not in [classes[label] for label in prediction.labels]):
+        return f"; no {reference or 'object'} of score {score:g} or more: --score shows the less certain"
     if relation is None:
         return ""
     partners = [

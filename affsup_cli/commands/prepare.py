@@ -72,10 +72,11 @@ def prepare(
     console.print(_checksum_line(manifest))
     if not manifest.complete:
         counts, official = manifest.image_counts(), manifest.official_counts
+        files = "" if manifest.source.kind == "embedded" else "give the official files with --from, or "
         console.print(
             f"not the whole data set: {counts['train'] + counts.get('val', 0):,} of {official['train']:,} training "
-            f"images, {counts['test']:,} of {official['test']:,} test images; to replace it by the whole one, give the "
-            f"official files with --from, or delete {folder} and prepare again",
+            f"images, {counts['test']:,} of {official['test']:,} test images; to replace it by the whole one, {files}"
+            f"delete {folder} and prepare again",
             markup=False,
         )
     console.print(f"{status}: {folder}", markup=False, highlight=False, soft_wrap=True)

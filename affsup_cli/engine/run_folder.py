@@ -150,8 +150,18 @@ class RunFolder:
         self._write(self._environment, json.dumps(environment, indent=2) + "\n")
 
     def environment(self) -> dict[str, Any]:
-        """Read what the run ran on."""
-        return self._read(self._environment, needed="data")
+        """Read what the run ran on.
+
+        Raises:
+            AffsupError: the file is missing or damaged.
+        """
+        content = self._read(self._environment, needed="data")
+        data = content["data"]
+        if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("name", "digest")):
+            raise AffsupError(
+                f"{self._environment} is damaged: expected the name and digest of a data set under 'data'"
+            )
+        return content
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one epoch's line."""

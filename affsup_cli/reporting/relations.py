@@ -65,7 +65,8 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
     return Content(
         caption="Blue: the reference, the proposal that covers best the object that is subject to the most others in "
         "its image (the first of equals), of those that every network proposes (IoU 0.5). Orange: the proposals that "
-        "it attends to most. Red: their weights, shares of the reference's row under a softmax without itself. "
+        "it attends to most. Red: their weights, shares of the reference's row under a softmax without itself "
+        f"(an even share: {1 / (panels[0].run.recipe.flat()['model.proposals'] - 1):.3f}). "
         f"Runs of seed {seed}, the same images and objects for all: those that a run keeps, in their order, chosen by "
         "annotations alone but for that IoU.",
         tables=(_table(panels, shown, marks),),

@@ -118,7 +118,11 @@ def _missing(name: str, spec: Spec, runs: RunIndex) -> list[str]:
     wanted = experiments(spec)
     found = [runs.find(experiment.recipe, experiment.kind) for experiment in wanted]
     missing = sum(folder is None or not folder.finished for folder in found)
-    return [f"{missing} of {len(wanted)} runs are not there yet: `affsup sweep {name}` makes them"] if missing else []
+    return (
+        [f"{missing} of {len(wanted)} runs without any departure are not there yet: `affsup sweep {name}` makes them"]
+        if missing
+        else []
+    )
 
 
 def _write(path: Path, data: bytes) -> None:

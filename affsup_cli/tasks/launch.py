@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from affsup_cli.engine.cost import peak_megabytes, time_in_turns
 from affsup_cli.engine.environment import environment
 from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, differences
 from affsup_cli.tasks import build_task
 from data_prep.format import read_manifest
@@ -74,6 +76,13 @@ def train_run(
         watching = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])]
         try:
             Trainer(task, recipe, run, watching).run()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise AffsupError(
+                "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side or "
+                f"model.proposals, needs less ({str(error).splitlines()[0]})"
+            ) from error
         finally:
             for observer in watching:
                 observer.close()

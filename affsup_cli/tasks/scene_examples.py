@@ -12,6 +12,7 @@ from data_prep.format import Objects, Scenes
 
 COUNT = 12
 PARTNERS = 5
+ALMOST_EVEN = 0.99  # of an even share: weights that are all the same may round below it
 MERGED_IOU = 0.5  # of partners that overlap more, the strongest alone is shown
 
 
@@ -79,7 +80,7 @@ def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple
     """Return the proposals `[P]` that proposal `reference` attends to most, and their weights `[P]`.
 
     A weight is the share of the reference's own row of W under a softmax without itself; of boxes that overlap by more
-    than 0.5 the strongest stands for all.
+    than 0.5 the strongest stands for all, and those with less than an even share are left out.
 
     Args:
         boxes: of the proposals, `[N, 4]`.
@@ -90,7 +91,7 @@ def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple
     row[reference] = -torch.inf
     share = row.softmax(dim=0)
     kept = nms(boxes.float(), share, MERGED_IOU)
-    kept = kept[kept != reference][:PARTNERS]
+    kept = kept[(kept != reference) & (share[kept] * (len(boxes) - 1) > ALMOST_EVEN)][:PARTNERS]
     return kept, share[kept]
 
 

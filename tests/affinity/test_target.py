@@ -256,6 +256,11 @@ def test_targets_of_several_images_are_those_of_each() -> None:
     assert not together[2][1, 2].any()
 
 
+def test_match_proposals_refuses_a_list_with_the_cure() -> None:
+    with pytest.raises(TypeError, match="boxes must be a tensor, found list: pad the images' boxes with zeros"):
+        match_proposals([torch.zeros(3, 4)], [torch.zeros(1, 4)])  # type: ignore[arg-type]
+
+
 def test_targets_refuse_what_is_of_different_images() -> None:
     match = torch.zeros(2, 5, dtype=torch.int64)
     with pytest.raises(ValueError, match="are of different images"):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from affsup_cli.app import main
 from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.engine.training import Trainer
 from tests.small_scenes import SMALL
 
 SMALL_RELNET = SMALL | {"relation.heads": 4, "relation.key_dim": 8, "test.recall_at": [10, 500]}
@@ -88,7 +90,7 @@ def photograph(path: Path, size: tuple[int, int] = (90, 60)) -> Path:
 def test_predict_writes_a_picture_and_what_it_shows(trained: RunFolder, call: Call, place: Path) -> None:
     for name in ("holiday.png", "garden.jpg"):
         photograph(place / name)
-    code, out, error = call("predict", "mine", "holiday.png", "garden.jpg", "--score", "0.01", "--device", "cpu")
+    code, out, error = call("predict", "mine", "holiday.png", "garden.jpg", "--score", "0", "--device", "cpu")
     assert code == 0, error
     seen = json.loads((place / "predictions" / "holiday.json").read_text())
     with Image.open(place / "predictions" / "holiday.png") as picture:
@@ -120,7 +122,7 @@ def test_predict_says_so_where_it_finds_nothing(trained: RunFolder, call: Call, 
     photograph(place / "nothing.png")
     code, out, _ = call("predict", "mine", "nothing.png", "--score", "1", "--device", "cpu")
     assert code == 0
-    assert "nothing.png: 0 objects\n" in out
+    assert "nothing.png: 0 objects; no object of score 1 or more" in out
     assert json.loads((place / "predictions" / "nothing.json").read_text())["reference"] is None
     assert (place / "predictions" / "nothing.png").is_file()
 
@@ -129,6 +131,7 @@ def test_predict_says_so_where_it_finds_nothing(trained: RunFolder, call: Call, 
     ("arguments", "said"),
     [
         (["absent.png"], "no picture absent.png"),
+        (["p.png", "--out", "."], "--out . would overwrite the picture p.png"),
         (["p.png", "--reference", "person"], "--reference person: the run's classes are circle, square"),
         (["p.png", "sub/p.png"], "several pictures are called p"),
         (["text.png"], "text.png"),
@@ -173,3 +176,25 @@ def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> Non
         code, _, error = call("train", *arguments)
         assert code == 2, error
         assert said in error
+        assert len(error) < 300
+
+
+def test_a_damaged_record_of_the_data_is_named(trained: RunFolder, call: Call) -> None:
+    path = trained.path / "environment.json"
+    whole = path.read_text()
+    path.write_text('{"data": {}}')
+    code, _, error = call("evaluate", "mine", "--device", "cpu")
+    path.write_text(whole)
+    assert code == 1
+    assert "environment.json is damaged" in error
+
+
+def test_too_little_memory_is_said_with_what_to_do(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: Trainer) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    code, _, error = call("train", "relnet", "--name", "huge", *settings(SMALL_RELNET))
+    assert code == 1
+    assert "out of memory" in error
+    assert "Traceback" not in error
