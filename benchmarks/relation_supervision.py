@@ -50,7 +50,7 @@ def main() -> None:
     of_step = _seconds(step, arguments.steps, device)
     batch = task._epochs.batch(next(steps))
     with torch.no_grad():
-        regions, _ = task._regions(batch)
+        regions, _ = task._regions(batch, batch.boxes)
     dots = regions.graphs[-1].dots[:, :, : regions.boxes.shape[1]].clone().requires_grad_()
     form = AffinityLoss("focal", 2.0)
 
@@ -61,9 +61,8 @@ def main() -> None:
         torch.autograd.backward(0.01 * form(graph, target))
 
     of_loss = _seconds(supervise, LOSS_ROUNDS, device)
-    data = task._batches("train")
+    data = task._batches(task._train, cached=False)
     count = min(len(data), 64)
-    data._cached = False
     plan = [[(index, False)] for index in range(count)]
     begun = time.perf_counter()
     for _ in data.batches(plan):

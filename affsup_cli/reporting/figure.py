@@ -41,7 +41,8 @@ def style() -> AbstractContextManager[None]:
 def new_figure(width: float, height: float, title: str, remarks: Sequence[str]) -> Figure:
     """Return a figure of that size in inches, its title on top and `remarks` in small print at its foot."""
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
-    figure.suptitle(title, fontsize=12.5, fontweight="bold", x=0.012, ha="left")
+    heading = "\n".join(textwrap.wrap(title, int(width * 9)))
+    figure.suptitle(heading, fontsize=12.5, fontweight="bold", x=0.012, ha="left")
     foot = "\n".join(line for remark in remarks for line in textwrap.wrap(remark, int(width * 15)))
     if foot:
         figure.supxlabel(foot, fontsize=7.5, color="#555555", x=0.012, ha="left")
