@@ -20,7 +20,7 @@ def demo(
 
     Generated scenes: Relation Networks with and without L_G on the attention between object proposals. Handwritten
     digits: ResNet-20 with and without L_G on the mini-batch's similarity graph, three seeds each. Then the tables,
-    curves and pictures. Under five minutes on two CPU cores. Stopped and called again, it goes on.
+    curves and pictures. About three minutes on two CPU cores. Stopped and called again, it goes on.
 
     \b
     affsup demo

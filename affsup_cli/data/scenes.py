@@ -137,11 +137,10 @@ class SceneBatches:
 
     def _scene(self, index: int, mirrored: bool) -> _Scene:
         image = self._image(index)
-        objects = self._source.objects(index)
+        objects = self._source.objects(index).taking_part()
         original = torch.from_numpy(self._source.sizes[index].astype(np.float32))
         scale = torch.tensor([image.shape[2], image.shape[1]]) / original
         boxes = torch.from_numpy(objects.boxes) * scale.repeat(2)
-        wanted = torch.from_numpy(~(objects.difficult | objects.crowd))
         if mirrored:
             image = image.flip(2)
             boxes = torch.stack(
@@ -150,9 +149,9 @@ class SceneBatches:
         return _Scene(
             image,
             scale,
-            boxes[wanted],
-            torch.from_numpy(objects.labels)[wanted],
-            _renumbered(torch.from_numpy(objects.relations), wanted),
+            boxes,
+            torch.from_numpy(objects.labels),
+            torch.from_numpy(objects.relations),
         )
 
     def _image(self, index: int) -> Tensor:
@@ -234,9 +233,3 @@ class SceneEpochs:
 def _scaled_size(width: int, height: int, short_side: int, long_side: int) -> tuple[int, int]:
     scale = min(short_side / min(width, height), long_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _renumbered(relations: Tensor, kept: Tensor) -> Tensor:
-    """Relations among the objects that are kept, as indices among these."""
-    number = kept.cumsum(0) - 1
-    return number[relations[kept[relations].all(dim=1)]]

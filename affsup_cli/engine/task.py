@@ -58,7 +58,7 @@ class Task(Protocol):
     steps: int
     """Steps an epoch."""
     data: dict[str, Any]
-    """Which data, for the run's record: name, digest, limit, complete, official."""
+    """Which data, for the run's record: name, digest, limit, complete, official, classes."""
     weights: str | None
     """SHA-256 of the file of pretrained weights that its model was begun from; None for no file."""
 

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,14 +57,7 @@ class DetectionTask:
             self._batches(self._train, cached=True), recipe.data.mirror, recipe.train.batch_size, recipe.seed
         )
         self.steps = self._epochs.steps
-        self.data: dict[str, Any] = {
-            "name": manifest.dataset,
-            "digest": manifest.digest,
-            "limit": manifest.limit,
-            "complete": manifest.complete,
-            "official": manifest.source.official,
-            "classes": manifest.classes,
-        }
+        self.data = manifest.for_a_run()
         self.weights = _checksum(recipe.model.weights) if pretrained else None
         affinity = self._affinity
         self._loss = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +42,7 @@ class MinibatchTask:
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
         self._epochs = AugmentedEpochs(self._splits["train"], augmentation, recipe.train.batch_size, recipe.seed)
         self.steps = self._epochs.steps
-        self.data: dict[str, Any] = {
-            "name": manifest.dataset,
-            "digest": manifest.digest,
-            "limit": manifest.limit,
-            "complete": manifest.complete,
-            "official": manifest.source.official,
-        }
+        self.data = manifest.for_a_run()
         self.weights: str | None = None
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(

@@ -38,7 +38,7 @@ class Examples:
         """
         if index not in self._chosen or len(boxes) < 2:
             return
-        objects = taking_part(self._scenes.objects(index))
+        objects = self._scenes.objects(index).taking_part()
         references = box_iou(torch.from_numpy(objects.boxes).to(boxes), boxes).argmax(dim=1)
         partners = np.full((len(references), PARTNERS, 4), np.nan, dtype=np.float32)
         weights = np.full((len(references), PARTNERS), np.nan, dtype=np.float32)
@@ -62,20 +62,6 @@ class Examples:
         return [self._examples[index] for index in sorted(self._examples)]
 
 
-def taking_part(objects: Objects) -> Objects:
-    """Return the objects that are neither difficult nor crowds, and their relations among themselves."""
-    kept = ~(objects.difficult | objects.crowd)
-    number = np.cumsum(kept) - 1
-    among = kept[objects.relations].all(axis=1)
-    return Objects(
-        objects.boxes[kept],
-        objects.labels[kept],
-        objects.difficult[kept],
-        objects.crowd[kept],
-        number[objects.relations[among]],
-    )
-
-
 def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple[Tensor, Tensor]:
     """Return the proposals `[P]` that proposal `reference` attends to most, and their weights `[P]`.
 
@@ -96,7 +82,7 @@ def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple
 
 
 def _choose(scenes: Scenes) -> list[int]:
-    described = [(index, taking_part(scenes.objects(index))) for index in range(len(scenes))]
+    described = [(index, scenes.objects(index).taking_part()) for index in range(len(scenes))]
     meeting = [(index, objects) for index, objects in described if len(set(objects.labels.tolist())) > 1]
     first = [index for index, objects in meeting if _repeats_a_class(objects)]
     chosen = _evenly(first, COUNT)

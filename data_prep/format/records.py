@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,17 @@ class CommonManifest(Record):
     files: dict[str, FileRecord]
     digest: str = Field(pattern="^[0-9a-f]{64}$")
     affsup: str
+
+    def for_a_run(self) -> dict[str, Any]:
+        """What a run's record keeps of the data that it was trained on."""
+        return {
+            "name": self.dataset,
+            "digest": self.digest,
+            "limit": self.limit,
+            "complete": self.complete,
+            "official": self.source.official,
+            "classes": self.classes,
+        }
 
 
 def write_manifest(folder: Path, manifest: CommonManifest) -> None:

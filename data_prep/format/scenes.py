@@ -251,6 +251,13 @@ class Objects:
     crowd: NDArray[np.bool_]
     relations: NDArray[np.int64]
 
+    def taking_part(self) -> Objects:
+        """The objects that are neither difficult nor a crowd, and the relations among them."""
+        kept = ~(self.difficult | self.crowd)
+        number = np.cumsum(kept) - 1
+        among = self.relations[kept[self.relations].all(axis=1)]
+        return Objects(self.boxes[kept], self.labels[kept], self.difficult[kept], self.crowd[kept], number[among])
+
 
 @dataclass(frozen=True)
 class Scenes:
