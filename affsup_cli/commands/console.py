@@ -25,10 +25,14 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """Print numbers, a line each."""
-    width = max(map(len, metrics), default=0) + 2
+    """Print numbers, a line each; those at several K, such as recall@100, on one line."""
+    lines: dict[str, list[str]] = {}
     for name, value in metrics.items():
-        console.print(f"{name:<{width}}[bold]{metric_text(name, value)}[/bold]")
+        family, _, k = name.partition("@")
+        lines.setdefault(f"{family}@K" if k else name, []).append(f"{k + ': ' if k else ''}{metric_text(name, value)}")
+    width = max(map(len, lines), default=0) + 2
+    for name, values in lines.items():
+        console.print(f"{name:<{width}}[bold]{', '.join(values)}[/bold]")
 
 
 def print_result(run: RunFolder) -> None:
