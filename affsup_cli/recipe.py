@@ -157,6 +157,13 @@ class SceneTest(Section):
     detections: int = Field(ge=1, description="an image, over all classes, after soft-NMS")
     recall_at: tuple[PositiveInt, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")
 
+    @field_validator("recall_at")
+    @classmethod
+    def _ks_rise(cls, recall_at: tuple[int, ...]) -> tuple[int, ...]:
+        if list(recall_at) != sorted(set(recall_at)):
+            raise ValueError("must rise from each K to the next")
+        return recall_at
+
 
 class Training(Section):
     """`[train]`: schedule, optimiser and arithmetic (section 6.2)."""

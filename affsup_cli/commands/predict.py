@@ -41,12 +41,15 @@ def predict(
     """
     from affsup_cli.commands.console import console, counted
     from affsup_cli.engine.run_folder import RunFolder
-    from affsup_cli.errors import UsageError
+    from affsup_cli.errors import AffsupError, UsageError
     from affsup_cli.tasks.prediction import Predictor
 
     stems = [image.stem for image in images]
     if repeated := {stem for stem in stems if stems.count(stem) > 1}:
         raise UsageError(f"several pictures are called {min(repeated)}: their results would overwrite each other")
+    for image in images:
+        if not image.is_file():
+            raise UsageError(f"no picture {image}")
     given = {image.resolve() for image in images}
     for stem in stems:
         for written in (out / f"{stem}.png", out / f"{stem}.json"):
@@ -54,12 +57,22 @@ def predict(
                 raise UsageError(f"--out {out} would overwrite the picture {written}: name another folder")
     predictor = Predictor(RunFolder.open(Path(run) if Path(run).is_dir() else runs / run), device or "auto")
     out.mkdir(parents=True, exist_ok=True)
-    for prediction in predictor.predict(images, reference, score):
+    failures = []
+    for image in images:
+        try:
+            prediction = predictor.predict(image, reference, score)
+        except UsageError:
+            raise
+        except AffsupError as error:
+            failures.append(str(error))
+            continue
         _write(prediction, predictor.classes, out / prediction.path.stem)
         found = counted(len(prediction.boxes), "object")
         said = _in_words(prediction, predictor.classes, reference, score)
         console.print(f"{prediction.path}: {found}{said}", markup=False)
         console.print(f"written: {out / prediction.path.stem}.png and .json", style="green", markup=False)
+    if failures:
+        raise AffsupError("\n".join(failures))
 
 
 def _in_words(prediction: Prediction, classes: Sequence[str], reference: str | None, score: float) -> str:

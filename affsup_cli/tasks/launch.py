@@ -155,8 +155,7 @@ def measure_run(
     with run.lock():
         task = build_task(treatment, data_dir)
         now = environment(next(task.model.parameters()).device, task.data, task.weights)
-        del task
-        measured = time_in_turns(builders[0], builders[1], treatment.train, rounds, progress)
+        measured = time_in_turns(builders[0], lambda: task, treatment.train, rounds, progress)
         for variant, builder in zip(("baseline", "treatment"), builders, strict=True):
             measured[variant]["peak_megabytes"] = peak_megabytes(builder, treatment.train)
         run.write_environment(now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,25 +102,21 @@ class Predictor:
         with fitting(run.best):
             self._model.load_state_dict(load_checkpoint(run.best, self._device)["model"])
 
-    def predict(self, paths: Sequence[Path], reference: str | None, least: float) -> Iterator[Prediction]:
-        """Find objects in pictures, and for one of them in each the partners that it attends to most.
+    def predict(self, path: Path, reference: str | None, least: float) -> Prediction:
+        """Find objects in a picture, and for one of them the partners that it attends to most.
 
         Args:
-            paths: the pictures' files.
+            path: the picture's file.
             reference: class of the reference object; None for the most confident detection of all.
             least: score that a detection needs.
 
         Raises:
-            UsageError: there is no such class, or no such file.
-            AffsupError: a file is not a picture.
+            UsageError: there is no such class.
+            AffsupError: the file is not a picture.
         """
         if reference is not None and reference not in self.classes:
             raise UsageError(f"--reference {reference}: the run's classes are {', '.join(self.classes)}")
-        for path in paths:
-            if not path.is_file():
-                raise UsageError(f"no picture {path}")
-        for path in paths:
-            yield self._of_image(path, open_picture(path), reference, least)
+        return self._of_image(path, open_picture(path), reference, least)
 
     @torch.no_grad()
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:

@@ -148,6 +148,18 @@ def test_a_mistake_in_predict_gets_one_clear_message(
     assert "Traceback" not in error
 
 
+def test_a_picture_that_cannot_be_read_does_not_keep_others_from_being_seen(
+    trained: RunFolder, call: Call, place: Path
+) -> None:
+    (place / "torn.png").write_text("not a picture")
+    photograph(place / "whole.png")
+    code, out, error = call("predict", "mine", "torn.png", "whole.png", "--device", "cpu", "--out", "both")
+    assert code == 1
+    assert "torn.png" in error
+    assert "whole.png: " in out
+    assert (place / "both" / "whole.json").is_file()
+
+
 def test_predict_refuses_a_run_of_a_classifier(
     call: Call, digits: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +179,7 @@ def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> Non
         (["relnet", "--arch", "vgg16"], "vgg16"),
         (["relnet", "--set", "affinity.module=3"], "affinity.module = 3"),
         (["relnet", "--set", "test.recall_at=[0]"], "test.recall_at"),
+        (["relnet", "--set", "test.recall_at=[50, 10]"], "must rise from each K to the next"),
         (["relnet", "--set", "relation.heads=3"], "relation.heads = 3: expected a divisor of model.width"),
         (["relnet", "--set", "model.anchor_scales=[-1]"], "model.anchor_scales"),
         (["relnet", "--set", "affinity.second=heart"], "affinity.second = 'heart'"),
