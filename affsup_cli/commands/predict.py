@@ -44,6 +44,7 @@ def predict(
     from affsup_cli.errors import AffsupError, UsageError
     from affsup_cli.tasks.prediction import Predictor
 
+    folder = RunFolder.open(Path(run) if Path(run).is_dir() else runs / run)
     stems = [image.stem for image in images]
     if repeated := {stem for stem in stems if stems.count(stem) > 1}:
         raise UsageError(f"several pictures are called {min(repeated)}: their results would overwrite each other")
@@ -55,7 +56,7 @@ def predict(
         for written in (out / f"{stem}.png", out / f"{stem}.json"):
             if written.resolve() in given:
                 raise UsageError(f"--out {out} would overwrite the picture {written}: name another folder")
-    predictor = Predictor(RunFolder.open(Path(run) if Path(run).is_dir() else runs / run), device or "auto")
+    predictor = Predictor(folder, device or "auto")
     out.mkdir(parents=True, exist_ok=True)
     failures = []
     for image in images:
