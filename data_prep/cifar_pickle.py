@@ -8,6 +8,7 @@ recorded, never made, and only the calls that stand for a uint8 array are then r
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,9 @@ def load(name: str, pickled: bytes) -> dict[str, object]:
         SourceError: It is truncated or damaged, holds something else, or would call something when unpickled.
     """
     try:
-        value = _interpret(name, pickletools.genops(pickled))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in damaged text, nothing to tell a user
+            value = _interpret(name, pickletools.genops(pickled))
     except SourceError:
         raise
     # ValueError is how pickletools reports damage; the others are how a stack machine fails on nonsense.
