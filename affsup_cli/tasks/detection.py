@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +34,7 @@ from affsup_cli.tasks.scene_examples import Examples
 from affsup_cli.tasks.scene_findings import RelationshipProposals, write_detections
 from affsup_cli.tasks.scene_network import attention_graph, build_network, find_regions, pair_scores, ranking_graph
 from data_prep.format import Scenes, read_scene_manifest, read_scenes
+from data_prep.source import checksums
 
 
 class DetectionTask:
@@ -216,7 +216,4 @@ def _mass(graph: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _checksum(weights: str) -> str | None:
     """SHA-256 of a file of weights; None where they are no file."""
-    if not Path(weights).is_file():
-        return None
-    with Path(weights).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums(Path(weights))[0].sha256 if Path(weights).is_file() else None
