@@ -23,6 +23,7 @@ class Scene:
         labels: Class of each object.
         difficult: Whether it is difficult, for each object; none are if empty.
         relations: Subject, object and predicate of each relation, the former as indices into the objects.
+        category: What the whole image is; None in data sets without categories.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Scene:
     labels: Sequence[int]
     difficult: Sequence[bool] = ()
     relations: Sequence[tuple[int, int, int]] = field(default=())
+    category: int | None = None
 
 
 def together(scenes: Sequence[Scene]) -> Annotations:
@@ -51,6 +53,7 @@ def together(scenes: Sequence[Scene]) -> Annotations:
         first_relation=counted_up([len(scene.relations) for scene in scenes]),
         relations=relations[:, :2],
         predicates=relations[:, 2],
+        category=np.array([scene.category for scene in scenes if scene.category is not None], dtype=np.int64),
     )
 
 

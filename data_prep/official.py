@@ -120,6 +120,7 @@ class OfficialScenes:
         pictures: The images by the names in the annotations.
         category_ids: The publisher's number of each class; 1, 2, ... if empty.
         left_out: What the files hold that belongs to no image.
+        categories: Category names, where every image has a category.
     """
 
     classes: tuple[str, ...]
@@ -130,6 +131,7 @@ class OfficialScenes:
     pictures: Pictures
     category_ids: tuple[int, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class ImageSet(DataSet):
 
 @dataclass(frozen=True)
 class SceneSet(DataSet):
-    """A data set of images with annotated objects.
+    """A data set of images with annotated objects, with a category each, or with both.
 
     Attributes:
         read: From the files of a source to the annotations; raises `SourceError`.

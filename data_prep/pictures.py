@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from affsup_cli.errors import AffsupError
 
@@ -44,6 +44,22 @@ def examine(encoded: bytes, size: tuple[int, int]) -> None:
         PictureError: It is not.
     """
     _decode(encoded, size, at_most=(1, 1))
+
+
+def upright_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height of a picture, upright as its EXIF says, from its header alone.
+
+    Args:
+        encoded: The bytes of its file.
+
+    Raises:
+        PictureError: It is no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            return _upright_size(image)
+    except _DAMAGE as error:
+        raise _undecodable(error) from None
 
 
 def pixels(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -99,7 +115,13 @@ def _decode(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | No
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except _DAMAGE as error:
-        raise PictureError("cannot be decoded", f"cannot be decoded ({error})") from None
+        raise _undecodable(error) from None
+
+
+def _undecodable(error: Exception) -> PictureError:
+    # Pillow's own words for an unknown format hold the address of a buffer
+    why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+    return PictureError("cannot be decoded", f"cannot be decoded ({why})")
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -147,7 +147,9 @@ def write(
     }
     size = sum(split.capacity for split in new.values()) + sum(64 * len(part.labels) for part in parts.values())
     with replacing(home, size) as folder:
-        written = write_scenes(folder, official.classes, official.predicates, official.relations, new)
+        written = write_scenes(
+            folder, official.classes, official.predicates, official.relations, new, official.categories
+        )
         for name in SCENE_SPLITS:
             if not written.splits[name].images:
                 raise SourceError(f"none of its {len(parts[name]):,} {name} images can be used: {_summary(ledger)}")
@@ -156,6 +158,7 @@ def write(
             kind="scenes",
             dataset=dataset.name,
             classes=list(official.classes),
+            categories=list(official.categories),
             predicates=list(official.predicates),
             category_ids=list(official.category_ids or range(1, len(official.classes) + 1)),
             relations=official.relations,

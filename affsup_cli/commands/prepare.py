@@ -48,9 +48,11 @@ def prepare(
     affsup prepare cifar100 --from downloads/cifar-100-python
     affsup prepare tiny-imagenet --limit 10000
     affsup prepare shapes
+    affsup prepare shape-scenes
     affsup prepare voc07 --from VOCtrainval_06-Nov-2007.tar --from VOCtest_06-Nov-2007.tar
     affsup prepare coco --from coco --limit 30000
     affsup prepare vg --from VG_100K --from VG_100K_2 --from annotations
+    affsup prepare mit67 --from indoorCVPR_09.tar --from lists
     affsup prepare cifar10 --check
     """
     import data_prep

@@ -38,8 +38,11 @@ def _scenes_table(manifest: SceneManifest) -> Table:
     table = _table(f"{manifest.dataset}: what is in each split", "", manifest)
     for row in manifest.split_table():
         _add(table, *row)
-    table.add_section()
-    _add_classes(table, manifest.class_table())
+    categories = [(f"category {name}", train, test) for name, train, test in manifest.category_table()]
+    for rows, what in ((categories, "categories"), (manifest.class_table(), "classes")):
+        if rows:
+            table.add_section()
+            _add_classes(table, rows, what)
     return table
 
 
@@ -51,14 +54,14 @@ def _table(title: str, first: str, manifest: AnyManifest) -> Table:
     return table
 
 
-def _add_classes(table: Table, rows: Sequence[tuple[str, *tuple[int, ...]]]) -> None:
+def _add_classes(table: Table, rows: Sequence[tuple[str, *tuple[int, ...]]], what: str = "classes") -> None:
     if len(rows) <= LONGEST:
         for row in rows:
             _add(table, *row)
     else:
         counts = [row[1:] for row in rows]
         ranges = [f"{min(column):,}-{max(column):,}" for column in zip(*counts, strict=True)]
-        table.add_row(f"each of {len(rows)} classes", *ranges)
+        table.add_row(f"each of {len(rows)} {what}", *ranges)
 
 
 def _add(table: Table, name: str, *counts: int) -> None:

@@ -140,26 +140,35 @@ def read_image_manifest(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if isinstance(manifest, SceneManifest):
         raise UsageError(
-            f"data set {manifest.dataset!r} holds scenes with annotated objects, expected one of labelled images "
+            f"data set {manifest.dataset!r} holds scenes, expected one of labelled images "
             "such as digits or cifar10: choose another with --dataset"
         )
     return manifest
 
 
-def read_scene_manifest(folder: Path) -> SceneManifest:
+def read_scene_manifest(folder: Path, needed: Literal["objects", "categories"] = "objects") -> SceneManifest:
     """`read_manifest` for whoever needs scenes.
+
+    Args:
+        folder: The prepared data set.
+        needed: What is to be learnt from them: annotated objects, or the category of each image.
 
     Raises:
         AffsupError: As there.
-        UsageError: The data set holds labelled images.
+        UsageError: The data set holds labelled images, or scenes without what is needed.
     """
     manifest = read_manifest(folder)
+    expected = {
+        "objects": "expected one of scenes with annotated objects such as shapes or voc07",
+        "categories": "expected one of scenes with a category each such as shape-scenes or mit67",
+    }[needed]
     if isinstance(manifest, Manifest):
-        raise UsageError(
-            f"data set {manifest.dataset!r} holds labelled images, expected one of scenes with annotated objects "
-            "such as shapes or voc07: choose another with --dataset"
-        )
-    return manifest
+        found = "holds labelled images"
+    elif not (manifest.classes if needed == "objects" else manifest.categories):
+        found = f"holds scenes without {needed}"
+    else:
+        return manifest
+    raise UsageError(f"data set {manifest.dataset!r} {found}, {expected}: choose another with --dataset")
 
 
 def verify(folder: Path) -> AnyManifest:

@@ -175,7 +175,7 @@ def read_split(folder: Path, manifest: CommonManifest, split: str) -> Split:
         UsageError: There is no such split, or the data set holds no labelled images.
     """
     if not isinstance(manifest, Manifest):
-        raise UsageError(f"data set {manifest.dataset!r} holds scenes with annotated objects, expected labelled images")
+        raise UsageError(f"data set {manifest.dataset!r} holds scenes, expected labelled images")
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}: choose one of {', '.join(SPLITS)}")
     path = folder / IMAGES_FILE

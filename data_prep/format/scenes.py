@@ -1,9 +1,10 @@
-"""The prepared form of scenes: images of any size with annotated objects and perhaps relations.
+"""The prepared form of scenes: images of any size with annotated objects and relations, with a category each, or both.
 
 `scenes.h5` holds the attribute `digest` of the manifest, and groups `train` and `test`. Of a group with n images, m
 objects and r relations:
 
 - `ids` int64 [n], `names` [n], `sizes` int32 [n, 2] (width, height);
+- `category` int64 [n], only where the data set has categories;
 - `first_object` int64 [n + 1]: the objects of image i are the rows `first_object[i]:first_object[i + 1]` of `boxes`
   float32 [m, 4], `labels` int64 [m], `difficult` bool [m], `crowd` bool [m];
 - `first_relation` int64 [n + 1] likewise, into `relations` int64 [r, 2] (subject, object: indices into the objects of
@@ -18,14 +19,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from affsup_cli.errors import AffsupError, UsageError
 from data_prep.format.records import (
@@ -58,6 +59,11 @@ _DTYPES = {
 }
 
 
+def _dtypes(categorised: bool) -> dict[str, str]:
+    """The arrays of a group: sets without categories are stored and digested as they were before there were any."""
+    return _DTYPES | ({"category": "int64"} if categorised else {})
+
+
 class SceneSplitRecord(Record):
     """What a split holds.
 
@@ -68,6 +74,7 @@ class SceneSplitRecord(Record):
         without_pair: Images that have none.
         without_object: Images that have no object.
         per_class: Objects of each class in the order of `SceneManifest.classes`.
+        per_category: Images of each category in the order of `SceneManifest.categories`.
     """
 
     images: int
@@ -76,6 +83,7 @@ class SceneSplitRecord(Record):
     without_pair: int
     without_object: int
     per_class: list[int]
+    per_category: list[int] = Field(default=[])
 
 
 class LeftOut(Record):
@@ -91,7 +99,8 @@ class SceneManifest(CommonManifest):
     """What a prepared data set of scenes holds, beside what `CommonManifest` says.
 
     Attributes:
-        kind: Images of any size with annotated objects.
+        kind: Images of any size with annotated objects, categories, or both.
+        categories: Names of what a whole image is labelled with; empty where images have no such label.
         predicates: Predicate names; empty where relations have none.
         category_ids: The publisher's number of each class, as in files of detections.
         relations: Whether related pairs are annotated, or are all ordered pairs of objects of different classes,
@@ -101,6 +110,7 @@ class SceneManifest(CommonManifest):
     """
 
     kind: Literal["scenes"]
+    categories: list[str] = Field(default=[])
     predicates: list[str]
     category_ids: list[int]
     relations: RelationKind
@@ -116,17 +126,27 @@ class SceneManifest(CommonManifest):
         for name, split in self.splits.items():
             if len(split.per_class) != len(self.classes) or sum(split.per_class) != split.objects:
                 raise ValueError(f"splits.{name}.per_class does not add up to {split.objects} over the classes")
+            categorised = split.images if self.categories else 0
+            if len(split.per_category) != len(self.categories) or sum(split.per_category) != categorised:
+                raise ValueError(f"splits.{name}.per_category does not add up to {categorised} over the categories")
         return self
+
+    def for_a_run(self) -> dict[str, Any]:
+        """What a run's record keeps of the data that it was trained on."""
+        return super().for_a_run() | ({"categories": self.categories} if self.categories else {})
 
     def image_counts(self) -> dict[str, int]:
         """Images of each split."""
         return {name: self.splits[name].images for name in SCENE_SPLITS}
 
     def split_table(self) -> list[tuple[str, int, int]]:
-        """Rows of (what, in train, in test)."""
+        """Rows of (what, in train, in test); of objects only where there are classes of them."""
         train, test = (self.splits[name] for name in SCENE_SPLITS)
+        images = ("images", train.images, test.images)
+        if not self.classes:
+            return [images]
         return [
-            ("images", train.images, test.images),
+            images,
             ("objects", train.objects, test.objects),
             ("pairs", train.pairs, test.pairs),
             ("images without a pair", train.without_pair, test.without_pair),
@@ -137,6 +157,11 @@ class SceneManifest(CommonManifest):
         """Rows of (class, objects in train, objects in test)."""
         train, test = (self.splits[name] for name in SCENE_SPLITS)
         return list(zip(self.classes, train.per_class, test.per_class, strict=True))
+
+    def category_table(self) -> list[tuple[str, int, int]]:
+        """Rows of (category, images in train, images in test)."""
+        train, test = (self.splits[name] for name in SCENE_SPLITS)
+        return list(zip(self.categories, train.per_category, test.per_category, strict=True))
 
 
 @dataclass(frozen=True)
@@ -155,6 +180,7 @@ class Annotations:
         first_relation: int64 [n + 1].
         relations: int64 [r, 2], subject and object as indices into the objects of their image.
         predicates: int64 [r].
+        category: int64 [n]; [0] in data sets without categories.
     """
 
     names: Sequence[str]
@@ -168,6 +194,7 @@ class Annotations:
     first_relation: NDArray[np.int64]
     relations: NDArray[np.int64]
     predicates: NDArray[np.int64]
+    category: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -196,15 +223,20 @@ class Annotations:
             first_relation=first_relation,
             relations=self.relations[relations],
             predicates=self.predicates[relations],
+            category=self.category[rows] if len(self.category) else self.category,
         )
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All but the names, by key in `scenes.h5`."""
+        return {key: getattr(self, key) for key in _dtypes(len(self.category) > 0)}
 
     def store(self, group: h5py.Group) -> None:
         """Write them into a group of `scenes.h5`."""
         group.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
-        for key, dtype in _DTYPES.items():
-            group.create_dataset(key, data=getattr(self, key), dtype=dtype)
+        for key, array in self.arrays().items():
+            group.create_dataset(key, data=array, dtype=_dtypes(True)[key])
 
-    def record(self, classes: int, kind: RelationKind) -> SceneSplitRecord:
+    def record(self, classes: int, kind: RelationKind, categories: int = 0) -> SceneSplitRecord:
         """Count images, objects and pairs."""
         pairs = self._annotated_pairs() if kind == "annotated" else self._class_pairs(classes)
         return SceneSplitRecord(
@@ -214,6 +246,7 @@ class Annotations:
             without_pair=int((pairs == 0).sum()),
             without_object=int((np.diff(self.first_object) == 0).sum()),
             per_class=class_counts(self.labels, classes),
+            per_category=class_counts(self.category, categories),
         )
 
     def _annotated_pairs(self) -> NDArray[np.int64]:
@@ -289,6 +322,11 @@ class Scenes:
     def sizes(self) -> NDArray[np.int32]:
         """Width and height of the images, int32 [n, 2]."""
         return self.annotations.sizes
+
+    @property
+    def categories(self) -> NDArray[np.int64]:
+        """Category of each image, int64 [n], indices into the manifest's; [0] where there are none."""
+        return self.annotations.category
 
     def objects(self, index: int) -> Objects:
         """The objects of an image."""
@@ -366,6 +404,7 @@ def write_scenes(
     predicates: Sequence[str],
     kind: RelationKind,
     splits: dict[SceneSplitName, NewScenes],
+    categories: Sequence[str] = (),
 ) -> WrittenScenes:
     """Write `scenes.h5` into a folder, image by image.
 
@@ -375,11 +414,12 @@ def write_scenes(
         predicates: Predicate names.
         kind: What the relations are.
         splits: `train` and `test`.
+        categories: Category names, where every image has a category.
 
     Raises:
         OSError: The file cannot be written, as on a full disk.
     """
-    digest = _ContentDigest(classes, predicates, kind)
+    digest = _ContentDigest(classes, predicates, kind, categories)
     records = {}
     # Through a Python file: HDF5's own driver cannot close on a full disk and crashes the interpreter at exit.
     with (folder / SCENES_FILE).open("w+b") as raw, h5py.File(raw, "w") as h5:
@@ -400,7 +440,7 @@ def write_scenes(
             annotations = split.annotations.take(np.array(kept, dtype=np.int64))
             annotations.store(group)
             digest.end_split(name, annotations)
-            records[name] = annotations.record(len(classes), kind)
+            records[name] = annotations.record(len(classes), kind, len(categories))
         h5.attrs["digest"] = digest.hexdigest()
     return WrittenScenes(digest.hexdigest(), records)
 
@@ -418,27 +458,29 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
         UsageError: There is no such split, or the data set holds no scenes.
     """
     if not isinstance(manifest, SceneManifest):
-        raise UsageError(f"data set {manifest.dataset!r} holds labelled images, expected scenes with annotated objects")
+        raise UsageError(f"data set {manifest.dataset!r} holds labelled images, expected scenes")
     if split not in SCENE_SPLITS:
         raise UsageError(f"no split {split!r}: choose one of {', '.join(SCENE_SPLITS)}")
     path = folder / SCENES_FILE
     if not path.exists():
         raise not_prepared(folder)
+    dtypes = _dtypes(bool(manifest.categories))
     try:
         with h5py.File(path, "r") as h5:
             group = h5[split]
-            arrays = {key: group[key][:] for key in _DTYPES}
+            arrays = {key: group[key][:] for key in dtypes}
             names = group["names"].asstr()[:].tolist()
             first_byte, capacity = group["first_byte"][:], group["encoded"].shape[0]
             offset, digest = group["encoded"].id.get_offset() or 0, h5.attrs["digest"]
     except (OSError, KeyError, RuntimeError, ValueError, AttributeError) as error:
         raise AffsupError(f"{path} is damaged ({error}): {again(folder)}") from None
-    if {key: array.dtype.name for key, array in arrays.items()} != _DTYPES:
+    if {key: array.dtype.name for key, array in arrays.items()} != dtypes:
         raise AffsupError(f"{path} is not in the prepared format (split {split}): {again(folder)}")
     verify_content(folder, manifest, SCENES_FILE, digest)
     annotations = Annotations(names, **arrays)
     wrong = _inconsistency(annotations, first_byte, capacity, manifest)
-    if not wrong and annotations.record(len(manifest.classes), manifest.relations) != manifest.splits[split]:
+    counted = (len(manifest.classes), manifest.relations, len(manifest.categories))
+    if not wrong and annotations.record(*counted) != manifest.splits[split]:
         wrong = "other counts than its manifest"
     if wrong:
         raise AffsupError(f"{path}: split {split} has {wrong}: {again(folder)}")
@@ -446,13 +488,13 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
 
 
 def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
-    """Check a prepared data set against its manifest: checksum, layout, boxes, labels, relations, counts and content.
+    """Check a prepared data set against its manifest: checksum, layout, ranges, boxes, relations, counts and content.
 
     Raises:
         AffsupError: Something is wrong; the message says what.
     """
     verify_file(folder, manifest, SCENES_FILE)
-    digest = _ContentDigest(manifest.classes, manifest.predicates, manifest.relations)
+    digest = _ContentDigest(manifest.classes, manifest.predicates, manifest.relations, manifest.categories)
     for name in SCENE_SPLITS:
         scenes = read_scenes(folder, manifest, name)
         for index in range(len(scenes)):
@@ -470,6 +512,7 @@ def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: i
         (held.difficult, (objects,)),
         (held.crowd, (objects,)),
         (held.relations, (relations, 2)),
+        (held.category, (images if manifest.categories else 0,)),
     )
     if len(held.names) != images or any(array.shape != shape for array, shape in shapes):
         return "arrays of different lengths"
@@ -482,6 +525,8 @@ def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: i
             return f"{key} that does not count up to {total}"
     if objects and (held.labels.min() < 0 or held.labels.max() >= len(manifest.classes)):
         return f"labels outside 0..{len(manifest.classes) - 1}"
+    if held.category.size and (held.category.min() < 0 or held.category.max() >= len(manifest.categories)):
+        return f"categories outside 0..{len(manifest.categories) - 1}"
     x1, y1, x2, y2 = held.boxes.T
     width, height = held.sizes[held.image_of_object()].T
     if not ((x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= width) & (y2 <= height)).all():
@@ -498,8 +543,11 @@ def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: i
 class _ContentDigest:
     """SHA-256 over the data themselves, free of how HDF5 lays them out."""
 
-    def __init__(self, classes: Sequence[str], predicates: Sequence[str], kind: RelationKind) -> None:
-        self._hash = hashlib.sha256(json.dumps([list(classes), list(predicates), kind]).encode())
+    def __init__(
+        self, classes: Sequence[str], predicates: Sequence[str], kind: RelationKind, categories: Sequence[str]
+    ) -> None:
+        names = [list(classes), list(predicates), kind, *([list(categories)] if categories else [])]
+        self._hash = hashlib.sha256(json.dumps(names).encode())
 
     def add_picture(self, encoded: bytes) -> None:
         self._hash.update(f"picture {len(encoded)}".encode())
@@ -507,8 +555,7 @@ class _ContentDigest:
 
     def end_split(self, name: str, annotations: Annotations) -> None:
         self._hash.update(json.dumps([name, list(annotations.names), len(annotations.labels)]).encode())
-        for key in _DTYPES:
-            array: NDArray[np.generic] = getattr(annotations, key)
+        for array in annotations.arrays().values():
             self._hash.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
 
     def hexdigest(self) -> str:

@@ -11,7 +11,7 @@ import data_prep
 from affsup_cli.commands import prepare as command
 from affsup_cli.errors import AffsupError, UsageError
 from tests.data_prep.conftest import OfficialFiles
-from tests.data_prep.scene_sources import Scene, coco, picture, voc, write_coco
+from tests.data_prep.scene_sources import Scene, coco, mit67, picture, voc, write_coco
 
 
 @pytest.fixture
@@ -122,6 +122,39 @@ def test_a_set_of_scenes_prints_its_split_table_and_what_was_left_out(cli: typer
     assert "verified: " in again
 
 
+def test_a_set_of_categories_alone_prints_no_row_of_objects_and_names_what_was_left_out(
+    cli: typer.Typer, tmp_path: Path
+) -> None:
+    train = {f"{place}/{number}.jpg": picture() for number in range(60) for place in ("bar", "nursery")}
+    broken = {"bar/7.jpg": b"no picture", "nursery/8.jpg": None}
+    folder = OfficialFiles().folder(tmp_path, "mit67", mit67(train | broken, {"bar/test.jpg": picture()}))
+    result = call(cli, "mit67", "--data", tmp_path / "data", "--from", folder)
+    assert result.exit_code == 0, result.output
+    assert cells(result.output, "images") == ["118", "1"]
+    assert cells(result.output, "category nursery") == ["59", "0"]
+    assert not re.search("objects|pair|class", result.output)
+    lines = [line for line in result.output.splitlines() if line.startswith("left out: ")]
+    assert lines == [
+        "left out: 1 image, cannot be decoded: bar/7.jpg cannot be decoded (of no known format)",
+        f"left out: 1 image, missing: nursery/8.jpg expected {folder}/Images/nursery/8.jpg",
+    ]
+    assert "not the whole data set: 118 of 5,360 training images, 1 of 1,340 test images" in result.output
+
+
+def test_a_set_of_categories_and_objects_prints_both(cli: typer.Typer, tmp_path: Path) -> None:
+    result = call(cli, "shape-scenes", "--data", tmp_path, "--limit", 14)
+    assert cells(result.output, "images") == ["14", "400"]
+    assert cells(result.output, "category garden")[1] == "58"
+    assert cells(result.output, "heart")[1] == "274"
+
+
+def test_many_categories_are_shown_as_a_range(cli: typer.Typer, tmp_path: Path) -> None:
+    train = {f"place {number}/1.jpg": picture() for number in range(30)}
+    folder = OfficialFiles().folder(tmp_path, "mit67", mit67(train, {"place 3/2.jpg": picture()}))
+    result = call(cli, "mit67", "--data", tmp_path / "data", "--from", folder)
+    assert cells(result.output, "each of 30 categories") == ["1-1", "0-1"]
+
+
 def test_several_sources_are_taken_together(cli: typer.Typer, tmp_path: Path) -> None:
     scenes = [Scene("1", [(1, 0, 0, 5, 5, 0)]), Scene("2"), Scene("3")]
     folder = write_coco(tmp_path / "coco", coco(scenes, [3]), scenes)
@@ -132,7 +165,7 @@ def test_several_sources_are_taken_together(cli: typer.Typer, tmp_path: Path) ->
 
 
 def test_a_set_that_cannot_be_downloaded_says_what_to_give(cli: typer.Typer, tmp_path: Path) -> None:
-    for name in ("coco", "vg"):
+    for name in ("coco", "vg", "mit67"):
         error = call(cli, name, "--data", tmp_path).exception
         assert isinstance(error, UsageError)
         assert f"data set '{name}' cannot be downloaded: give with --from" in str(error)

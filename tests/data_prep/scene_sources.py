@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,6 +94,16 @@ def write_coco(folder: Path, content: dict, scenes: Sequence[Scene]) -> Path:
         if scene.picture is not None:
             (folder / "val2014" / coco_name(scene.name)).write_bytes(scene.picture)
     return folder
+
+
+def mit67(train: Mapping[str, bytes | None], test: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    """Pictures by `category/file`, none there if None. Keys are paths as in one folder that holds all."""
+    files = {
+        f"{part}Images.txt": "\n".join(pictures).encode()  # the official lists end without a line end
+        for part, pictures in (("Train", train), ("Test", test))
+    }
+    pictures = {**train, **test}
+    return files | {f"Images/{name}": picture for name, picture in pictures.items() if picture is not None}
 
 
 @dataclass

@@ -13,10 +13,9 @@ import pytest
 import data_prep
 from affsup_cli.errors import AffsupError, UsageError
 from data_prep.build import Outcome, build
-from data_prep.format import SceneManifest, Scenes, read_manifest, read_scenes
+from data_prep.format import SceneManifest, Scenes, read_scenes
 from data_prep.official import Archive, SceneSet
 from data_prep.scene_files import _in_folder
-from data_prep.sets import shapes as shapes_module
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, VisualGenome, coco, coco_name, picture, voc, write_coco
 
@@ -458,71 +457,6 @@ def test_the_real_vocabulary_of_vg150_is_read(real_data: Path, genome: VisualGen
     assert manifest.predicates[30] == json.loads(vocabulary.read_text())["idx_to_predicate"]["31"]
 
 
-# Shapes
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return data_prep.prepare("shapes", data_dir=tmp_path_factory.mktemp("data")).folder
-
-
-def test_shapes_are_the_same_for_good(shapes: Path) -> None:
-    manifest = read_manifest(shapes)
-    assert manifest.digest == "6bd155a5c88e3a0aaec7f482a56883e4b370ae492a581a6d785a977ab2435af5"
-    assert (manifest.complete, manifest.image_counts()) == (True, {"train": 600, "test": 200})
-
-
-def test_relations_of_shapes_follow_from_the_two_classes_and_from_nothing_else(shapes: Path) -> None:
-    manifest = read_manifest(shapes)
-    assert isinstance(manifest, SceneManifest)
-    for part in ("train", "test"):
-        scenes = read_scenes(shapes, manifest, part)
-        predicates = np.split(scenes.annotations.predicates, scenes.annotations.first_relation[1:-1])
-        for i in range(len(scenes)):
-            found = scenes.objects(i)
-            names = [manifest.classes[label] for label in found.labels]
-            related = {
-                (a, b): manifest.predicates[p]
-                for (a, b), p in zip(found.relations.tolist(), predicates[i], strict=True)
-            }
-            pairs = [(a, b) for a in range(len(names)) for b in range(len(names)) if a != b]
-            expected = {p: shapes_module.RULES.get((names[p[0]], names[p[1]])) for p in pairs}
-            assert related == {pair: predicate for pair, predicate in expected.items() if predicate}
-            assert any(names[a] != names[b] and not expected[a, b] for a, b in pairs)
-            assert related
-            assert 4 <= len(names) <= 7
-
-
-def test_the_rules_of_shapes_are_ten_directed_pairs_in_which_every_class_takes_part() -> None:
-    rules = shapes_module.RULES
-    assert len(rules) == len(set(rules.values())) == 10
-    assert all((other, subject) not in rules for subject, other in rules)
-    assert {name for pair in rules for name in pair} == set(shapes_module.CLASSES)
-
-
-def test_boxes_of_shapes_are_tight(shapes: Path) -> None:
-    for name in shapes_module.CLASSES:
-        covered = shapes_module._coverage(name, 31, 44) > 0
-        assert covered.any(axis=0).all(), name
-        assert covered.any(axis=1).all(), name
-    sides = np.concatenate([np.ptp(b.reshape(-1, 2, 2), axis=1) for b in boxes_of(shapes)])
-    assert (sides.min(), sides.max()) == (20, 44)
-
-
-def test_shapes_hardly_overlap(shapes: Path) -> None:
-    for boxes in boxes_of(shapes):
-        low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-        high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-        common = np.clip(high - low, 0, None).prod(-1)
-        np.fill_diagonal(common, 0)
-        assert common.max() <= 0.1 * 20 * 44
-
-
-def boxes_of(shapes: Path) -> list[np.ndarray]:
-    scenes = read_scenes(shapes, read_manifest(shapes), "train")
-    return [scenes.objects(i).boxes for i in range(len(scenes))]
-
-
 # Real data
 
 
@@ -531,6 +465,7 @@ def test_the_real_voc_subset_prepares_and_verifies(real_data: Path, tmp_path: Pa
     outcome = prepared("voc07", tmp_path, real_data / "voc_mini" / "VOCdevkit")
     manifest = outcome.manifest
     assert manifest.image_counts() == {"train": 672, "test": 600}
+    assert manifest.digest == "c069d7346dc20bb4a009ad2135d2e485094f33aecc035137ac492d82e30b6eca"
     assert sum(part.objects for part in manifest.splits.values()) == 4033
     assert manifest.left_out == []
     assert data_prep.check("voc07", tmp_path / "data") == manifest
@@ -541,6 +476,7 @@ def test_the_real_coco_subset_prepares_and_verifies(real_data: Path, tmp_path: P
     outcome = prepared("coco", tmp_path, real_data / "coco_mini")
     manifest = outcome.manifest
     assert manifest.image_counts() == {"train": 341, "test": 328}
+    assert manifest.digest == "28b7bccceea330a1afb21865ade2a00fcc3de945853e5dc82d8de956405e5be0"
     assert sum(part.objects for part in manifest.splits.values()) == 5604
     assert (len(manifest.classes), manifest.classes[0], manifest.category_ids[-1]) == (80, "person", 90)
     assert data_prep.check("coco", tmp_path / "data") == manifest

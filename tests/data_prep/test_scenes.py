@@ -342,13 +342,13 @@ def test_no_source_is_kept_open_or_needed_afterwards(prepare: Preparing, tmp_pat
 
 def test_scenes_and_labelled_images_are_not_taken_for_each_other(prepare: Preparing, digits: Path) -> None:
     voc07 = prepare(many(1)).folder
-    with pytest.raises(UsageError, match="'voc07' holds scenes with annotated objects, expected one of labelled"):
+    with pytest.raises(UsageError, match="'voc07' holds scenes, expected one of labelled"):
         read_image_manifest(voc07)
     with pytest.raises(UsageError, match="'digits' holds labelled images, expected one of scenes"):
         read_scene_manifest(digits / "digits")
     with pytest.raises(UsageError, match="'digits' holds labelled images, expected scenes"):
         read_scenes(digits / "digits", read_manifest(digits / "digits"), "train")
-    with pytest.raises(UsageError, match="'voc07' holds scenes with annotated objects, expected labelled images"):
+    with pytest.raises(UsageError, match="'voc07' holds scenes, expected labelled images"):
         read_split(voc07, read_manifest(voc07), "train")
     assert read_scene_manifest(voc07).dataset == "voc07"
     assert read_image_manifest(digits / "digits").dataset == "digits"

@@ -1,0 +1,87 @@
+"""MIT Indoor 67: photographs of indoor places, each with the category of its place and no annotated objects.
+
+The official lists name the images of the two splits as `category/file`, below `Images/` of the official archive.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from data_prep.official import OfficialScenes, SceneSet, SourceError
+
+if TYPE_CHECKING:
+    from data_prep.annotating import Scene
+    from data_prep.scene_files import FoundPictures, SceneFiles
+
+_TRAIN, _TEST = "TrainImages.txt", "TestImages.txt"
+_UNKNOWN = (0, 0)  # pictures of this size are left out, and named, when all are examined
+
+
+def _read(files: SceneFiles) -> OfficialScenes:
+    from data_prep.annotating import together
+
+    train, test = _listed(files, _TRAIN), _listed(files, _TEST)
+    both = set(train).intersection(test)
+    if both:
+        raise SourceError(f"{_TRAIN} and {_TEST} both list {min(both)}; no official image is in both")
+    categories = sorted({_category(name) for name in (*train, *test)})
+    pictures = files.pictures("Images/")
+    scenes = [
+        _scene(name, number, categories.index(_category(name)), pictures)
+        for number, name in enumerate((*train, *test), start=1)
+    ]
+    return OfficialScenes(
+        classes=(),
+        predicates=(),
+        relations="classes",
+        train=together(scenes[: len(train)]),
+        test=together(scenes[len(train) :]),
+        pictures=pictures,
+        categories=tuple(categories),
+    )
+
+
+def _listed(files: SceneFiles, listing: str) -> list[str]:
+    lines = files.annotation(listing).decode("utf-8", errors="replace").splitlines()
+    names: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not name:
+            continue
+        if not re.fullmatch(r"[^/.][^/]*/[^/]+", name):
+            raise SourceError(f"{listing} line {number}: {name!r} is no image such as bookstore/CIMG2743.jpg")
+        if name in names:
+            raise SourceError(f"{listing} line {number}: {name} is there already, in line {names[name]}")
+        names[name] = number
+    return list(names)
+
+
+def _category(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _scene(name: str, number: int, category: int, pictures: FoundPictures) -> Scene:
+    from data_prep.annotating import Scene
+
+    return Scene(name=name, id=number, size=_size(name, pictures), boxes=(), labels=(), category=category)
+
+
+def _size(name: str, pictures: FoundPictures) -> tuple[int, int]:
+    from data_prep.pictures import PictureError, upright_size
+
+    try:
+        return upright_size(pictures[name]) if name in pictures else _UNKNOWN
+    except PictureError:
+        return _UNKNOWN
+
+
+DATASET = SceneSet(
+    name="mit67",
+    summary="MIT Indoor 67: 5,360 + 1,340 photographs, each of one of 67 categories of places",
+    official_counts={"train": 5360, "test": 1340},
+    read=_read,
+    needed=rf"(?P<annotation>{re.escape(_TRAIN)}|{re.escape(_TEST)})|(?P<picture>Images/[^/]+/[^/]+)",
+    wanted=f"indoorCVPR_09.tar or the Images folder unpacked from it, and a folder with {_TRAIN} and {_TEST}, each "
+    "with a --from of its own, or one folder with all (https://web.mit.edu/torralba/www/indoor.html)",
+)

@@ -1,0 +1,45 @@
+"""Generated scenes of coloured shapes, of a category that only their pair of classes tells.
+
+A scene holds objects of exactly two classes. The 28 pairs of the 8 classes are divided into 7 categories of 4 disjoint
+pairs (`CATEGORIES`), so that every class is in one pair of every category: no single object says anything of the
+category, and neither does a sum over objects; what stands together does. Pictures are drawn as those of `shapes`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from data_prep.drawing import CLASSES, Population, draw_scenes
+from data_prep.official import OfficialScenes, SceneSet
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from data_prep.scene_files import SceneFiles
+
+_NAMES = ("garden", "workshop", "festival", "harbour", "library", "kitchen", "orchard")
+CATEGORIES = {  # the rounds of a tournament in which each class meets each other once
+    name: ((7, turn), *(((turn + k) % 7, (turn - k) % 7) for k in (1, 2, 3))) for turn, name in enumerate(_NAMES)
+}
+_COUNTS: dict[Literal["train", "test"], int] = {"train": 800, "test": 400}
+
+
+def _read(files: SceneFiles) -> OfficialScenes:
+    train, test, pictures = draw_scenes(_COUNTS, 10, _population)
+    return OfficialScenes(CLASSES, (), "classes", train, test, pictures, categories=_NAMES)
+
+
+def _population(random: np.random.RandomState, number: int) -> Population:
+    """4 to 7 objects of the two classes of a pair, some of each; the categories take turns."""
+    category = number % len(_NAMES)
+    pair = CATEGORIES[_NAMES[category]][random.randint(0, 4)]
+    others = random.randint(0, 2, random.randint(2, 6))
+    return Population([*pair, *(pair[other] for other in others)], category=category)
+
+
+DATASET = SceneSet(
+    name="shape-scenes",
+    summary="800 + 400 generated scenes of coloured shapes, 128x128, 7 categories told by which two classes meet",
+    official_counts=_COUNTS,
+    read=_read,
+)
