@@ -2,7 +2,8 @@
 
 A recipe file holds the sections of the classes below, plus one optional table `[datasets.NAME.SECTION]` for each data
 set whose schedule or augmentation departs from the file's own, and may say which shipped recipe it `extends`. The order
-is: extended file, file, then data set, then overrides.
+is: extended file, file, then data set, then overrides. A recipe that builds on another run, as `scene` does on
+`relnet`, holds that run's whole recipe as a table of its own, which may itself say what it `extends`.
 """
 
 from __future__ import annotations
@@ -165,6 +166,16 @@ class SceneTest(Section):
         return recall_at
 
 
+class SceneModel(Section):
+    """`[model]`: the branch for scene categories on a relation network, part A, that stays as it is (section 4.3)."""
+
+    features: Literal["scene", "rois", "attention"] = Field(
+        description="what is classified: F_s; F_s and the maximum of F_in over the proposals; F_s and that of F_c"
+    )
+    pretrained: bool = Field(description="part A was trained as [network] says; false: its backbone's weights alone")
+    channels: int = Field(ge=1, description="length of F_s: outputs of the 1x1 convolution on the backbone's last map")
+
+
 class Training(Section):
     """`[train]`: schedule, optimiser and arithmetic (section 6.2)."""
 
@@ -214,13 +225,24 @@ class Recipe(Section):
         """Return whether runs that differ in `field` (a dotted key) can never stand in the same cell of a table."""
         return field in ("task", "data.name") or field.startswith("affinity.") or field in cls.CELL_FIELDS
 
+    def prerequisite(self) -> Recipe | None:
+        """Return the recipe of the run that must be finished before this one can begin, if there is one."""
+        return None
+
+    def label(self) -> str:
+        """Return what names its runs: recipe, data set, network and form of L_G, if there is one."""
+        fields = self.flat()
+        loss = fields.get("affinity.loss")
+        form = [] if loss is None else ["base" if loss == "none" else loss]
+        return "-".join([self.name, fields["data.name"], fields["model.arch"], *form])
+
     def flat(self) -> dict[str, Any]:
         """Return the fields under dotted keys, as `--set` takes them: `{"affinity.gamma": 4.0, ...}`."""
         return dict(_flatten(self.model_dump(mode="json", by_alias=True)))
 
     def identity(self) -> dict[str, Any]:
         """Return `flat()` without the fields of `[run]`: two runs of equal identity are the same experiment."""
-        return {key: value for key, value in self.flat().items() if not key.startswith("run.")}
+        return {key: value for key, value in self.flat().items() if "run" not in key.split(".")[:-1]}
 
     def digest(self) -> str:
         """Return the SHA-256 of `identity()`."""
@@ -243,18 +265,23 @@ class MinibatchRecipe(Recipe):
     train: ClassifierTraining
 
 
-class DetectionRecipe(Recipe):
-    """What the three detection recipes share."""
+class SceneSetRecipe(Recipe):
+    """What recipes on sets of scenes share."""
 
     data: SceneData
-    model: Detector
-    test: SceneTest
 
     @model_validator(mode="after")
-    def _last_epoch_is_tested(self) -> DetectionRecipe:
+    def _last_epoch_is_tested(self) -> SceneSetRecipe:
         if self.train.select == "best":
             raise ValueError("train.select = 'best', but sets of scenes have no validation split: expected 'last'")
         return self
+
+
+class DetectionRecipe(SceneSetRecipe):
+    """What the three detection recipes share."""
+
+    model: Detector
+    test: SceneTest
 
 
 class FrcnnRecipe(DetectionRecipe):
@@ -299,11 +326,49 @@ class RelpnRecipe(DetectionRecipe):
     pairs: Pairs
 
 
+class SceneRecipe(SceneSetRecipe):
+    """Scene categories from a relation network trained on objects, which stays as it is (section 4.3, table 2)."""
+
+    CELL_FIELDS = frozenset({"model.features", "model.pretrained"})
+
+    task: Literal["scene"]
+    model: SceneModel
+    network: RelnetRecipe
+
+    @classmethod
+    def defines_cell(cls, field: str) -> bool:
+        """As for every recipe; what part A was trained on and how it was supervised counts as well."""
+        return super().defines_cell(field) or (
+            field.startswith("network.") and RelnetRecipe.defines_cell(field.removeprefix("network."))
+        )
+
+    def prerequisite(self) -> Recipe | None:
+        """Return part A's recipe, unless it is not trained."""
+        return self.network if self.model.pretrained else None
+
+    def label(self) -> str:
+        """As for every recipe: what is classified, and the label of part A without its data set."""
+        network = self.network
+        form = "base" if network.affinity.loss == "none" else network.affinity.loss
+        words = [self.name, self.data.name, self.model.features, network.model.arch]
+        return "-".join([*words, form if self.model.pretrained else "untrained"])
+
+    @model_validator(mode="after")
+    def _features_are_there(self) -> SceneRecipe:
+        if not self.model.pretrained and self.model.features != "scene":
+            raise ValueError(
+                f"model.features = '{self.model.features}' with model.pretrained = false: an untrained part A has no "
+                "proposals worth looking at; expected 'scene'"
+            )
+        return self
+
+
 RECIPE_OF_TASK: dict[str, type[Recipe]] = {
     "minibatch": MinibatchRecipe,
     "frcnn": FrcnnRecipe,
     "relnet": RelnetRecipe,
     "relpn": RelpnRecipe,
+    "scene": SceneRecipe,
 }
 
 
@@ -322,6 +387,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Resolve a shipped recipe (by name) or a file (a path that ends in .toml) with dotted `overrides`.
 
+    An override may also be a whole table, such as `network`, which then takes the place of the file's.
+
     Raises:
         UsageError: there is no such recipe, a key is unknown, or a value is refused.
     """
@@ -336,15 +403,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
             raise UsageError(
                 f"no recipe '{name}'{did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
             )
-    fields = _extended(parse_toml(path))
-    of_datasets = _table(fields.pop("datasets", {}), "datasets")
-    fields.setdefault("name", path.stem)
-    dataset = str(overrides.get("data.name", _table(fields.get("data", {}), "data").get("name")))
-    for key, value in _flatten(_table(of_datasets.get(dataset, {}), f"datasets.{dataset}")):
-        _assign(fields, key, value)
-    for key, value in overrides.items():
-        _assign(fields, key, value)
-    return _validate(fields, where=f"recipe {name}")
+    return _validate(_assembled(path, overrides), where=f"recipe {name}")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -383,17 +442,37 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
+def _assembled(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together what a file extends, its own fields, those for its data set, and overrides."""
+    fields = _extended(parse_toml(path))
+    of_datasets = _table(fields.pop("datasets", {}), "datasets")
+    fields.setdefault("name", path.stem)
+    dataset = str(overrides.get("data.name", _table(fields.get("data", {}), "data").get("name")))
+    for key, value in _flatten(_table(of_datasets.get(dataset, {}), f"datasets.{dataset}")):
+        _assign(fields, key, value)
+    for key, value in overrides.items():
+        _assign(fields, key, value)
+    if "extends" in _table(fields.get("network", {}), "network"):
+        within = dict(fields["network"])
+        fields["network"] = _assembled(_shipped(within.pop("extends")), dict(_flatten(within)))
+    return fields
+
+
 def _extended(fields: dict[str, Any]) -> dict[str, Any]:
     """Put a file's fields on top of those of the shipped recipe that it `extends`."""
     base = fields.pop("extends", None)
     if base is None:
         return fields
-    if base not in recipe_names():
-        raise UsageError(f"extends = {base!r}{did_you_mean(str(base), recipe_names())}: name a shipped recipe")
-    below = _extended(parse_toml(recipes_folder() / f"{base}.toml"))
+    below = _extended(parse_toml(_shipped(base)))
     for key, value in _flatten(fields):
         _assign(below, key, value)
     return below
+
+
+def _shipped(name: Any) -> Path:
+    if name not in recipe_names():
+        raise UsageError(f"extends = {name!r}{did_you_mean(str(name), recipe_names())}: name a shipped recipe")
+    return recipes_folder() / f"{name}.toml"
 
 
 def _validate(fields: dict[str, Any], where: str) -> Recipe:
@@ -412,8 +491,10 @@ def _validate(fields: dict[str, Any], where: str) -> Recipe:
 def _explain(problem: Any, known: list[str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        inner = {field.rpartition(".")[2]: field for field in known}
-        hint = f" (did you mean '{inner[key]}'?)" if key in inner else did_you_mean(key, known)
+        within = next(
+            (field[: place + len(key)] for field in known if (place := f".{field}.".find(f".{key}.")) > 0), ""
+        )
+        hint = f" (did you mean '{within}'?)" if within else did_you_mean(key, known)
         return f"no field '{key}'{hint}; `affsup show` with the recipe's name lists the fields"
     if problem["type"] == "missing":
         return f"the field '{key}' is missing"

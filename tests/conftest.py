@@ -30,6 +30,13 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shape_scenes(shapes: Path) -> Path:
+    """The data folder of `shapes`, with a few generated scenes of known categories beside them."""
+    data_prep.prepare("shape-scenes", data_dir=shapes, limit=28)
+    return shapes
+
+
+@pytest.fixture(scope="session")
 def voc_mini(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the small real VOC prepared."""
     folder = tmp_path_factory.mktemp("data")

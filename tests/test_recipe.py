@@ -186,3 +186,51 @@ def test_every_field_can_be_set_by_the_key_that_show_prints() -> None:
     assert set(field_help(recipe)) == set(recipe.flat())
     for key, value in recipe.flat().items():
         assert load_recipe("minibatch", {key: value}) == recipe, key
+
+
+def test_the_network_of_a_scene_recipe_is_the_whole_recipe_of_the_run_that_it_builds_on() -> None:
+    on_mit67 = load_recipe("scene", {"data.name": "mit67", "network.affinity.loss": "none", "network.train.epochs": 3})
+    same = load_recipe("relnet", {"data.name": "coco", "affinity.loss": "none", "train.epochs": 3})
+    assert on_mit67.prerequisite() == same
+    generated = load_recipe("scene", {"data.name": "shape-scenes"})
+    assert generated.prerequisite() == load_recipe("relnet", {"data.name": "shapes"})
+    assert load_recipe("scene", {"model.features": "scene", "model.pretrained": False}).prerequisite() is None
+    assert load_recipe("relnet").prerequisite() is None
+
+
+def test_a_scene_recipe_takes_a_whole_network_in_place_of_its_own(tmp_path: Path) -> None:
+    given = load_recipe("relnet", {"data.name": "voc07", "affinity.gamma": 5})
+    recipe = load_recipe("scene", {"network": given.model_dump(mode="json", by_alias=True)})
+    assert recipe.prerequisite() == given
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml())
+    assert read_recipe(path) == load_recipe(str(path)) == recipe
+
+
+def test_where_a_run_runs_is_no_part_of_what_it_is_in_a_network_either() -> None:
+    recipe = load_recipe("scene", {"run.device": "cpu", "network.run.device": "cuda"})
+    assert recipe.identity() == load_recipe("scene").identity()
+    assert not [key for key in recipe.identity() if "device" in key]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"affinity.loss": "none"}, "did you mean 'network.affinity'?"),
+        ({"network.affinity.gama": 2}, "did you mean 'network.affinity.gamma'?"),
+        ({"network.extends": "relnt"}, "extends = 'relnt' (did you mean 'relnet'?)"),
+        ({"network.extends": "frcnn"}, "network.task = 'frcnn': input should be 'relnet'"),
+        ({"network": 3}, "network = 3: expected a table"),
+        ({"train.select": "best"}, "expected 'last'"),
+    ],
+)
+def test_what_is_wrong_with_a_scene_recipe_is_said(overrides: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        load_recipe("scene", overrides)
+    assert said in str(raised.value)
+
+
+def test_what_part_a_is_tells_cells_of_scenes_apart_but_not_how_long_it_was_trained() -> None:
+    defines = type(load_recipe("scene")).defines_cell
+    assert all(map(defines, ("model.features", "model.pretrained", "network.data.name", "network.affinity.loss")))
+    assert not any(map(defines, ("network.train.epochs", "network.model.arch", "network.affinity.lambda")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,13 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Length of the run; the milestones stay where they are.")] = None,
     seed: Annotated[int | None, typer.Option(help="Initial weights, order and augmentation.")] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="scene: run of relnet, or exported file, that is part A; else one as [network] says is found.",
+        ),
+    ] = None,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue this run from its checkpoint.")] = False,
     name: Annotated[
@@ -48,12 +55,14 @@ def train(
     affsup train minibatch --dataset cifar10 --arch resnet20
     affsup train minibatch --dataset cifar10 --arch resnet20 --loss none
     affsup train minibatch --gamma 2 --seed 1 --set train.batch_size=64
+    affsup train scene --pretrained relnet-shapes-convnet-focal-seed0-3f2a91c0
     """
     import re
 
     from affsup_cli.commands.console import console, print_result
     from affsup_cli.commands.embedded import prepare_embedded
     from affsup_cli.commands.live import LiveLine
+    from affsup_cli.commands.places import model_path
     from affsup_cli.engine.run_folder import RunFolder
     from affsup_cli.errors import UsageError
     from affsup_cli.recipe import NAME, load_recipe, parse_override
@@ -70,23 +79,31 @@ def train(
         "seed": seed,
         "run.device": device,
     }
-    given = {key: value for key, value in shortcuts.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in shortcuts.items() if value is not None}
+    named = model_path(pretrained, runs) if pretrained is not None else None
+    if named is not None:
+        from affsup_cli.engine.trained import open_trained
+
+        given["network"] = open_trained(named).recipe.model_dump(mode="json", by_alias=True)
     resolved = load_recipe(recipe, {**given, **dict(parse_override(text) for text in settings or [])})
     prepare_embedded([resolved], data)
+    from affsup_cli.commands.prerequisite import find_network
     from affsup_cli.tasks.launch import data_digest, run_name, train_run
 
     if name is not None and not re.fullmatch(NAME, name):
         raise UsageError(
             f"--name {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
-    run = RunFolder(runs / (name or run_name(resolved, data_digest(resolved, data))))
+    network = find_network(resolved, named, data, runs)
+    digests = data_digest(resolved, data), network.data if network else None
+    run = RunFolder(runs / (name or run_name(resolved, *digests)))
     finished_before = run.finished
 
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)
         return [LiveLine(console)]
 
-    train_run(resolved, data, run, resume, observers)
+    train_run(resolved, data, run, resume, observers, network.path if network else None)
     if finished_before:
         console.print(f"{run.path} is finished already; its result:", markup=False)
     print_result(run)

@@ -15,11 +15,14 @@ import torch
 import affsup_cli
 from affsup_cli.engine.devices import device_name
 
-LIBRARIES = ("torch", "torchvision", "numpy", "pandas", "h5py", "pycocotools", "scikit-learn", "matplotlib", "typer")
+LIBRARIES = (
+    *("torch", "torchvision", "numpy", "pandas", "h5py", "pycocotools"),
+    *("scikit-learn", "matplotlib", "safetensors", "typer"),
+)
 
 
-def environment(device: torch.device, data: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
-    """Return what must be known to judge or repeat a run; `weights` is the checksum of a file of pretrained ones."""
+def environment(device: torch.device, data: Mapping[str, Any], begun_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be known to judge or repeat a run; `data` and `begun_from` are its task's."""
     return {
         "affsup": affsup_cli.__version__,
         **source_commit(),
@@ -31,7 +34,7 @@ def environment(device: torch.device, data: Mapping[str, Any], weights: str | No
         "platform": platform.platform(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": dict(data),
-        "weights": weights,
+        **begun_from,
     }
 
 

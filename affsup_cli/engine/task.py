@@ -59,8 +59,9 @@ class Task(Protocol):
     """Steps an epoch."""
     data: dict[str, Any]
     """Which data, for the run's record: name, digest, limit, complete, official, classes."""
-    weights: str | None
-    """SHA-256 of the file of pretrained weights that its model was begun from; None for no file."""
+    begun_from: dict[str, Any]
+    """What its model was begun from, for the run's record: `weights`, the SHA-256 of a file of pretrained weights or
+    None; of tasks that build on another run also `network`: its name, the digest of its weights, its data; or None."""
 
     @property
     def model(self) -> nn.Module:

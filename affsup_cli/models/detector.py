@@ -53,7 +53,9 @@ class Regions:
         present: bool `[B, N]`, false where a proposal only pads.
         pooled: RoI features of the queries (proposals, in training the annotated boxes after them),
             `[B, Q, channels * 7 * 7]`: what the head starts from.
+        entered: what the first layer of the head gives and the first relation module takes (F_in), `[B, Q, width]`.
         features: what the last layer of the head gives, `[B, Q, width]`.
+        context: what the last relation module gives (F_out, eq. 10), `[B, Q, width]`; None without modules.
         class_logits: `[B, Q, C + 1]`; class 0 is the background.
         box_deltas: `[B, Q, 4]`, one box a region whatever its class.
         graphs: one a relation module, the first first.
@@ -62,7 +64,9 @@ class Regions:
     boxes: Tensor
     present: Tensor
     pooled: Tensor
+    entered: Tensor
     features: Tensor
+    context: Tensor | None
     class_logits: Tensor
     box_deltas: Tensor
     graphs: tuple[Graph, ...]
@@ -98,6 +102,15 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         return chosen, scores
 
 
+class Described(NamedTuple):
+    """What a head makes of regions, each `[B, Q, width]`, and its modules' graphs; see `Regions`."""
+
+    entered: Tensor
+    features: Tensor
+    context: Tensor | None
+    graphs: tuple[Graph, ...]
+
+
 class DetectorHead(nn.Module):
     """Two fully connected layers on pooled features with relation modules after them: FC, module, FC, module.
 
@@ -116,20 +129,22 @@ class DetectorHead(nn.Module):
         for parameter in chain(*(part.parameters() for part in (self.layers, self.classifier, self.regressor))):
             _initialise(parameter)
 
-    def forward(self, pooled: Tensor, boxes: Tensor, present: Tensor) -> tuple[Tensor, tuple[Graph, ...]]:
-        """Return features `[B, Q, width]` of pooled queries and the modules' graphs; keys are the first N queries."""
+    def forward(self, pooled: Tensor, boxes: Tensor, present: Tensor) -> Described:
+        """Describe pooled queries `[B, Q, channels * 7 * 7]`; keys are the first N of them."""
         embedding = geometry_embedding(boxes, boxes[:, : present.shape[1]]) if len(self.relations) else None
         graphs = []
-        features = pooled
+        context = None
+        features = entered = self.layers[0](pooled)
         for place, layer in enumerate(self.layers):
-            features = layer(features)
+            if place:
+                features = layer(features)
             module = place - len(self.layers) + len(self.relations)
             if embedding is not None and module >= 0:
                 context, dots, geometry = self.relations[module](features, embedding, present)
                 features = features + context
                 graphs.append(Graph(dots, geometry))
             features = features.relu()
-        return features, tuple(graphs)
+        return Described(entered, features, context, tuple(graphs))
 
 
 class DetectorNetwork(nn.Module):
@@ -183,25 +198,52 @@ class DetectorNetwork(nn.Module):
         Returns:
             The regions, and in training the losses of the proposals.
         """
+        return self.regions(self.maps(images, sizes), images, sizes, gt_boxes)
+
+    def maps(self, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return the backbone's maps of padded images, the proposals' and the head's; see `Backbone.forward`."""
         for place, (height, width) in enumerate(sizes):
             # Padding has the mean's colour, which is 0 once normalised, as the first convolution's own padding is.
             images[place, :, height:] = self.backbone.mean
             images[place, :, :, width:] = self.backbone.mean
-        map_of_proposals, map_of_head = self.backbone(images)
+        maps: tuple[Tensor, Tensor] = self.backbone(images)
+        return maps
+
+    def regions(
+        self,
+        maps: tuple[Tensor, Tensor],
+        images: Tensor,
+        sizes: list[tuple[int, int]],
+        gt_boxes: Tensor | None = None,
+    ) -> tuple[Regions, dict[str, Tensor]]:
+        """Do what `forward` does, from the `maps` of the images on."""
+        map_of_proposals, map_of_head = maps
         targets = None if gt_boxes is None else [{"boxes": boxes[_real(boxes)]} for boxes in gt_boxes]
         with without_autocast(map_of_proposals):  # boxes of 8 bits would lie on a grid of several pixels
             boxes, losses = self.proposals(ImageList(images, sizes), {"0": map_of_proposals.float()}, targets)
         padded, present = self._padded(boxes)
         queries = padded if gt_boxes is None else torch.cat([padded, gt_boxes], dim=1)
         pooled = self._pool(self.reduce(map_of_head).relu(), queries)
-        features, graphs = self.head(pooled, queries, present)
-        logits, deltas = self.head.classifier(features).float(), self.head.regressor(features).float()
+        described = self.head(pooled, queries, present)
+        logits = self.head.classifier(described.features).float()
+        deltas = self.head.regressor(described.features).float()
         named = (
             {"objectness_loss": losses["loss_objectness"], "proposal_loss": losses["loss_rpn_box_reg"]}
             if losses
             else {}
         )
-        return Regions(padded, present, pooled, features, logits, deltas, graphs), named
+        regions = Regions(
+            padded,
+            present,
+            pooled,
+            described.entered,
+            described.features,
+            described.context,
+            logits,
+            deltas,
+            described.graphs,
+        )
+        return regions, named
 
     def detection_losses(self, regions: Regions, gt_boxes: Tensor, gt_labels: Tensor) -> dict[str, Tensor]:
         """Return the losses of the classes and boxes of an image's `mined` hardest regions, averaged over the images.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from affsup_cli.engine.task import Task
-from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe
+from affsup_cli.engine.trained import Trained
+from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
 
 
-def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True) -> Task:
+def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True, network: Trained | None = None) -> Task:
     """Build the task of `recipe` on its device, from the data sets prepared in `data_dir`.
 
     Args:
@@ -16,6 +17,7 @@ def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True) -> Task:
         data_dir: where the data sets are prepared.
         fresh: its model is to be trained from the start; else a checkpoint will be loaded into it, and no pretrained
             weights are looked for.
+        network: the finished run of the recipe's `prerequisite`, for a fresh task that has one.
 
     Raises:
         AffsupError: the data set is not prepared.
@@ -29,4 +31,8 @@ def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True) -> Task:
         from affsup_cli.tasks.detection import DetectionTask
 
         return DetectionTask(recipe, data_dir, pretrained=fresh)
+    if isinstance(recipe, SceneRecipe):
+        from affsup_cli.tasks.scene import SceneTask
+
+        return SceneTask(recipe, data_dir, fresh=fresh, network=network)
     raise AssertionError(f"no task is registered for {type(recipe).__name__}")

@@ -32,9 +32,15 @@ from affsup_cli.models.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe, RelpnRecipe
 from affsup_cli.tasks.scene_examples import Examples
 from affsup_cli.tasks.scene_findings import RelationshipProposals, write_detections
-from affsup_cli.tasks.scene_network import attention_graph, build_network, find_regions, pair_scores, ranking_graph
+from affsup_cli.tasks.scene_network import (
+    attention_graph,
+    build_network,
+    checksum_of,
+    find_regions,
+    pair_scores,
+    ranking_graph,
+)
 from data_prep.format import Scenes, read_scene_manifest, read_scenes
-from data_prep.source import checksums
 
 
 class DetectionTask:
@@ -58,7 +64,7 @@ class DetectionTask:
         )
         self.steps = self._epochs.steps
         self.data = manifest.for_a_run()
-        self.weights = _checksum(recipe.model.weights) if pretrained else None
+        self.begun_from = {"weights": checksum_of(recipe.model.weights) if pretrained else None}
         affinity = self._affinity
         self._loss = None
         if affinity is not None and affinity.loss != "none":
@@ -212,8 +218,3 @@ def _mass(graph: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     supervised = target.flatten(1).any(dim=1)
     count = supervised.sum()
     return (target_mass(graph, target) * supervised).sum() / count.clamp(min=1), count
-
-
-def _checksum(weights: str) -> str | None:
-    """SHA-256 of a file of weights; None where they are no file."""
-    return checksums(Path(weights))[0].sha256 if Path(weights).is_file() else None

@@ -14,6 +14,7 @@ from affsup_cli.engine.cost import peak_megabytes, time_in_turns
 from affsup_cli.engine.environment import environment
 from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
+from affsup_cli.engine.trained import open_trained
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, differences
@@ -27,14 +28,17 @@ def data_digest(recipe: Recipe, data_dir: Path) -> str | None:
     return read_manifest(folder).digest if folder.exists() else None
 
 
-def run_name(recipe: Recipe, data: str | None) -> str:
-    """Return a folder name that says what the run is and is unique to its recipe and `data_digest`."""
-    fields = recipe.flat()
-    parts = [recipe.name, str(fields["data.name"]), str(fields["model.arch"])]
-    if "affinity.loss" in fields:
-        parts.append("base" if fields["affinity.loss"] == "none" else str(fields["affinity.loss"]))
-    unique = hashlib.sha256(f"{recipe.digest()} {data}".encode()).hexdigest()[:8]
-    return "-".join([*parts, f"seed{recipe.seed}", unique])
+def run_name(recipe: Recipe, data: str | None, network_data: str | None = None) -> str:
+    """Return a folder name that says what the run is and is unique to its recipe and data.
+
+    Args:
+        recipe: of the run.
+        data: the `data_digest` of its data set.
+        network_data: likewise of the run that it builds on (`Recipe.prerequisite`), if there is one.
+    """
+    digests = [recipe.digest(), str(data), *([network_data] if network_data else [])]
+    unique = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
+    return f"{recipe.label()}-seed{recipe.seed}-{unique}"
 
 
 def train_run(
@@ -43,6 +47,7 @@ def train_run(
     run: RunFolder,
     resume: bool = False,
     observers: Callable[[], Sequence[Observer]] = tuple,
+    pretrained: Path | None = None,
 ) -> RunFolder:
     """Train `recipe` in the folder `run`; a folder whose run is finished is left as it is.
 
@@ -52,6 +57,7 @@ def train_run(
         run: where to; need not exist.
         resume: continue an unfinished run.
         observers: makes those who watch, once everything has been checked.
+        pretrained: the run folder, or an exported file, of the recipe's `prerequisite`.
 
     Raises:
         UsageError: the folder holds an unfinished run and `resume` is false, or a run of another recipe, or there is
@@ -61,15 +67,16 @@ def train_run(
     if _is_finished(recipe, run, resume):
         return run
     fresh = not run.checkpoint.exists()
-    task = build_task(recipe, data_dir, fresh=fresh)
+    begin = open_trained(pretrained) if pretrained and fresh else None
+    task = build_task(recipe, data_dir, fresh=fresh, network=begin)
     with run.lock():
         if _is_finished(recipe, run, resume):  # another process may have come first
             return run
-        now = environment(next(task.model.parameters()).device, task.data, task.weights)
+        now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
         if resume:
             refuse_other_data(run, now["data"])
             if fresh:
-                _refuse_other_weights(run, task.weights)
+                _refuse_other_weights(run, task.begun_from)
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
@@ -128,13 +135,17 @@ def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_other_weights(run: RunFolder, weights: str | None) -> None:
-    stored = run.environment().get("weights")
-    if stored != weights:
-        raise UsageError(
-            f"{run.path} was begun from pretrained weights with SHA-256 {stored}, the file now has {weights}: put back "
-            "the former, or begin a new run with another --name"
-        )
+def _refuse_other_weights(run: RunFolder, begun_from: Mapping[str, Any]) -> None:
+    stored = run.environment()
+    for what, now in begun_from.items():
+        was = stored.get(what)
+        if isinstance(now, Mapping) and isinstance(was, Mapping):
+            was, now = was["digest"], now["digest"]
+        if was != now:
+            raise UsageError(
+                f"{run.path} was begun from pretrained {what} with SHA-256 {was}, those given now have {now}: put back "
+                "the former, or begin a new run with another --name"
+            )
 
 
 def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
@@ -154,7 +165,7 @@ def measure_run(
     builders = [partial(build_task, recipe, data_dir) for recipe in (baseline, treatment)]
     with run.lock():
         task = build_task(treatment, data_dir)
-        now = environment(next(task.model.parameters()).device, task.data, task.weights)
+        now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
         measured = time_in_turns(builders[0], lambda: task, treatment.train, rounds, progress)
         for variant, builder in zip(("baseline", "treatment"), builders, strict=True):
             measured[variant]["peak_megabytes"] = peak_megabytes(builder, treatment.train)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class MinibatchTask:
         self._epochs = AugmentedEpochs(self._splits["train"], augmentation, recipe.train.batch_size, recipe.seed)
         self.steps = self._epochs.steps
         self.data = manifest.for_a_run()
-        self.weights: str | None = None
+        self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(
             gamma=affinity.gamma,

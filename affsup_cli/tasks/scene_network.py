@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from affsup_cli.models.backbones import build_backbone
 from affsup_cli.models.detector import DetectorNetwork, Regions
 from affsup_cli.models.relpn import PairScorer
 from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe, RelpnRecipe
+from data_prep.source import checksums
 
 ABSENT = -1e4  # an affinity that no softmax gives any weight, in place of those of proposals that only pad
 
@@ -43,6 +46,11 @@ def build_network(recipe: DetectionRecipe, classes: int, pretrained: bool = True
     if isinstance(recipe, RelpnRecipe):
         pairs = PairScorer(model.width, recipe.pairs.hidden, recipe.pairs.sampled)
     return SceneNetwork(DetectorNetwork(backbone, classes, model, relation), pairs)
+
+
+def checksum_of(weights: str) -> str | None:
+    """Return the SHA-256 of a file of weights (`model.weights`); None where they are no file."""
+    return checksums(Path(weights))[0].sha256 if Path(weights).is_file() else None
 
 
 def find_regions(

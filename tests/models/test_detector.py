@@ -190,7 +190,7 @@ def test_detections_are_proposals_moved_by_their_deltas_and_kept_inside() -> Non
     boxes = torch.tensor([[[10.0, 10, 30, 50], [80, 40, 96, 64]]])
     deltas = torch.tensor([[[1.0, 0, 5 * np.log(2), 0], [30.0, 0, 0, 0]]])
     logits = torch.zeros(1, 2, CLASSES + 1)
-    regions = Regions(boxes, torch.tensor([[True, True]]), boxes, boxes, logits, deltas, ())
+    regions = Regions(boxes, torch.tensor([[True, True]]), boxes, boxes, boxes, None, logits, deltas, ())
     ((refined, probabilities),) = model.detections(regions, [SIZE])
     # The centre moves by a tenth of the width, the width doubles; the second leaves the image on the right.
     assert refined[0].tolist() == pytest.approx([22 - 20, 10, 22 + 20, 50])

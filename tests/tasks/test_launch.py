@@ -31,6 +31,9 @@ def test_a_name_says_what_the_run_is_and_is_unique_to_recipe_and_data(digits: Pa
     }
     assert len(names) == 4
     assert run_name(load_recipe("minibatch", {**SHORT, "run.device": "auto"}), data) == name
+    scene = load_recipe("scene")
+    assert run_name(scene, data).startswith("scene-shape-scenes-attention-convnet-focal-seed0-")
+    assert run_name(scene, data, "of shapes") != run_name(scene, data) != run_name(scene, data, "of other shapes")
 
 
 def test_a_run_is_not_continued_on_other_data(digits: Path, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""The run that another builds on: named by a person, or found among the runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from affsup_cli.engine.trained import open_trained
+from affsup_cli.errors import UsageError
+from affsup_cli.recipe import Recipe
+from affsup_cli.reporting.runs import RunIndex
+from affsup_cli.tasks.launch import data_digest
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network.
+
+    Attributes:
+        path: its run folder, or the exported file.
+        data: digest of the data set that it was trained on.
+    """
+
+    path: Path
+    data: str
+
+
+def find_network(recipe: Recipe, named: Path | None, data_dir: Path, runs_dir: Path) -> Network | None:
+    """Find the run of the recipe's `prerequisite`; None if it has none.
+
+    Args:
+        recipe: what is to be trained.
+        named: the run folder or exported file that a person named.
+        data_dir: where the data sets are prepared; a run on another preparation than the present one does not count.
+        runs_dir: where to look for it.
+
+    Raises:
+        UsageError: it has not been trained, or one is named for a recipe that builds on none.
+    """
+    wanted = recipe.prerequisite()
+    if wanted is None:
+        if named is not None:
+            raise UsageError(f"--pretrained {named}: {recipe.name} as it is set builds on no other run")
+        return None
+    if named is not None:
+        return Network(named, open_trained(named).environment["data"]["digest"])
+    digest = data_digest(wanted, data_dir)
+    found = RunIndex(runs_dir).find(wanted, "train", digest)
+    if found is None or not found.finished:
+        state = f"is unfinished in {found.path}" if found else f"has not been trained in {runs_dir}"
+        raise UsageError(
+            f"{recipe.name} builds on a run of {wanted.label()} (its fields [network]), which {state}: "
+            f"`affsup train {wanted.name} --dataset {wanted.flat()['data.name']}` with the same fields trains it, "
+            "--pretrained RUN names another, `affsup sweep` of a table trains both"
+        )
+    return Network(found.path, found.environment()["data"]["digest"])

@@ -1,0 +1,194 @@
+"""Scene categories from a relation network that stays as it is (sections 4.3 and 6.6, table 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from affsup_cli.data.epochs import epoch_generator
+from affsup_cli.data.scenes import SceneBatch, SceneBatches
+from affsup_cli.engine.checkpoint import fitting
+from affsup_cli.engine.devices import autocast, configure_cuda, resolve_device
+from affsup_cli.engine.task import Losses
+from affsup_cli.engine.trained import Trained
+from affsup_cli.errors import UsageError
+from affsup_cli.models.scene import SceneClassifier
+from affsup_cli.recipe import SceneRecipe, differences
+from affsup_cli.tasks.scene_network import build_network, checksum_of
+from data_prep.format import read_scene_manifest, read_scenes
+
+Entry = tuple[int, bool]
+"""An image of a split, and whether it is mirrored."""
+
+
+class SceneTask:
+    """A branch on a frozen relation network; L = cross entropy of the scene's category.
+
+    What part A says of an image never changes, so each image and its mirror image pass it once, in the first epoch,
+    one at a time: the result does not depend on the order. Later epochs train on these descriptions.
+    """
+
+    def __init__(
+        self, recipe: SceneRecipe, data_dir: Path, *, fresh: bool = True, network: Trained | None = None
+    ) -> None:
+        self._recipe = recipe
+        self._device = resolve_device(recipe.run.device)
+        self._folder = data_dir / recipe.data.name
+        self._manifest = read_scene_manifest(self._folder, "categories")
+        self._train = read_scenes(self._folder, self._manifest, "train")
+        configure_cuda(recipe.train.precision)
+        self.model, self.begun_from = build_scene_classifier(recipe, len(self._manifest.categories), fresh, network)
+        self.model.to(self._device)
+        self.data = self._manifest.for_a_run()
+        self._entries: list[Entry] = [
+            (index, mirrored)
+            for mirrored in ((False, True) if recipe.data.mirror else (False,))
+            for index in range(len(self._train))
+        ]
+        self._categories = torch.from_numpy(self._train.categories).to(self._device)
+        self._descriptions = self._describing("train")
+        self._order: list[Entry] = []
+        self.steps = -(-len(self._entries) // recipe.train.batch_size)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the epoch's order."""
+        generator = epoch_generator(self._recipe.seed, epoch)
+        self._order = [self._entries[place] for place in torch.randperm(len(self._entries), generator=generator)]
+
+    def losses(self, step: int) -> Losses:
+        """Run one batch; metrics: accuracy."""
+        size = self._recipe.train.batch_size
+        coming = self._order[step * size :]
+        batch = coming[:size]
+        logits = self.model(self._descriptions.of(batch, coming))
+        wanted = self._categories[[index for index, _ in batch]]
+        return Losses(
+            size=len(batch),
+            main={"class_loss": F.cross_entropy(logits, wanted)},
+            affinity=None,
+            weight=0.0,
+            meeting=logits,
+            metrics={"accuracy": (logits.argmax(1) == wanted).double().mean()},
+        )
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return accuracy, and its mean over the categories, of images as they are."""
+        self.model.eval()
+        scenes = read_scenes(self._folder, self._manifest, split)
+        entries = [(index, False) for index in range(len(scenes))]
+        descriptions = self._descriptions if split == "train" else self._describing(split)
+        size = self._recipe.train.batch_size
+        found = torch.cat(
+            [
+                self.model(descriptions.of(entries[start : start + size], entries[start:])).argmax(1)
+                for start in range(0, len(entries), size)
+            ]
+        ).cpu()
+        wanted = torch.from_numpy(scenes.categories)
+        right = (found == wanted).double()
+        of_each = torch.bincount(wanted, right), torch.bincount(wanted)
+        occurring = of_each[1] > 0
+        return {
+            "accuracy": right.mean().item(),
+            "accuracy_macro": (of_each[0][occurring] / of_each[1][occurring]).mean().item(),
+        }
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Choose by accuracy: for sets of scenes that have a validation split, of which there are none yet."""
+        return metrics["accuracy"]
+
+    def export(self, folder: Path, split: str) -> None:
+        """Reports need no more than the numbers."""
+
+    def _describing(self, split: str) -> _Descriptions:
+        data = self._recipe.data
+        scenes = read_scenes(self._folder, self._manifest, split)
+        batches = SceneBatches(scenes, data.short_side, data.long_side, self._device)
+        return _Descriptions(batches, self.model, self._recipe.train.precision)
+
+
+def build_scene_classifier(
+    recipe: SceneRecipe, categories: int, fresh: bool = True, network: Trained | None = None
+) -> tuple[SceneClassifier, dict[str, Any]]:
+    """Build the network on the CPU and say what it was begun from (see `Task.begun_from`).
+
+    Args:
+        recipe: what to build.
+        categories: how many.
+        fresh: put in part A's weights; without, only a state dict of the whole makes it useful.
+        network: the finished run that they come from, where the recipe has a `prerequisite`.
+
+    Raises:
+        UsageError: that run is missing, or is of another recipe.
+        AffsupError: its weights cannot be read.
+    """
+    wanted = recipe.prerequisite()
+    from_run = fresh and wanted is not None
+    if from_run and network is None:
+        raise UsageError(f"{recipe.name} builds on a run of {recipe.network.label()}: name it with --pretrained")
+    if wanted and network:
+        _refuse_other_network(recipe, network)
+    classes = len(network.classes) if from_run and network else 1
+    part_a = build_network(recipe.network, classes, pretrained=fresh and not from_run)
+    begun_from: dict[str, Any] = {"weights": None, "network": None}
+    if from_run and network:
+        with fitting(network.path):
+            part_a.load_state_dict(network.state(torch.device("cpu")))
+        ran_on = network.environment
+        begun_from["weights"] = ran_on.get("weights")
+        begun_from["network"] = {"run": network.name, "digest": network.digest, "data": ran_on["data"]}
+    elif fresh:
+        begun_from["weights"] = checksum_of(recipe.network.model.weights)
+    torch.manual_seed(recipe.seed)
+    return SceneClassifier(part_a.detector, recipe.model, categories), begun_from
+
+
+def _refuse_other_network(recipe: SceneRecipe, network: Trained) -> None:
+    changed = differences(network.recipe.identity(), recipe.network.identity())
+    if changed:
+        words = "; ".join(f"{key} is {found!r} there, {asked!r} here" for key, (found, asked) in changed.items())
+        raise UsageError(f"{network.path} is not the run that [network] describes: {words}")
+
+
+class _Descriptions:
+    """What part A says of the images of a split, each found when first asked for."""
+
+    def __init__(self, batches: SceneBatches, model: SceneClassifier, precision: str) -> None:
+        self._batches = batches
+        self._model = model
+        self._precision = precision
+        self._found: dict[Entry, Tensor] = {}
+        self._coming: Iterator[tuple[Entry, SceneBatch]] = iter(())
+
+    def of(self, wanted: Sequence[Entry], coming: Sequence[Entry]) -> Tensor:
+        """Return the descriptions of some images, float32 `[B, D]`.
+
+        Args:
+            wanted: which.
+            coming: all that will be asked for, `wanted` first: their pictures are made ahead.
+        """
+        for entry in wanted:
+            if entry not in self._found:
+                self._found[entry] = self._describe(self._next(entry, coming))
+        return torch.stack([self._found[entry] for entry in wanted])
+
+    def _next(self, entry: Entry, coming: Sequence[Entry]) -> SceneBatch:
+        announced, batch = next(self._coming, (None, None))
+        if announced != entry:
+            missing = [each for each in coming if each not in self._found]
+            self._coming = zip(missing, self._batches.batches([[each] for each in missing]), strict=True)
+            announced, batch = next(self._coming)
+        if batch is None or announced != entry:
+            raise ValueError(f"image {entry} is asked for, but not the first of those to come")
+        return batch
+
+    def _describe(self, batch: SceneBatch) -> Tensor:
+        pixels = batch.images.to(torch.float32, memory_format=torch.channels_last)
+        with autocast(pixels.device, self._precision):
+            return self._model.describe(pixels, batch.sizes[0])
