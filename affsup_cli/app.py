@@ -10,9 +10,11 @@ from typing import Annotated, NoReturn
 import typer
 
 import affsup_cli
+from affsup_cli.commands.compare import compare
 from affsup_cli.commands.demo import demo
 from affsup_cli.commands.doctor import doctor
 from affsup_cli.commands.evaluate import evaluate
+from affsup_cli.commands.export import export
 from affsup_cli.commands.list import list_
 from affsup_cli.commands.predict import predict
 from affsup_cli.commands.prepare import prepare
@@ -33,8 +35,10 @@ app.command()(prepare)
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(export)
 app.command()(sweep)
 app.command()(report)
+app.command()(compare)
 app.command(name="list")(list_)
 app.command()(show)
 app.command()(demo)

@@ -1,4 +1,4 @@
-"""What there is on this machine, as rich tables: `affsup list`, `show` and `doctor` print them."""
+"""What there is on this machine, as rich tables: `affsup list`, `show` and `doctor` print them. Runs: `run_list`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from affsup_cli.commands.console import counted, metric_text
 from affsup_cli.commands.split_table import left_out_lines, split_table
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
-from affsup_cli.recipe import Recipe, field_help, load_recipe, recipe_names
-from affsup_cli.reporting.experiments import experiments
+from affsup_cli.recipe import Recipe, differences, field_help, load_recipe, recipe_names
+from affsup_cli.reporting.experiments import experiments, spec_cells
 from affsup_cli.reporting.spec import load_spec, report_names
 from data_prep.format import AnyManifest, read_manifest
-
-_HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5"}
 
 
 def recipes() -> Table:
     """Recipes and what they are about."""
     rows = ((name, inspect.getdoc(type(load_recipe(name))) or "") for name in recipe_names())
-    return _table("recipes", ("name", "what it trains"), rows)
+    return table("recipes", ("name", "what it trains"), rows)
 
 
 def tables() -> Table:
@@ -34,8 +32,10 @@ def tables() -> Table:
     rows = []
     for name in report_names():
         spec = load_spec(name)
-        rows.append((name, spec.title.partition(": ")[2] or spec.title, str(len(experiments(spec)))))
-    return _table("tables and figures", ("name", "what it shows", "runs"), rows, right=("runs",))
+        wanted = experiments(spec)
+        sets = dict.fromkeys(str(each.recipe.flat()["data.name"]) for each in wanted)
+        rows.append((name, spec.title.partition(": ")[2] or spec.title, "\n".join(sets), str(len(wanted))))
+    return table("tables and figures", ("name", "what it shows", "data", "runs"), rows, right=("runs",))
 
 
 def datasets(data_dir: Path) -> Table:
@@ -48,17 +48,7 @@ def datasets(data_dir: Path) -> Table:
         except AffsupError as error:
             state = str(error)
         rows.append((name, dataset.summary, state))
-    return _table(f"data sets (in {data_dir})", ("name", "what it is", "prepared"), rows)
-
-
-def runs(runs_dir: Path) -> RenderableType:
-    """Runs, finished or not."""
-    rows = [_run_row(run) for run in run_folders(runs_dir)]
-    if not rows:
-        return f"no runs in {runs_dir} yet: `affsup train minibatch` makes one"
-    return _table(
-        f"runs (in {runs_dir})", ("name", "state", "on the test split", "M"), rows, right=("on the test split", "M")
-    )
+    return table(f"data sets (in {data_dir})", ("name", "what it is", "prepared"), rows)
 
 
 def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableType]:
@@ -83,21 +73,33 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
 def _describe_recipe(recipe: Recipe) -> Iterable[RenderableType]:
     explained = field_help(recipe)
     rows = [
-        (key, _plain(value), explained.get(key, ""))
+        (key, plain(value), explained.get(key, ""))
         for key, value in recipe.flat().items()
         if key not in ("name", "task")
     ]
-    yield _table(f"recipe {recipe.name} (for --set)", ("field", "value", ""), rows)
+    yield table(f"recipe {recipe.name} (for --set)", ("field", "value", ""), rows)
 
 
 def _describe_table(name: str) -> Iterable[RenderableType]:
     spec = load_spec(name)
-    wanted = experiments(spec)
-    seeds: dict[tuple[str, ...], int] = {}
-    for experiment in wanted:
-        seeds[experiment.keys] = seeds.get(experiment.keys, 0) + 1
-    rows = [("\n".join(keys), str(count)) for keys, count in seeds.items()]
-    yield _table(spec.title, ("cell (for --only)", "runs"), rows, right=("runs",))
+    cells = spec_cells(spec)
+    rows = []
+    for cell in cells:
+        data = str(cell.recipe.flat()["data.name"])
+        sets = _changes(load_recipe(cell.recipe.name, {"data.name": data}), cell.recipe)
+        if cell.baseline:
+            sets += ["measured in turns with", *_changes(cell.recipe, cell.baseline)]
+        rows.append((cell.key, cell.recipe.name, data, "\n".join(sets) or "–", str(cell.seeds)))
+    yield table(spec.title, ("cell (for --only)", "recipe", "data", "sets", "runs"), rows, right=("runs",))
+    total = len(experiments(spec))
+    shared = ", some of them in several cells" if total < sum(cell.seeds for cell in cells) else ""
+    yield f"{counted(total, 'run')} in all{shared}"
+
+
+def _changes(first: Recipe, second: Recipe) -> list[str]:
+    """Return what must be set in the first recipe to make it the second, as KEY=VALUE."""
+    changed = differences(first.identity(), second.identity())
+    return [f"{key}={plain(value)}" for key, (_, value) in changed.items()]
 
 
 def _describe_dataset(manifest: AnyManifest) -> Iterable[RenderableType]:
@@ -110,16 +112,14 @@ def _describe_dataset(manifest: AnyManifest) -> Iterable[RenderableType]:
 
 
 def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
-    yield _table(
-        str(run.path), ("field", "value"), [(key, _plain(value)) for key, value in run.recipe().flat().items()]
-    )
+    yield table(str(run.path), ("field", "value"), [(key, plain(value)) for key, value in run.recipe().flat().items()])
     ran_on = run.environment()
     data = ran_on.pop("data")
     rows = [*ran_on.items(), *((f"data.{key}", value) for key, value in data.items())]
-    yield _table("ran on", ("what", "value"), [(key, _plain(value)) for key, value in rows])
+    yield table("ran on", ("what", "value"), [(key, plain(value)) for key, value in rows])
     if run.finished:
         metrics = run.result().get("metrics", {})
-        yield _table(
+        yield table(
             "result",
             ("metric", "value"),
             [(key, metric_text(key, value)) for key, value in metrics.items()],
@@ -129,36 +129,23 @@ def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
         yield f"unfinished, {counted(len(run.metrics()), 'epoch')} done"
 
 
-def _run_row(run: RunFolder) -> tuple[str, str, str, str]:
-    try:
-        if not run.finished:
-            return run.name, f"unfinished, {counted(len(run.metrics()), 'epoch')} done", "–", "–"
-        result = run.result()
-        if result["kind"] == "cost":
-            return run.name, "measured", "–", "–"
-        metrics = result["metrics"]
-        shown = [f"{label} {metrics[key]:.2%}" for key, label in _HEADLINES.items() if key in metrics]
-        mass = f"{metrics['test_mass']:.3f}" if "test_mass" in metrics else "–"
-        return run.name, counted(result["epochs"], "epoch"), ", ".join(shown), mass
-    except (AffsupError, KeyError) as error:
-        return run.name, f"damaged: {error}", "–", "–"
-
-
 def _counts(manifest: AnyManifest) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.image_counts().items())
     return counts + ("" if manifest.complete else " (a part)")
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """Return a recipe's or an environment's value as people read it."""
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """Return rows of text under column heads; what is too long for its column goes on below."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        drawn.add_row(*row)
+    return drawn

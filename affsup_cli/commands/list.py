@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+from affsup_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,8 +24,29 @@ class Kind(StrEnum):
     RUNS = "runs"
 
 
+class State(StrEnum):
+    """How far a run is."""
+
+    FINISHED = "finished"
+    UNFINISHED = "unfinished"
+    DAMAGED = "damaged"
+
+
 def list_(
     kind: Annotated[Kind | None, typer.Argument(help="One kind only.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Runs whose recipe has this value, such as data.name=voc07; * and ? stand for anything. Repeatable.",
+        ),
+    ] = None,
+    state: Annotated[State | None, typer.Option(help="Runs in this state.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Runs by name, started, seconds or a metric.  [default: name]")
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Runs from the largest.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
@@ -33,15 +55,21 @@ def list_(
     \b
     affsup list
     affsup list runs
+    affsup list runs --where task=relnet --where affinity.gamma=2 --sort test_map_50 --reverse --limit 10
+    affsup list runs --state unfinished
     """
+    given = {"--where": where, "--state": state, "--sort": sort, "--reverse": reverse, "--limit": limit}
+    if kind != Kind.RUNS and (misplaced := [option for option, value in given.items() if value]):
+        raise UsageError(f"{misplaced[0]} chooses among runs: affsup list runs {misplaced[0]} …")
     from affsup_cli.commands import inventory
     from affsup_cli.commands.console import console
+    from affsup_cli.commands.run_list import run_list
 
     listing: dict[Kind, Callable[[], RenderableType]] = {
         Kind.RECIPES: inventory.recipes,
         Kind.TABLES: inventory.tables,
         Kind.DATASETS: lambda: inventory.datasets(data),
-        Kind.RUNS: lambda: inventory.runs(runs),
+        Kind.RUNS: lambda: run_list(runs, where or (), state, sort or "name", reverse, limit),
     }
     for each in [kind] if kind else list(Kind):
         console.print(listing[each]())

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from affsup_cli.commands.options import RUNS_DIR, Device, RunsDir
+from affsup_cli.commands.places import model_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from affsup_cli.engine.trained import Trained
+    from affsup_cli.recipe import SceneRecipe
     from affsup_cli.tasks.prediction import Prediction
+
+_CATEGORIES_SAID = 3
 
 
 def predict(
-    run: Annotated[str, typer.Argument(help="Run folder of frcnn, relnet or relpn, or its name under --runs.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder of frcnn, relnet, relpn or scene, its name under --runs, or a file of `affsup export`."
+        ),
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, ...")],
     reference: Annotated[
         str | None,
@@ -29,7 +39,7 @@ def predict(
     device: Device = None,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Find objects in pictures, and what one of them relates to.
+    """Find objects in pictures, and what one of them relates to; with a run of scene, what scene each picture is.
 
     Writes NAME.png, the reference object in blue, its strongest partners (proposals) in orange with the share of its
     attention in red, in the manner of figure 1, other detections in grey; and NAME.json with all boxes, classes, scores
@@ -38,13 +48,13 @@ def predict(
     \b
     affsup predict relnet-voc07-resnet101-focal-seed0-3f2a91c0 holiday.jpg
     affsup predict runs/my-run *.jpg --reference person --out seen
+    affsup predict exports/my-run.safetensors holiday.jpg
     """
-    from affsup_cli.commands.console import console, counted
-    from affsup_cli.engine.run_folder import RunFolder
-    from affsup_cli.errors import AffsupError, UsageError
-    from affsup_cli.tasks.prediction import Predictor
+    from affsup_cli.engine.trained import open_trained
+    from affsup_cli.errors import UsageError
+    from affsup_cli.recipe import SceneRecipe
 
-    folder = RunFolder.open(Path(run) if Path(run).is_dir() else runs / run)
+    trained = open_trained(model_path(run, runs))
     stems = [image.stem for image in images]
     if repeated := {stem for stem in stems if stems.count(stem) > 1}:
         raise UsageError(f"several pictures are called {min(repeated)}: their results would overwrite each other")
@@ -56,24 +66,65 @@ def predict(
         for written in (out / f"{stem}.png", out / f"{stem}.json"):
             if written.resolve() in given:
                 raise UsageError(f"--out {out} would overwrite the picture {written}: name another folder")
-    predictor = Predictor(folder, device or "auto")
+    if isinstance(trained.recipe, SceneRecipe):
+        if reference is not None:
+            raise UsageError(f"--reference {reference}: a run of scene names categories, no objects")
+        predict_one = _predicting_category(trained, trained.recipe, device or "auto", out)
+    else:
+        predict_one = _predicting_objects(trained, device or "auto", reference, score, out)
     out.mkdir(parents=True, exist_ok=True)
+    _each(images, predict_one)
+
+
+def _each(images: Sequence[Path], predict_one: Callable[[Path], None]) -> None:
+    """Go on past a picture that cannot be read, and name it at the end."""
+    from affsup_cli.errors import AffsupError, UsageError
+
     failures = []
     for image in images:
         try:
-            prediction = predictor.predict(image, reference, score)
+            predict_one(image)
         except UsageError:
             raise
         except AffsupError as error:
             failures.append(str(error))
-            continue
-        _write(prediction, predictor.classes, out / prediction.path.stem)
-        found = counted(len(prediction.boxes), "object")
-        said = _in_words(prediction, predictor.classes, reference, score)
-        console.print(f"{prediction.path}: {found}{said}", markup=False)
-        console.print(f"written: {out / prediction.path.stem}.png and .json", style="green", markup=False)
     if failures:
         raise AffsupError("\n".join(failures))
+
+
+def _predicting_objects(
+    trained: Trained, device: str, reference: str | None, score: float, out: Path
+) -> Callable[[Path], None]:
+    from affsup_cli.commands.console import console, counted
+    from affsup_cli.tasks.prediction import Predictor
+
+    predictor = Predictor(trained, device)
+
+    def predict_one(image: Path) -> None:
+        prediction = predictor.predict(image, reference, score)
+        _write(prediction, predictor.classes, out / image.stem)
+        found = counted(len(prediction.boxes), "object")
+        said = _in_words(prediction, predictor.classes, reference, score)
+        console.print(f"{image}: {found}{said}", markup=False)
+        console.print(f"written: {out / image.stem}.png and .json", style="green", markup=False)
+
+    return predict_one
+
+
+def _predicting_category(trained: Trained, recipe: SceneRecipe, device: str, out: Path) -> Callable[[Path], None]:
+    from affsup_cli.commands.console import console
+    from affsup_cli.tasks.scene_prediction import ScenePredictor
+
+    predictor = ScenePredictor(trained, recipe, device)
+
+    def predict_one(image: Path) -> None:
+        categories = predictor.predict(image)
+        _write_json({"image": str(image), "categories": categories}, out / f"{image.stem}.json")
+        likeliest = ", ".join(f"{name} {share:.2f}" for name, share in list(categories.items())[:_CATEGORIES_SAID])
+        console.print(f"{image}: {likeliest}", markup=False)
+        console.print(f"written: {out / image.stem}.json", style="green", markup=False)
+
+    return predict_one
 
 
 def _in_words(prediction: Prediction, classes: Sequence[str], reference: str | None, score: float) -> str:
@@ -88,9 +139,16 @@ def _in_words(prediction: Prediction, classes: Sequence[str], reference: str | N
     return f"; the {classes[prediction.labels[relation.reference]]} relates to {', '.join(partners) or 'nothing'}"
 
 
-def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
+def _write_json(content: Mapping[str, Any], path: Path) -> None:
     import json
 
+    from affsup_cli.engine.run_folder import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
     from affsup_cli.engine.run_folder import atomic_file
     from affsup_cli.reporting.relation_picture import picture_of_detections
 
@@ -110,8 +168,7 @@ def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
         if relation
         else [],
     }
-    with atomic_file(path.with_name(f"{path.name}.json")) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_json(content, path.with_name(f"{path.name}.json"))
     with atomic_file(path.with_name(f"{path.name}.png")) as temporary:
         temporary.write_bytes(
             picture_of_detections(

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from affsup_cli.data.picture import Picture
 from affsup_cli.data.scenes import SceneBatches
-from affsup_cli.engine.checkpoint import fitting, load_checkpoint
-from affsup_cli.engine.devices import resolve_device
-from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.engine.checkpoint import fitting
+from affsup_cli.engine.devices import configure_cuda, resolve_device
+from affsup_cli.engine.trained import Trained
+from affsup_cli.errors import UsageError
 from affsup_cli.models.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe
 from affsup_cli.tasks.scene_examples import strongest_partners
 from affsup_cli.tasks.scene_network import build_network, find_regions, ranking_graph
-from data_prep.format import Objects
 from data_prep.pictures import open_picture
 
 
@@ -61,46 +61,31 @@ class Prediction:
     relation: Relation | None
 
 
-class _Picture:
-    """One picture as a source of scenes: nothing is annotated in it."""
-
-    def __init__(self, image: NDArray[np.uint8]) -> None:
-        self._image = image
-        self.sizes = np.array([[image.shape[1], image.shape[0]]], dtype=np.int32)
-
-    def __len__(self) -> int:
-        return 1
-
-    def pixels(self, index: int, at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        return self._image
-
-    def objects(self, index: int) -> Objects:
-        none, no = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
-        return Objects(np.zeros((0, 4), dtype=np.float32), none, no, no, np.zeros((0, 2), dtype=np.int64))
-
-
 class Predictor:
-    """A run's model, ready for pictures; its data set need not be there.
+    """A trained model, ready for pictures; its data set need not be there.
 
     Args:
-        run: a folder with a trained model.
+        trained: a detector.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: the run is not of a detector, or the device is not there.
-        AffsupError: there is no model yet, or it cannot be read.
+        UsageError: the model is no detector, or the device is not there.
+        AffsupError: the weights cannot be read.
     """
 
-    def __init__(self, run: RunFolder, device: str) -> None:
-        recipe = run.recipe()
+    def __init__(self, trained: Trained, device: str) -> None:
+        recipe = trained.recipe
         if not isinstance(recipe, DetectionRecipe):
-            raise UsageError(f"{run.path} is a run of '{recipe.task}': predict takes runs of frcnn, relnet and relpn")
+            raise UsageError(
+                f"{trained.name} is a run of '{recipe.task}': predict takes runs of frcnn, relnet, relpn and scene"
+            )
         self._recipe = recipe
         self._device = resolve_device(device)
-        self.classes: Sequence[str] = _classes(run)
+        configure_cuda(recipe.train.precision)
+        self.classes: Sequence[str] = trained.classes
         self._model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
-        with fitting(run.best):
-            self._model.load_state_dict(load_checkpoint(run.best, self._device)["model"])
+        with fitting(trained.path):
+            self._model.load_state_dict(trained.state(self._device))
 
     def predict(self, path: Path, reference: str | None, least: float) -> Prediction:
         """Find objects in a picture, and for one of them the partners that it attends to most.
@@ -121,7 +106,7 @@ class Predictor:
     @torch.no_grad()
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
         data = self._recipe.data
-        (batch,) = SceneBatches(_Picture(image), data.short_side, data.long_side, self._device).in_order(1)
+        (batch,) = SceneBatches(Picture(image), data.short_side, data.long_side, self._device).in_order(1)
         regions, _ = find_regions(self._model, batch, self._recipe.train.precision)
         scale = batch.scales[0].repeat(2)
         ((refined, probabilities),) = self._model.detector.detections(regions, batch.sizes)
@@ -148,10 +133,3 @@ class Predictor:
             scores.cpu().numpy(),
             relation,
         )
-
-
-def _classes(run: RunFolder) -> list[str]:
-    classes = run.environment()["data"].get("classes")
-    if not isinstance(classes, list):
-        raise AffsupError(f"{run.path / 'environment.json'} names no classes (data.classes): the run is damaged")
-    return classes

@@ -15,7 +15,7 @@ from PIL import Image
 from affsup_cli.app import main
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.training import Trainer
-from tests.small_scenes import SMALL
+from tests.small_scenes import OF_SCENES, SMALL
 
 SMALL_RELNET = SMALL | {"relation.heads": 4, "relation.key_dim": 8, "test.recall_at": [10, 500]}
 Call = Callable[..., tuple[int, str, str]]
@@ -51,6 +51,67 @@ def trained(call: Call, place: Path) -> RunFolder:
         code, _, error = call("train", "relnet", "--gamma", "2", "--name", "mine", *settings(SMALL_RELNET))
         assert code == 0, error
     return run
+
+
+@pytest.fixture
+def categorised(call: Call, place: Path, trained: RunFolder, shape_scenes: Path) -> RunFolder:
+    run = RunFolder(place / "runs" / "scenes")
+    if not run.finished:
+        code, _, error = call("train", "scene", "--pretrained", "mine", "--name", "scenes", *settings(OF_SCENES))
+        assert code == 0, error
+    return run
+
+
+def test_a_scene_run_takes_part_a_from_the_run_that_is_named(categorised: RunFolder, trained: RunFolder) -> None:
+    assert categorised.environment()["network"]["run"] == "mine"
+    assert categorised.recipe().prerequisite() == trained.recipe()
+    assert 0 <= categorised.result()["metrics"]["test_accuracy"] <= 1
+
+
+def test_without_a_name_part_a_is_found_by_its_recipe(call: Call, place: Path, categorised: RunFolder) -> None:
+    of_network = {f"network.{key}": value for key, value in SMALL_RELNET.items()}
+    code, _, error = call("train", "scene", "--name", "found", *settings(OF_SCENES | of_network))
+    assert code == 0, error
+    found = RunFolder(place / "runs" / "found")
+    assert found.environment()["network"] == categorised.environment()["network"]
+    assert found.result()["metrics"] == categorised.result()["metrics"]
+    code, _, error = call("train", "scene", *settings(OF_SCENES | of_network | {"network.seed": 5}))
+    assert code == 2
+    assert "builds on a run of relnet-shapes-convnet-focal" in error
+    assert "affsup train relnet --dataset shapes" in error
+
+
+def test_pretrained_is_for_recipes_that_build_on_a_run(call: Call, trained: RunFolder) -> None:
+    code, _, error = call("train", "minibatch", "--pretrained", "mine")
+    assert code == 2
+    assert "no field 'network'" in error
+    untrained = OF_SCENES | {"model.pretrained": False, "model.features": "scene"}
+    code, _, error = call("train", "scene", "--pretrained", "mine", *settings(untrained))
+    assert code == 2
+    assert "builds on no other run" in error
+
+
+def test_the_scene_of_a_picture_is_predicted_from_the_run_and_from_its_export(
+    call: Call, place: Path, categorised: RunFolder
+) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(place / "any.png")
+    assert call("export", "scenes", "--out", "scenes.safetensors")[0] == 0
+    found = []
+    for model in ("scenes", "scenes.safetensors"):
+        code, out, error = call("predict", model, "any.png", "--out", f"seen-{model}")
+        assert code == 0, error
+        content = json.loads((place / f"seen-{model}" / "any.json").read_text())
+        assert sum(content["categories"].values()) == pytest.approx(1)
+        assert list(content["categories"].values()) == sorted(content["categories"].values(), reverse=True)
+        assert f"any.png: {next(iter(content['categories']))} " in out
+        found.append(content)
+    assert found[0] == found[1]
+    card = (place / "scenes.md").read_text()
+    assert "affsup predict scenes.safetensors" in card
+    assert "7 categories: garden" in card
+    code, _, error = call("predict", "scenes", "any.png", "--reference", "star")
+    assert code == 2
+    assert "names categories, no objects" in error
 
 
 def test_training_on_scenes_ends_in_numbers_and_files(trained: RunFolder) -> None:
@@ -168,7 +229,7 @@ def test_predict_refuses_a_run_of_a_classifier(
     photograph(place / "p.png")
     code, _, error = call("predict", "digits", "p.png")
     assert code == 2
-    assert "predict takes runs of frcnn, relnet and relpn" in error
+    assert "predict takes runs of frcnn, relnet, relpn and scene" in error
 
 
 def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> None:

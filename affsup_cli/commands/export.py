@@ -1,0 +1,48 @@
+"""`affsup export`: a trained model as one file to pass on, with a page that says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from affsup_cli.commands.options import RUNS_DIR, RunsDir
+from affsup_cli.commands.places import run_path
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="Finished run folder, or its name under --runs.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="File to write.  [default: exports/<run's name>.safetensors]"),
+    ] = None,
+    runs: RunsDir = RUNS_DIR,
+) -> None:
+    """Write a run's model into one file, with its recipe and numbers inside.
+
+    The file is safetensors, which other programs read too; beside it lies FILE.md, a model card. `affsup predict` and
+    `affsup train scene --pretrained` take the file in place of the run.
+
+    \b
+    affsup export relnet-voc07-resnet101-focal-seed0-3f2a91c0
+    affsup export runs/my-run --out shared/detector.safetensors
+    """
+    from affsup_cli.commands.console import console
+    from affsup_cli.commands.model_card import HEAD, model_card
+    from affsup_cli.engine.run_folder import RunFolder, atomic_file
+    from affsup_cli.engine.trained import export_trained, open_trained
+    from affsup_cli.errors import UsageError
+
+    folder = RunFolder.open(run_path(run, runs))
+    result = folder.result()
+    trained = open_trained(folder.path)
+    path = out or Path("exports") / f"{folder.name}.safetensors"
+    card = path.with_suffix(".md")
+    if card.exists() and not card.read_bytes().startswith(HEAD.encode()):
+        raise UsageError(f"{card} is no model card of affsup, and is not overwritten: take another --out")
+    text = model_card(trained, result, path.name)
+    export_trained(trained, path)
+    with atomic_file(card) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    console.print(f"written: {path} ({path.stat().st_size / 2**20:.1f} MiB) and {card}", style="green", markup=False)

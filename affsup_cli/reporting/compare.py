@@ -1,0 +1,243 @@
+"""Training runs side by side, finished or not: where recipes and machines differ, the numbers, the curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.ticker import MaxNLocator
+
+from affsup_cli.engine.run_folder import RunFolder, atomic_file
+from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.reporting.document import csv_bytes
+from affsup_cli.reporting.figure import PALETTE, new_figure, png_bytes, style
+
+_PANELS = (
+    ("training loss", ("train_loss",)),
+    ("accuracy", ("test_accuracy", "val_accuracy", "train_accuracy")),
+    ("mAP@0.5", ("test_map_50",)),
+    ("target affinity mass M", ("test_mass", "val_mass", "train_mass")),
+)
+_DASHES = ("-", "--", "-.", ":")
+_SPLITS = ("test_", "val_", "train_")
+_OWN_TO_A_RUN = ("started", "data.classes", "data.categories")
+
+Row = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedRun:
+    """One of the runs.
+
+    Attributes:
+        label: the folder's name; its path where two have the same name.
+        task: its recipe's.
+        finished: whether it has come to its end.
+        epochs: how many it has done.
+        planned: how many its recipe asks for.
+        metrics: of a finished run its result, else those of its newest epoch.
+        records: the lines of its metrics, an epoch each.
+    """
+
+    label: str
+    task: str
+    finished: bool
+    epochs: int
+    planned: int
+    metrics: Mapping[str, float]
+    records: Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Runs side by side: a value a run in every row, None where it has none.
+
+    Attributes:
+        runs: the runs, in the order given.
+        recipes: the recipe's fields that differ. Of runs of different tasks only fields that all have.
+        environments: what differs of machines, code and data.
+        metrics: the numbers, by name. Of runs of different tasks only those that all have.
+        curves: what is drawn: title of the panel to the metric in `ComparedRun.records` that all have.
+        notes: what is left out, and why.
+    """
+
+    runs: tuple[ComparedRun, ...]
+    recipes: Mapping[str, Row]
+    environments: Mapping[str, Row]
+    metrics: Mapping[str, Row]
+    curves: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
+    """Put training runs side by side.
+
+    Raises:
+        UsageError: there are fewer than two, one is named twice, or one compares costs.
+        AffsupError: a run is damaged.
+    """
+    paths = [folder.path.resolve() for folder in folders]
+    if repeated := [folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1]:
+        raise UsageError(f"{repeated[0].path} is named twice: name different runs")
+    if len(folders) < 2:
+        raise UsageError("compare takes two runs or more: `affsup list runs` names those there are")
+    names = [folder.name for folder in folders]
+    runs = tuple(
+        _read(folder, folder.name if names.count(folder.name) == 1 else str(folder.path)) for folder in folders
+    )
+    recipes = [folder.recipe().identity() for folder in folders]
+    environments = [_flat(folder.environment()) for folder in folders]
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    alike = len(tasks) == 1
+    begun = [run for run in runs if run.records]
+    notes = [] if alike else [f"different tasks ({', '.join(tasks)}): only what all of these runs have is shown"]
+    notes += [f"{run.label} has finished no epoch yet" for run in runs if not run.records]
+    if any(run.records and not run.finished for run in runs):
+        notes.append("the numbers of an unfinished run are those of its newest epoch, and never the best")
+    return Comparison(
+        runs=runs,
+        recipes=_differing(recipes, shared=not alike),
+        environments=_differing(environments, shared=False),
+        metrics=_by_split(_side_by_side([run.metrics for run in runs], shared=not alike)),
+        curves=_curves(begun),
+        notes=tuple(notes),
+    )
+
+
+def better(metric: str) -> Literal["higher", "lower"] | None:
+    """Return which way a metric is good; None for those, such as M, that are not good or bad by themselves."""
+    if any(word in metric for word in ("accuracy", "map_", "recall")):
+        return "higher"
+    return "lower" if metric.endswith("loss") else None
+
+
+def best_of(comparison: Comparison, metric: str) -> frozenset[int]:
+    """Return which runs have the best value of a metric: finished ones only, none where all have the same."""
+    row = comparison.metrics[metric]
+    values = {
+        place: value
+        for place, (run, value) in enumerate(zip(comparison.runs, row, strict=True))
+        if run.finished and value is not None
+    }
+    direction = better(metric)
+    if direction is None or len(set(values.values())) < 2:
+        return frozenset()
+    best = max(values.values()) if direction == "higher" else min(values.values())
+    return frozenset(place for place, value in values.items() if value == best)
+
+
+def write_curves(comparison: Comparison, out: Path) -> tuple[Path, ...]:
+    """Write `compare.png`, a panel for each curve that all runs have, and its numbers as `compare.csv`.
+
+    Returns:
+        The files written; none where the runs have no curve in common.
+
+    Raises:
+        AffsupError: the disk is full.
+    """
+    if not comparison.curves:
+        return ()
+    begun = [run for run in comparison.runs if run.records]
+    metrics = list(comparison.curves.values())
+    rows = [
+        {"run": run.label, "epoch": record["epoch"], **{metric: record.get(metric) for metric in metrics}}
+        for run in begun
+        for record in run.records
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        out / "compare.png": _draw(comparison, begun),
+        out / "compare.csv": csv_bytes(rows, ("run", "epoch", *metrics)),
+    }
+    for path, content in files.items():
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+    return tuple(files)
+
+
+def _read(folder: RunFolder, label: str) -> ComparedRun:
+    recipe, records = folder.recipe(), folder.metrics()
+    metrics: Any = records[-1] if records else {}
+    if folder.finished:
+        result = folder.result()
+        if result["kind"] == "cost":
+            raise UsageError(f"{folder.path} compares costs: compare takes training runs")
+        metrics = result.get("metrics")
+        if not isinstance(metrics, dict):
+            raise AffsupError(f"{folder.path / 'result.json'} is damaged: expected an object under 'metrics'")
+    numbers = {key: value for key, value in metrics.items() if key.startswith(_SPLITS) and _is_number(value)}
+    return ComparedRun(label, recipe.task, folder.finished, len(records), recipe.train.epochs, numbers, records)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif prefix + key not in _OWN_TO_A_RUN:
+            found[prefix + key] = value
+    return found
+
+
+def _side_by_side(tables: Sequence[Mapping[str, Any]], *, shared: bool) -> dict[str, Row]:
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return {
+        key: tuple(table.get(key) for table in tables)
+        for key in keys
+        if not shared or all(key in table for table in tables)
+    }
+
+
+def _by_split(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Return the same rows, those of the test split first."""
+    return {key: row for split in _SPLITS for key, row in rows.items() if key.startswith(split)}
+
+
+def _differing(tables: Sequence[Mapping[str, Any]], *, shared: bool) -> dict[str, Row]:
+    rows = _side_by_side(tables, shared=shared)
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _curves(runs: Sequence[ComparedRun]) -> dict[str, str]:
+    found = {}
+    for title, metrics in _PANELS:
+        metric = next((each for each in metrics if runs and all(_has(run, each) for run in runs)), None)
+        if metric:
+            found[title] = metric
+    return found
+
+
+def _has(run: ComparedRun, metric: str) -> bool:
+    return any(_is_number(record.get(metric)) for record in run.records)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _draw(comparison: Comparison, runs: Sequence[ComparedRun]) -> bytes:
+    count = len(comparison.curves)
+    with style():
+        figure = new_figure(max(4.2 * count, 7.0), 4.0 + 0.21 * len(runs), f"{len(runs)} runs compared", ())
+        all_axes = figure.subplots(1, count, squeeze=False)[0]
+        for axes, (title, metric) in zip(all_axes, comparison.curves.items(), strict=True):
+            axes.set_title(title if title == "training loss" else f"{title} ({metric.partition('_')[0]})")
+            axes.set_xlabel("epoch")
+            axes.grid(visible=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for number, run in enumerate(runs):
+                values = [record.get(metric) for record in run.records]
+                axes.plot(
+                    [record["epoch"] for record in run.records],
+                    [value if _is_number(value) else math.nan for value in values],
+                    color=PALETTE[number % len(PALETTE)],
+                    linestyle=_DASHES[number // len(PALETTE) % len(_DASHES)],
+                    linewidth=1.6,
+                    marker="o" if len(values) < 3 else None,
+                )
+        state = [run.label if run.finished else f"{run.label} (so far)" for run in runs]
+        figure.legend(all_axes[0].lines, state, loc="outside lower left", fontsize=8)
+        return png_bytes(figure)

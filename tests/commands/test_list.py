@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from affsup_cli.commands.console import console
+from affsup_cli.commands.list import list_
+from affsup_cli.commands.show import show
+from affsup_cli.errors import UsageError
+from tests.commands.calling import invoke
+from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker
+
+LONG = "minibatch-tiny-imagenet-resnet101-focal-seed0-5d0c41f2"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> RunMaker:
+    """Runs of two data sets in every state."""
+    make = RunMaker(tmp_path / "runs")
+    make.train(BASE, 0.5, name="base")
+    make.train({**AFFINITY, "affinity.gamma": 2.0}, 0.7, name="gamma2")
+    make.train({**AFFINITY, "data.name": "digits"}, 0.6, name="digits")
+    make.start({**BASE, **SHORT}, name="going").append_metrics({"epoch": 1})
+    make.measure(AFFINITY, [1.0], [1.0], name="costs")
+    damaged = make.train(BASE, 0.9, name="broken")
+    (damaged.path / "result.json").write_text("{}")
+    return make
+
+
+def listed(make: RunMaker, *arguments: str) -> list[str]:
+    """The names in the order in which they are listed."""
+    result = invoke(list_, "runs", "--runs", str(make.root), *arguments)
+    assert result.exit_code == 0, result.exception
+    known = {path.name for path in make.root.iterdir()}
+    return [
+        line.split()[0] for line in result.output.splitlines() if line.split()[0] in known and "damaged:" not in line
+    ]
+
+
+def row(make: RunMaker, name: str) -> list[str]:
+    result = invoke(list_, "runs", "--runs", str(make.root))
+    return next(line.split() for line in result.output.splitlines() if line.startswith(f"{name} "))
+
+
+def test_a_row_says_what_a_run_is_and_came_to(make: RunMaker) -> None:
+    started = ["2026-11-01", "10:01"]
+    assert row(make, "base") == ["base", "cifar10", "200", "finished", "accuracy", "50.00%", "0.400", *started]
+    assert row(make, "going")[1:8] == ["cifar10", "1", "of", "2", "unfinished", "–", "–"]
+    assert row(make, "costs")[1:6] == ["cifar10", "costs", "finished", "–", "–"]
+    assert row(make, "broken")[1:6] == ["cifar10", "–", "damaged", "–", "–"]
+
+
+def test_what_is_damaged_is_named_below(make: RunMaker) -> None:
+    result = invoke(list_, "runs", "--runs", str(make.root), "--state", "damaged")
+    assert "1 of 6 runs" in result.output
+    assert "broken is damaged: " in result.output
+    assert "result.json is damaged: expected an object with the key 'kind'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], ["base", "broken", "costs", "digits", "gamma2", "going"]),
+        (["--reverse"], ["going", "gamma2", "digits", "costs", "broken", "base"]),
+        (["--state", "finished"], ["base", "costs", "digits", "gamma2"]),
+        (["--state", "unfinished"], ["going"]),
+        (["--where", "data.name=dig*"], ["digits"]),
+        (["--where", "affinity.gamma=2"], ["gamma2"]),
+        (["--where", "affinity.gamma=[24].0", "--where", "affinity.loss=focal"], ["costs", "digits", "gamma2"]),
+        (["--where", "train.test_curve=false", "--where", "train.epochs=2"], ["going"]),
+        (["--where", "model.width=7"], []),
+        (["--sort", "started"], ["base", "gamma2", "digits", "going", "costs", "broken"]),
+        (["--sort", "test_accuracy", "--reverse", "--limit", "3"], ["gamma2", "digits", "base"]),
+        (["--sort", "test_accuracy"], ["base", "digits", "gamma2", "broken", "costs", "going"]),
+        (["--sort", "seconds", "--limit", "1"], ["base"]),
+    ],
+)
+def test_runs_are_chosen_and_sorted(make: RunMaker, arguments: list[str], names: list[str]) -> None:
+    assert listed(make, *arguments) == names
+
+
+def test_what_is_sorted_by_is_shown(make: RunMaker) -> None:
+    result = invoke(list_, "runs", "--runs", str(make.root), "--sort", "val_accuracy")
+    assert "val_accuracy" in result.output
+    assert "49.00%" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["runs", "--where", "gamma"], "expected KEY=VALUE"),
+        (["runs", "--where", "affinity.gama=2"], "did you mean 'affinity.gamma'"),
+        (["runs", "--sort", "test_acuracy"], "did you mean 'test_accuracy'"),
+        (["tables", "--where", "task=relnet"], "--where chooses among runs"),
+        (["--limit", "2"], "--limit chooses among runs"),
+        (["datasets", "--reverse"], "--reverse chooses among runs"),
+    ],
+)
+def test_a_mistake_is_named(make: RunMaker, arguments: list[str], said: str) -> None:
+    result = invoke(list_, *arguments, "--runs", str(make.root))
+    assert isinstance(result.exception, UsageError)
+    assert said in str(result.exception)
+
+
+def test_no_runs_are_said_to_be_none(tmp_path: Path) -> None:
+    assert "no runs in" in invoke(list_, "runs", "--runs", str(tmp_path)).output
+
+
+def test_on_a_narrow_terminal_long_names_fold_and_nothing_sticks_out(
+    make: RunMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    make.train({**AFFINITY, "data.name": "tiny-imagenet"}, 0.5, name=LONG)
+    _, *table, _ = invoke(list_, "runs", "--runs", str(make.root)).output.splitlines()
+    assert max(map(len, table)) <= 80
+    pieces = [line.split()[0] for line in table if line[0] != " "]
+    assert LONG in "".join(pieces)
+    assert min(len(piece) for piece in pieces if piece in LONG and piece not in LONG[-15:]) >= 16
+    assert sum("finished" in line for line in table) == 6
+
+
+def test_tables_are_listed_with_their_data_and_runs() -> None:
+    found = invoke(list_, "tables").output.splitlines()
+    at = next(number for number, line in enumerate(found) if line.startswith("table3 "))
+    assert found[at].split()[-2:] == ["cifar10", "150"]
+    assert [line.strip() for line in found[at + 1 : at + 3]] == ["cifar100", "tiny-imagenet"]
+
+
+def test_a_table_is_shown_with_what_each_cell_sets() -> None:
+    found = [line.split() for line in invoke(show, "table3").output.splitlines()]
+    assert ["cifar10/resnet20/base", "minibatch", "cifar10", "affinity.loss=none", "10"] in found
+    assert ["cifar10/resnet20/affinity", "minibatch", "cifar10", "–", "10"] in found
+    assert ["150", "runs", "in", "all"] in found
+
+
+def test_a_cost_comparison_is_shown_with_both_sides() -> None:
+    found = invoke(show, "table4").output
+    assert "measured in turns with" in found
+    assert "affinity.loss=none" in found
+
+
+def test_a_run_that_stands_in_several_cells_is_counted_once() -> None:
+    assert "7 runs in all, some of them in several cells" in invoke(show, "figure5").output
