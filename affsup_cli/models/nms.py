@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
@@ -53,18 +54,23 @@ def soft_nms(
         fallen scores `[k]`, all on the device of `boxes`.
     """
     # Boxes without an area overlap nothing, themselves included.
-    fall = (-box_iou(boxes, boxes).nan_to_num(nan=0.0).square() / sigma).exp().cpu()
-    # A hundred small steps that depend on each other are quicker on a CPU than as kernels on a GPU.
-    left = scores.detach().T.contiguous().cpu().clone()
+    fall = (-box_iou(boxes, boxes).nan_to_num(nan=0.0).square() / sigma).exp().cpu().numpy()
+    # A hundred small steps that depend on each other are quickest in NumPy: slower as kernels on a GPU, or as tensors.
+    left = scores.detach().T.contiguous().cpu().clone().numpy()
+    of_class = left.argmax(axis=1) if left.size else np.zeros(0, dtype=np.int64)
+    best = left[np.arange(len(of_class)), of_class]
     taken: list[tuple[int, int, float]] = []
-    while len(taken) < keep and left.numel():
-        label, index = divmod(int(left.argmax()), len(boxes))
-        score = float(left[label, index])
+    while len(taken) < keep and len(best):
+        label = int(best.argmax())
+        index, score = int(of_class[label]), float(best[label])
         if score <= least:
             break
         taken.append((index, label, score))
-        left[label] *= fall[index]
-        left[label, index] = 0
+        row = left[label]
+        row *= fall[index]
+        row[index] = 0
+        of_class[label] = row.argmax()
+        best[label] = row[of_class[label]]
     places = torch.tensor([entry[:2] for entry in taken], dtype=torch.int64, device=boxes.device).view(-1, 2)
     kept = torch.tensor([entry[2] for entry in taken], dtype=scores.dtype, device=boxes.device)
     return places[:, 0], places[:, 1], kept

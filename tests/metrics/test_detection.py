@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from affsup_cli.metrics.detection import DetectionPrecision
+from affsup_cli.metrics.detection import DetectionPrecision, Evaluator
 
 CLASSES = ("sheep", "person", "dog", "boat")
 OBJECT = [10.0, 10, 50, 50]
@@ -40,8 +41,8 @@ def image(
     }
 
 
-def precision_of(*images: Image) -> dict[str, float]:
-    metric = DetectionPrecision(CLASSES)
+def precision_of(*images: Image, evaluator: Evaluator = "arrays") -> dict[str, float]:
+    metric = DetectionPrecision(CLASSES, evaluator)
     for number, given in enumerate(images, start=1):
         metric.update(number, **given)
     return metric.compute()
@@ -75,7 +76,7 @@ def random_images(seed: int, count: int = 12) -> list[Image]:
     return images
 
 
-def by_hand(images: list[Image]) -> tuple[float, float]:
+def by_hand(images: list[Image], classes: int) -> tuple[float, float]:
     """mAP of pycocotools as anyone runs it on COCO's two JSON files."""
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -101,7 +102,7 @@ def by_hand(images: list[Image]) -> tuple[float, float]:
     truth = COCO()
     truth.dataset = {
         "images": [{"id": number} for number in range(1, len(images) + 1)],
-        "categories": [{"id": label + 10} for label in range(len(CLASSES))],
+        "categories": [{"id": label + 10} for label in range(classes)],
         "annotations": annotations,
     }
     with contextlib.redirect_stdout(io.StringIO()):
@@ -156,11 +157,12 @@ def pixel_overlap(a: list[float], b: list[float]) -> float:
     return width * height / union
 
 
+@pytest.mark.parametrize("evaluator", get_args(Evaluator))
 @pytest.mark.parametrize("seed", range(6))
-def test_mean_average_precision_is_that_of_pycocotools(seed: int) -> None:
+def test_mean_average_precision_is_that_of_pycocotools(seed: int, evaluator: Evaluator) -> None:
     images = random_images(seed)
-    measured = precision_of(*images)
-    assert (measured["map_all"], measured["map_50"]) == pytest.approx(by_hand(images), abs=1e-12)
+    measured = precision_of(*images, evaluator=evaluator)
+    assert (measured["map_all"], measured["map_50"]) == by_hand(images, len(CLASSES))
     assert 0 < measured["map_all"] < measured["map_50"] < 1
 
 
@@ -263,6 +265,15 @@ def test_tensors_are_taken_like_arrays_and_nothing_is_printed(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("evaluator", get_args(Evaluator))
+def test_pycocotools_evaluates_only_where_it_is_asked_to(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[COCOeval] = []
+    evaluate = COCOeval.evaluate
+    monkeypatch.setattr(COCOeval, "evaluate", lambda self: (asked.append(self), evaluate(self)))
+    precision_of(*random_images(3), evaluator=evaluator)
+    assert bool(asked) == (evaluator == "pycocotools")
+
+
 def test_results_are_written_as_coco_has_them() -> None:
     metric = DetectionPrecision(CLASSES)
     metric.update(7, **image((FAR, 0.5, 2), (OBJECT, 0.25, 0), objects=[]))
@@ -318,3 +329,29 @@ def test_perfect_detections_of_real_annotations_are_perfect_and_shifted_ones_are
     assert measured["map_50_voc07"] == pytest.approx(
         np.mean([voc07_oracle(shifted, label) for label in range(len(names))]), abs=1e-12
     )
+
+
+@pytest.mark.real_data
+def test_moved_boxes_of_real_annotations_are_evaluated_as_by_pycocotools(real_data: Path) -> None:
+    content = json.loads((real_data / "coco_mini/annotations/instances_val2017.json").read_text(encoding="utf-8"))
+    labels = {category["id"]: place for place, category in enumerate(content["categories"])}
+    random = np.random.default_rng(0)
+    images = []
+    for number in (entry["id"] for entry in content["images"]):
+        there = [entry for entry in content["annotations"] if entry["image_id"] == number]
+        corners = [(x, y, x + width, y + height) for x, y, width, height in (entry["bbox"] for entry in there)]
+        crowd = tuple(place for place, entry in enumerate(there) if entry["iscrowd"])
+        objects = [(list(box), labels[entry["category_id"]]) for box, entry in zip(corners, there, strict=True)]
+        found = []
+        for box, label in objects * 4:
+            left, top, right, bottom = box + random.normal(0, 0.1, 4) * np.tile(np.subtract(box[2:], box[:2]), 2)
+            if left < right and top < bottom:
+                found.append(([left, top, right, bottom], random.random(), label))
+        images.append(image(*found, objects=objects, crowd=crowd))
+    assert any(given["crowd"].any() for given in images)
+    metric = DetectionPrecision([str(label) for label in labels])
+    for number, given in enumerate(images, start=1):
+        metric.update(number, **given)
+    measured = metric.compute()
+    assert (measured["map_all"], measured["map_50"]) == by_hand(images, len(labels))
+    assert 0.05 < measured["map_all"] < measured["map_50"] < 0.9

@@ -85,6 +85,12 @@ def test_soft_nms_lets_a_wider_sigma_spare_neighbours() -> None:
     torch.testing.assert_close(score, torch.tensor([0.9, 0.8 * math.exp(-1)]))
 
 
+def test_soft_nms_takes_of_equals_the_first_class_and_of_it_the_first_box() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    index, label, _ = soft_nms(boxes, torch.full((2, 2), 0.5))
+    assert list(zip(label.tolist(), index.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_soft_nms_leaves_its_arguments_as_they_are() -> None:
     boxes, scores = random_boxes(10, 5.0, seed=7), torch.full((10, 1), 0.5)
     soft_nms(boxes, scores)
