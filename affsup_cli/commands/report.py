@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,16 +12,27 @@ from affsup_cli.commands.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir
 if TYPE_CHECKING:
     from affsup_cli.reporting.document import Report, Table
 
+# Of a report, where there are several: its page holds all.
+_NOTES_SHOWN = 4
+_FOOTNOTE_SHOWN = 160  # characters
+
 
 def report(
     names: Annotated[
-        list[str],
-        typer.Argument(metavar="TABLE|FIGURE|all", help="`affsup list tables` names them; all: those of the paper."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE|FIGURE|all]...",
+            show_default=False,
+            help="`affsup list tables` names them; all, or none named: those of the paper.",
+        ),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="csv,md,tex", help="In what to write the tables, after commas.")
+    ] = "csv,md",
     out: OutDir = REPORTS_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Print and write tables and figures.
+    """Print and write tables and figures, and index.html with all of this call, their runs and curves.
 
     The paper's numbers and, beside them, those of the runs there are. A cell without runs is a dash. Runs that depart
     from a cell's recipe, such as a shorter schedule or a part of the data, fill it under a mark and a footnote. Runs
@@ -30,45 +40,64 @@ def report(
     of a column, then the longest.
 
     \b
-    affsup report table3
+    affsup report
     affsup report table3 figure5 --out paper
-    affsup report all
+    affsup report table3 --format csv,md,tex
     """
+    from affsup_cli.reporting.report import read_formats
     from affsup_cli.reporting.spec import load_spec, paper_names
 
-    chosen = list(dict.fromkeys(name for given in names for name in (paper_names() if given == "all" else [given])))
+    asked = names or ["all"]
+    chosen = list(dict.fromkeys(name for given in asked for name in (paper_names() if given == "all" else [given])))
     for name in chosen:
         load_spec(name)
-    print_reports(chosen, runs, out)
+    print_reports(chosen, runs, out, read_formats(formats))
 
 
-def print_reports(names: list[str], runs: Path, out: Path) -> None:
+def print_reports(names: list[str], runs: Path, out: Path, formats: tuple[str, ...] = ("csv", "md")) -> None:
     """Make reports of the runs in `runs`, print them and the paths of their files in `out`."""
     from affsup_cli.commands.console import console
-    from affsup_cli.reporting.report import build_report
+    from affsup_cli.reporting.report import build_report, write_index
     from affsup_cli.reporting.runs import RunIndex
 
     index = RunIndex(runs)
+    made = []
     for name in names:
         with console.status(f"making {name}"):
-            made = build_report(name, index, out)
-        _print_report(made)
+            made.append(build_report(name, index, out, formats))
+        _print_report(made[-1], alone=len(names) == 1)
+    with console.status("making the page"):
+        page = write_index(made, index, out)
+    console.print()
     for warning in index.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
+    console.print(f"all of it, with runs and curves: {page}", style="green", markup=False)
 
 
-def _print_report(made: Report) -> None:
+def _print_report(made: Report, *, alone: bool) -> None:
+    """Print a report; among others without what the page says once for all, and of long notes their beginning."""
+    import textwrap
+
     from affsup_cli.commands.console import console
 
     console.print(f"\n{made.title}", style="bold", markup=False)
-    for table in made.tables:
+    for table in made.content.tables:
         _print_table(table)
-    for line in (made.caption, *made.footnotes):
-        console.print(line, markup=False)
-    for note in made.notes:
+    console.print(made.content.caption, markup=False)
+    for line in made.content.footnotes:
+        shown = line if alone else textwrap.shorten(line, _FOOTNOTE_SHOWN, placeholder=" …")
+        console.print(shown, markup=False)
+    notes = [*made.provenance, *made.notes] if alone else list(made.notes)
+    if not alone and len(notes) > _NOTES_SHOWN:
+        # The last says what fills the table.
+        left = len(notes) - _NOTES_SHOWN
+        notes = [*notes[: _NOTES_SHOWN - 1], f"{left} more such notes on its page", notes[-1]]
+    for note in notes:
         console.print(f"- {note}", markup=False)
-    for path in made.paths:
-        console.print(f"written: {path}", style="green", markup=False)
+    if made.paths:
+        first, *others = made.paths
+        written = ", ".join([str(first), *(path.name for path in others)])
+        console.print(f"written: {written}", style="green", markup=False)
 
 
 def _print_table(table: Table) -> None:
@@ -79,11 +108,14 @@ def _print_table(table: Table) -> None:
     from affsup_cli.commands.console import console
 
     shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for heading in table.header:
-        shown.add_column(Text(heading), overflow="fold")
-    for label, lines in itertools.groupby(table.rows, key=lambda line: line[0]):
-        entries = [line[1:] for line in lines]
-        for place, texts in enumerate(entries):
-            last = place == len(entries) - 1 > 0
-            shown.add_row(*(Text(text) for text in ("" if place else label, *texts)), end_section=last)
-    console.print(shown, soft_wrap=False)
+    for heading, *fields in zip(table.header, *table.rows, strict=True):
+        longest = max(len(word) for text in (heading, *fields) for word in [*text.split(), ""])
+        shown.add_column(Text(heading), overflow="fold", min_width=longest)
+    for rows in table.groups():
+        for row in rows:
+            label, *fields = table.rows[row]
+            texts = [label if row == rows[0] else "", *fields]
+            shown.add_row(*map(Text, texts), end_section=row == rows[-1] > rows[0])
+    if not console.is_terminal:  # A file or a pipe has no width to fit.
+        shown.width = console.measure(shown, options=console.options.update(max_width=10_000)).maximum
+    console.print(shown, soft_wrap=False, crop=False)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
+from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import Cell, spec_cells
 from affsup_cli.reporting.match import departures
 from affsup_cli.reporting.runs import MeasuredRun, Measurement, RunIndex
@@ -16,7 +16,7 @@ from affsup_cli.reporting.statistics import summarize
 
 _NUMBERS = (
     *("block", "row", "unit", "statistic", "runtime", "runtime_std", "runtime_min", "runtime_max", "rounds"),
-    *("memory", "paper_runtime", "paper_memory", "departures", "device", "run"),
+    *("memory", "paper_runtime", "paper_memory", "marks", "device", "run"),
 )
 
 _CAPTION = "Ours: mean ± sample standard deviation (rounds); ratio: median [lowest, highest] (rounds)."
@@ -61,8 +61,9 @@ def build_cost(spec: CostSpec, runs: RunIndex) -> Content:
             f"{block.key}: left out (another measurement stands here): {other.run.folder.name}" for other in found[1:]
         ]
         used += [comparison.run] if comparison else []
-        tables.append(_table(block, comparison, footnotes))
-        numbers += _numbers(block, comparison)
+        marks = footnotes.mark_departures(comparison.departures, comparison.run.environment.data) if comparison else ""
+        tables.append(_table(block, comparison, marks))
+        numbers += _numbers(block, comparison, marks)
     return Content(
         caption=f"{spec.caption} {_CAPTION}",
         tables=tuple(tables),
@@ -84,10 +85,9 @@ def _comparisons(cell: Cell, runs: RunIndex) -> list[_Comparison]:
     return sorted(found, key=lambda comparison: bool(comparison.departures))
 
 
-def _table(block: CostBlock, comparison: _Comparison | None, footnotes: Footnotes) -> Table:
+def _table(block: CostBlock, comparison: _Comparison | None, marks: str) -> Table:
     header = (block.label, "1-epoch runtime, paper", "ours", "peak memory, paper", "ours")
     result = comparison.run.result if comparison else None
-    marks = footnotes.mark_departures(comparison.departures, comparison.run.environment.data) if comparison else ""
     variants = [
         (block.baseline, result.baseline if result else None),
         (block.treatment, result.treatment if result else None),
@@ -109,7 +109,11 @@ def _table(block: CostBlock, comparison: _Comparison | None, footnotes: Footnote
         memory = f"{comparison.memory_ratio:.3f}{marks}" if comparison.memory_ratio else DASH
     paper_time, paper_memory = _paper_ratios(block)
     rows.append(("ratio", f"{paper_time:.3f}", ratio, f"{paper_memory:.3f}", memory))
-    return Table(header, tuple(rows))
+    sources = {}
+    if comparison:
+        source = Source(block.label, (comparison.run,), marks)
+        sources = {(row, column): source for row in range(len(rows)) for column in (2, 4) if rows[row][column] != DASH}
+    return Table(header, tuple(rows), sources)
 
 
 def _unit(seconds: float) -> tuple[float, str]:
@@ -135,11 +139,11 @@ def _paper_ratios(block: CostBlock) -> tuple[float, float]:
     return treatment.paper_seconds / baseline.paper_seconds, treatment.paper_megabytes / baseline.paper_megabytes
 
 
-def _numbers(block: CostBlock, comparison: _Comparison | None) -> Iterator[dict[str, Any]]:
+def _numbers(block: CostBlock, comparison: _Comparison | None, marks: str) -> Iterator[dict[str, Any]]:
     origin: dict[str, Any] = {}
     if comparison:
         origin = {
-            "departures": "; ".join(comparison.departures),
+            "marks": marks.strip(),
             "device": comparison.run.environment.device_name,
             "run": comparison.run.folder.name,
         }

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from affsup_cli.errors import AffsupError
-from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
+from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
 from affsup_cli.reporting.figure import Values, draw_mean, new_figure, png_bytes, style
 from affsup_cli.reporting.match import select_runs
@@ -33,9 +33,13 @@ class _Curve:
     """One line of a panel: error in percent and mass in 0..1, both [seeds, epochs]; mass is NaN where not recorded."""
 
     variant: KeyedVariant
-    seeds: tuple[int, ...]
+    runs: tuple[TrainedRun, ...]
     error: Values
     mass: Values
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.recipe.seed for run in self.runs)
 
     @property
     def final_error(self) -> float:
@@ -67,9 +71,13 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
     # A run without the test split's curve shows another quantity: here that field does not merely observe.
     selection = select_runs(cells, runs.trained, _fault, OBSERVING - {"train.test_curve"})
     group = selection.group
-    notes = list(selection.left_out)
+    footnotes = Footnotes()
     if group is None:
-        return Content("", (), (), tuple(notes), (), {})
+        tables = tuple(_table(_Panel(panel, []), "") for panel in spec.panels)
+        return Content(_caption("test"), tables, (), tuple(selection.remarks(footnotes)), (), {})
+    marks = footnotes.mark_departures(group.departures, group.data)
+    drawn = footnotes.lines()
+    notes = selection.remarks(footnotes)
     records = [record for run in group.members for record in run.folder.metrics()]
     split: Split = "test" if all(_finite(record.get("test_accuracy")) for record in records) else "val"
     panels = []
@@ -78,19 +86,23 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
         panels.append(_Panel(panel, [curve for curve in found if curve]))
         if missing := [curve.label for curve, there in zip(panel.curves, found, strict=True) if there is None]:
             notes.append(f"{panel.label}: no runs for {', '.join(missing)}")
-    footnotes = Footnotes()
-    marks = footnotes.mark_departures(group.departures, group.data)
     return Content(
-        caption=f"Error and target affinity mass M on the {_SPLIT_NAMES[split]} split over the epochs. Lines: mean "
-        "over seeds; band: ± sample standard deviation; red dashed box: the lowest error at the last epoch.",
+        caption=_caption(split),
         tables=tuple(_table(panel, marks) for panel in panels),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=tuple(group.members),
         files={
             ".csv": csv_bytes([line for panel in panels for line in _numbers(panel, split)], _NUMBERS),
-            ".png": _draw(spec.title, [panel for panel in panels if panel.curves], split, footnotes.texts()),
+            ".png": _draw(spec.title, [panel for panel in panels if panel.curves], split, drawn),
         },
+    )
+
+
+def _caption(split: Split) -> str:
+    return (
+        f"Error and target affinity mass M on the {_SPLIT_NAMES[split]} split over the epochs. Lines: mean over seeds; "
+        "band: ± sample standard deviation; red dashed box: the lowest error at the last epoch."
     )
 
 
@@ -113,23 +125,27 @@ def _finite(value: Any) -> bool:
 def _curve(variant: KeyedVariant, by_seed: dict[int, TrainedRun], split: Split) -> _Curve | None:
     if not by_seed:
         return None
-    records = [run.folder.metrics() for _, run in sorted(by_seed.items())]
+    runs = tuple(run for _, run in sorted(by_seed.items()))
+    records = [run.folder.metrics() for run in runs]
     accuracy = np.array([[record[f"{split}_accuracy"] for record in run] for run in records], dtype=np.float64)
     mass = np.array([[record.get(f"{split}_mass") for record in run] for run in records], dtype=np.float64)
-    return _Curve(variant, tuple(sorted(by_seed)), 100 * (1 - accuracy), mass)
+    return _Curve(variant, runs, 100 * (1 - accuracy), mass)
 
 
 def _table(panel: _Panel, marks: str) -> Table:
     found = {curve.variant.key: curve for curve in panel.curves}
     rows = []
-    for variant in panel.spec.curves:
+    sources: dict[tuple[int, int], Source] = {}
+    for row, variant in enumerate(panel.spec.curves):
         curve = found.get(variant.key)
         if curve is None:
             rows.append((variant.label, DASH, DASH, "0"))
             continue
+        source = Source(f"{panel.spec.label}, {variant.label}", curve.runs, marks)
+        sources |= {(row, column): source for column in (1, 2)}
         mass = f"{curve.final_mass:.3f}{marks}" if math.isfinite(curve.final_mass) else DASH
         rows.append((variant.label, f"{curve.final_error:.2f}{marks}", mass, str(len(curve.seeds))))
-    return Table((panel.spec.label, "last epoch's error (%)", "last epoch's M", "runs"), tuple(rows))
+    return Table((panel.spec.label, "last epoch's error (%)", "last epoch's M", "runs"), tuple(rows), sources)
 
 
 def _numbers(panel: _Panel, split: Split) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,42 @@ from affsup_cli.reporting.runs import Run, RunData
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+_PLAIN = str.maketrans(_LETTERS, "abcdefghijklmnoprstuvwxyz")
+_MARKS = re.compile(rf"(?: [{_LETTERS}]+)+$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a number comes from: `label` names its place among the report's runs, `marks` is what marks `runs`."""
+
+    label: str
+    runs: tuple[Run, ...]
+    marks: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Text in columns, as it is shown; `rows` are as wide as `header`."""
+    """Text in columns, as it is shown; `rows` are as wide as `header`.
+
+    Where the second heading is empty, consecutive rows of one label belong together, and their second field says what
+    each holds. `sources` are the runs behind the fields, by row and column; fields of the paper have none.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    sources: Mapping[tuple[int, int], Source] = dataclasses.field(default_factory=dict)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several rows may belong together."""
+        return self.header[1] == ""
+
+    def groups(self) -> list[list[int]]:
+        """Return the numbers of the rows that belong together."""
+        if not self.grouped:
+            return [[row] for row in range(len(self.rows))]
+        numbered = itertools.groupby(enumerate(self.rows), key=lambda row: row[1][0])
+        return [[number for number, _ in rows] for _, rows in numbered]
 
 
 class Footnotes:
@@ -38,20 +68,27 @@ class Footnotes:
             self._marks[text] = mark
         return self._marks[text]
 
-    def mark_departures(self, departures: tuple[str, ...], data: RunData) -> str:
+    def mark_departures(self, departures: tuple[str, ...], data: RunData | None = None) -> str:
         """Return the marks of runs that depart from their recipes or hold unofficial data, each after a space."""
         texts = ["; ".join(departures)] if departures else []
-        if data.official is False:
+        if data and data.official is False:
             texts.append(f"the checksum of the {data.name} archive is not the official one")
         return "".join(f" {self.mark(text)}" for text in texts)
-
-    def texts(self) -> tuple[str, ...]:
-        """Return the footnotes without their marks."""
-        return tuple(self._marks)
 
     def lines(self) -> tuple[str, ...]:
         """Return the footnotes, each after its mark."""
         return tuple(f"{mark} {text}" for text, mark in self._marks.items())
+
+
+def split_marks(text: str) -> tuple[str, list[str]]:
+    """Return a field's text without its marks, and the marks."""
+    marks = _MARKS.search(text)
+    return (text[: marks.start()], marks[0].split()) if marks else (text, [])
+
+
+def plain_mark(mark: str) -> str:
+    """Return a mark in the letters a to z, to be raised by other means."""
+    return mark.translate(_PLAIN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,30 +117,34 @@ class Report:
     """A finished report, for showing.
 
     Attributes:
+        name: what `affsup report` calls it.
         title: the table's or figure's name and subject.
-        caption: how to read the numbers.
-        tables: the numbers as text.
-        footnotes: what the marks in them mean.
-        notes: what was left out or is missing and how to fill it; the machines, the code and the dates of the runs.
+        content: its tables and what belongs to them.
+        provenance: the machines, the code and the dates of its runs.
+        notes: what was left out or is missing, and how to fill it.
+        missing: how many of its runs are not there without any departure.
         paths: the files written.
     """
 
+    name: str
     title: str
-    caption: str
-    tables: tuple[Table, ...]
-    footnotes: tuple[str, ...]
+    content: Content
+    provenance: tuple[str, ...]
     notes: tuple[str, ...]
-    paths: tuple[Path, ...]
+    missing: int
+    paths: tuple[Path, ...] = ()
 
 
-def markdown(title: str, content: Content, notes: Sequence[str], picture: str | None) -> str:
+def markdown(report: Report) -> str:
     """Return a page: title, picture, tables, caption, footnotes, notes."""
-    parts = [f"# {title}"]
-    if picture:
-        parts.append(f"![{title}]({picture})")
+    content = report.content
+    parts = [f"# {report.title}"]
+    if ".png" in content.files:
+        parts.append(f"![{report.title}]({report.name}.png)")
     parts += [_markdown_table(table) for table in content.tables]
     parts.append(content.caption)
     parts += ["  \n".join(content.footnotes)] if content.footnotes else []
+    notes = (*report.provenance, *report.notes)
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     return "\n\n".join(parts) + "\n"
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
+from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
 from affsup_cli.reporting.figure import PALETTE, new_figure, png_bytes, style
-from affsup_cli.reporting.match import Group, select_runs
+from affsup_cli.reporting.match import select_runs
 from affsup_cli.reporting.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.spec import EmbeddingSpec, KeyedVariant
 
 _POINTS = ("panel", "index", "x", "y", "label")
-_SCORES = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "departures")
+_SCORES = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")
 _FEWEST_IMAGES = 10
 _MARKERS = "os^Dv<>PX*"
 
@@ -48,26 +48,35 @@ def build_embedding(spec: EmbeddingSpec, runs: RunIndex) -> Content:
     cells = {cell.key: cell for cell in spec_cells(spec)}
     selection = select_runs(cells, runs.trained, _fault)
     group = selection.group
+    footnotes = Footnotes()
     if group is None:
-        return Content("", (), (), selection.left_out, (), {})
+        tables = (_table(spec, [], ""),)
+        return Content(_caption("of one seed"), tables, (), tuple(selection.remarks(footnotes)), (), {})
     seed = group.common_seed()
     chosen = [(variant, group.runs.get(variant.key, {}).get(seed)) for variant in spec.panels]
     panels = [_embed(variant, run) for variant, run in chosen if run]
-    notes = [*selection.left_out, *(f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run)]
-    footnotes = Footnotes()
     marks = footnotes.mark_departures(group.departures, group.data)
+    drawn = footnotes.lines()
+    notes = selection.remarks(footnotes)
+    notes += [f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run]
     return Content(
-        caption=f"t-SNE of test images' features, coloured by class, of runs with seed {seed}. Silhouette and nearest-"
-        "neighbour accuracy are those of the features themselves; higher is better separated.",
+        caption=_caption(f"with seed {seed}"),
         tables=(_table(spec, panels, marks),),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=tuple(panel.run for panel in panels),
         files={
             ".csv": csv_bytes([line for panel in panels for line in _points(panel)], _POINTS),
-            ".scores.csv": csv_bytes([_score(panel, group) for panel in panels], _SCORES),
-            ".png": _draw(spec.title, panels, footnotes.texts()),
+            ".scores.csv": csv_bytes([_score(panel, marks) for panel in panels], _SCORES),
+            ".png": _draw(spec.title, panels, drawn),
         },
+    )
+
+
+def _caption(which: str) -> str:
+    return (
+        f"t-SNE of test images' features, coloured by class, of runs {which}. Silhouette and nearest-neighbour "
+        "accuracy are those of the features themselves; higher is better separated."
     )
 
 
@@ -118,14 +127,17 @@ def _embed(variant: KeyedVariant, run: TrainedRun) -> _Panel:
 def _table(spec: EmbeddingSpec, panels: Sequence[_Panel], marks: str) -> Table:
     found = {panel.variant.key: panel for panel in panels}
     rows = []
-    for variant in spec.panels:
+    sources: dict[tuple[int, int], Source] = {}
+    for row, variant in enumerate(spec.panels):
         panel = found.get(variant.key)
         if panel is None:
             rows.append((variant.label, DASH, DASH, DASH))
             continue
         neighbour = f"{100 * panel.neighbour_accuracy:.2f}{marks}"
+        source = Source(variant.label, (panel.run,), marks)
+        sources |= {(row, column): source for column in (1, 2)}
         rows.append((variant.label, f"{panel.silhouette:.3f}{marks}", neighbour, f"{len(panel.labels):,}"))
-    return Table(("features of", "silhouette", "nearest neighbour (%)", "images"), tuple(rows))
+    return Table(("features of", "silhouette", "nearest neighbour (%)", "images"), tuple(rows), sources)
 
 
 def _points(panel: _Panel) -> Iterator[dict[str, Any]]:
@@ -133,7 +145,7 @@ def _points(panel: _Panel) -> Iterator[dict[str, Any]]:
         yield {"panel": panel.variant.key, "index": index, "x": float(x), "y": float(y), "label": int(label)}
 
 
-def _score(panel: _Panel, group: Group) -> dict[str, Any]:
+def _score(panel: _Panel, marks: str) -> dict[str, Any]:
     return {
         "panel": panel.variant.key,
         "seed": panel.run.recipe.seed,
@@ -141,7 +153,7 @@ def _score(panel: _Panel, group: Group) -> dict[str, Any]:
         "images": len(panel.labels),
         "silhouette": panel.silhouette,
         "nearest_neighbour_accuracy": panel.neighbour_accuracy,
-        "departures": "; ".join(group.departures),
+        "marks": marks.strip(),
     }
 
 

@@ -39,11 +39,16 @@ def style() -> AbstractContextManager[None]:
 
 
 def new_figure(width: float, height: float, title: str, remarks: Sequence[str]) -> Figure:
-    """Return a figure of that size in inches, its title on top and `remarks` in small print at its foot."""
+    """Return a figure of that size in inches, its title on top and `remarks` in small print at its foot.
+
+    A remark has one line there: the report's page holds it in full.
+    """
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     heading = "\n".join(textwrap.wrap(title, int(width * 9)))
     figure.suptitle(heading, fontsize=12.5, fontweight="bold", x=0.012, ha="left")
-    foot = "\n".join(line for remark in remarks for line in textwrap.wrap(remark, int(width * 15)))
+    foot = "\n".join(
+        textwrap.shorten(remark, int(width * 15), placeholder=" … (in full on its page)") for remark in remarks
+    )
     if foot:
         figure.supxlabel(foot, fontsize=7.5, color="#555555", x=0.012, ha="left")
     return figure

@@ -1,4 +1,4 @@
-"""A table in the paper's layout (tables 1, 3 and 5-7): the paper's numbers, ours, and the differences."""
+"""A table in the paper's layout (tables 1-3 and 5-7): the paper's numbers, ours, and the differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from affsup_cli.reporting.document import DASH, MINUS, Content, Footnotes, Table, csv_bytes
+from affsup_cli.reporting.document import DASH, MINUS, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import Cell, spec_cells
 from affsup_cli.reporting.match import Group, select_runs
 from affsup_cli.reporting.runs import RunIndex, TrainedRun
@@ -17,7 +17,7 @@ from affsup_cli.reporting.statistics import PairedDifference, Summary, paired_di
 
 _NUMBERS = (
     *("block", "column", "row", "metric", "n", "mean", "std", "ci_low", "ci_high", "paper_mean", "paper_std"),
-    *("seeds", "runs", "departures", "data_digest", "data_official"),
+    *("seeds", "runs", "marks", "data_digest", "data_official"),
 )
 
 _CAPTION = (
@@ -29,6 +29,7 @@ _CAPTION = (
 class _Filled:
     """An entry with its numbers: `group` stands in its whole column or block, `values` by seed, as shown."""
 
+    label: str
     entry: GridEntry
     group: Group | None
     marks: str
@@ -37,6 +38,10 @@ class _Filled:
     @property
     def ours(self) -> Summary | None:
         return summarize(list(self.values.values())) if self.values else None
+
+    @property
+    def source(self) -> Source | None:
+        return Source(self.label, tuple(self.runs(self.values)), self.marks) if self.group else None
 
     def runs(self, seeds: Iterable[int]) -> list[TrainedRun]:
         return [self.group.runs[self.entry.cell][seed] for seed in seeds] if self.group else []
@@ -77,14 +82,23 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
     for block in spec.blocks:
         filled: dict[tuple[str, str], _Filled] = {}
         for place, entries in _together(spec, block):
-            group, found, remarks = _fill(entries, cells, runs, footnotes)
+            group, found, remarks = _fill(spec, block, entries, cells, runs, footnotes)
             filled |= {(each.entry.column, each.entry.row): each for each in found}
             notes += [f"{place}: {remark}" for remark in [*remarks, *_unmeasured(block, found)]]
             used += group.members if group else []
         lines = list(_lines(spec, block, filled))
         labels = [column.label for column in block.columns]
-        tables.append(Table((block.label, "", *labels), tuple(lines)))
-        for row, entry, *texts in lines:
+        sources = {
+            (row, column): source
+            for row, line in enumerate(lines)
+            for column, source in enumerate(line.sources, start=2)
+            if source and source.runs
+        }
+        tables.append(
+            Table((block.label, "", *labels), tuple((line.row, line.entry, *line.texts) for line in lines), sources)
+        )
+        for line in lines:
+            row, entry, texts = line.row, line.entry, line.texts
             shown.append({"block": block.label, "row": row, "entry": entry, **dict(zip(labels, texts, strict=True))})
         numbers += _numbers(spec, block, filled)
     columns = dict.fromkeys(column.label for block in spec.blocks for column in block.columns)
@@ -114,17 +128,32 @@ def _together(spec: GridSpec, block: GridBlock) -> Iterator[tuple[str, list[Grid
         yield block.key, entries
 
 
+def _runs_label(spec: GridSpec, block: GridBlock, entry: GridEntry) -> str:
+    """Return the names of what sets an entry's runs apart: its block, its column and its row."""
+    parts = [block.label]
+    parts += [_label(block, entry.column)] if spec.columns_differ_in_runs else []
+    parts += [spec.rows[entry.row].label] if spec.rows_differ_in_runs else []
+    return ", ".join(parts)
+
+
 def _fill(
-    entries: Sequence[GridEntry], cells: dict[str, Cell], runs: RunIndex, footnotes: Footnotes
-) -> tuple[Group | None, list[_Filled], tuple[str, ...]]:
+    spec: GridSpec,
+    block: GridBlock,
+    entries: Sequence[GridEntry],
+    cells: dict[str, Cell],
+    runs: RunIndex,
+    footnotes: Footnotes,
+) -> tuple[Group | None, list[_Filled], list[str]]:
     metrics = list(dict.fromkeys(entry.metric for entry in entries))
     selection = select_runs({entry.cell: cells[entry.cell] for entry in entries}, runs.trained, _fault(metrics))
     group = selection.group
     if group is None:
-        return None, [_Filled(entry, None, "", {}) for entry in entries], selection.left_out
+        empty = [_Filled(_runs_label(spec, block, entry), entry, None, "", {}) for entry in entries]
+        return None, empty, selection.remarks(footnotes)
     marks = footnotes.mark_departures(group.departures, group.data)
     filled = [
         _Filled(
+            _runs_label(spec, block, entry),
             entry,
             group,
             marks,
@@ -136,7 +165,7 @@ def _fill(
         )
         for entry in entries
     ]
-    return group, filled, selection.left_out
+    return group, filled, selection.remarks(footnotes)
 
 
 def _fault(metrics: Sequence[str]) -> Callable[[TrainedRun], str | None]:
@@ -163,17 +192,28 @@ def _unmeasured(block: GridBlock, filled: Iterable[_Filled]) -> Iterator[str]:
                 yield f"no {entry.metric} in {', '.join(names)}"
 
 
-def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Filled]) -> Iterator[tuple[str, ...]]:
-    """Yield the lines of a block as text: the row's label, what the line holds, and an entry a column."""
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A line of a block as text: the row's label, what the line holds, and a text a column, with where it is from."""
+
+    row: str
+    entry: str
+    texts: tuple[str, ...]
+    sources: tuple[Source | None, ...] = ()
+
+
+def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Filled]) -> Iterator[_Line]:
+    """Yield the lines of a block."""
     with_paper = any(column.paper for column in block.columns)
     keys = [column.key for column in block.columns]
     for row, variant in spec.rows.items():
         line = [filled[key, row] for key in keys]
+        sources = tuple(each.source for each in line)
         if with_paper:
-            yield variant.label, "paper", *map(_paper_text, line)
-        yield variant.label, "ours", *map(_ours_text, line)
+            yield _Line(variant.label, "paper", tuple(map(_paper_text, line)))
+        yield _Line(variant.label, "ours", tuple(map(_ours_text, line)), sources)
         if with_paper:
-            yield variant.label, f"ours {MINUS} paper", *map(_gap_text, line)
+            yield _Line(variant.label, f"ours {MINUS} paper", tuple(map(_gap_text, line)), sources)
         if spec.compare == "columns":
             pairs = [
                 _Pair(filled[key, row], filled[spec.baseline, row]) if key in spec.treatments else None for key in keys
@@ -191,11 +231,12 @@ def _label(block: GridBlock, key: str) -> str:
     return next(column.label for column in block.columns if column.key == key)
 
 
-def _difference_lines(label: str, pairs: Sequence[_Pair | None], with_paper: bool) -> Iterator[tuple[str, ...]]:
+def _difference_lines(label: str, pairs: Sequence[_Pair | None], with_paper: bool) -> Iterator[_Line]:
     """Yield the lines of paired differences; blank where nothing is compared."""
     if with_paper:
-        yield label, "paper", *(_paper_difference_text(pair) if pair else "" for pair in pairs)
-    yield label, "ours, paired", *(_paired_text(pair) if pair else "" for pair in pairs)
+        yield _Line(label, "paper", tuple(_paper_difference_text(pair) if pair else "" for pair in pairs))
+    sources = tuple(pair.treatment.source if pair else None for pair in pairs)
+    yield _Line(label, "ours, paired", tuple(_paired_text(pair) if pair else "" for pair in pairs), sources)
 
 
 def _paper_text(filled: _Filled) -> str:
@@ -260,7 +301,7 @@ def _entry_numbers(filled: _Filled) -> dict[str, Any]:
     line: dict[str, Any] = {"metric": filled.entry.metric, "n": ours.n if ours else 0}
     if ours and filled.group:
         line |= {"mean": ours.mean, "std": ours.std}
-        line |= _origin(filled.group, filled.values, filled.runs(filled.values))
+        line |= _origin(filled, filled.group, filled.values, filled.runs(filled.values))
     if paper:
         line |= {"paper_mean": paper.mean, "paper_std": paper.std}
     return line
@@ -272,15 +313,15 @@ def _pair_numbers(pair: _Pair) -> dict[str, Any]:
     if paired and group:
         chosen = [each.runs([seed])[0] for seed in paired.seeds for each in (pair.baseline, pair.treatment)]
         line |= {"mean": paired.mean, "ci_low": paired.low, "ci_high": paired.high}
-        line |= _origin(group, paired.seeds, chosen)
+        line |= _origin(pair.treatment, group, paired.seeds, chosen)
     return line | {"paper_mean": pair.paper}
 
 
-def _origin(group: Group, seeds: Iterable[int], runs: Iterable[TrainedRun]) -> dict[str, Any]:
+def _origin(filled: _Filled, group: Group, seeds: Iterable[int], runs: Iterable[TrainedRun]) -> dict[str, Any]:
     return {
         "seeds": " ".join(map(str, seeds)),
         "runs": " ".join(run.folder.name for run in runs),
-        "departures": "; ".join(group.departures),
+        "marks": filled.marks.strip(),
         "data_digest": group.data.digest,
         "data_official": group.data.official,
     }

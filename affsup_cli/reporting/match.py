@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from affsup_cli.recipe import differences
+from affsup_cli.reporting.document import Footnotes
 from affsup_cli.reporting.experiments import Cell
 from affsup_cli.reporting.runs import OBSERVING, Run, RunData, TrainedRun
 
@@ -49,6 +50,12 @@ class Group:
         seeds = sorted({seed for by_seed in self.runs.values() for seed in by_seed})
         return max(seeds, key=lambda seed: (sum(seed in by_seed for by_seed in self.runs.values()), -seed))
 
+    def within(self, other: Group) -> bool:
+        """Return whether all its runs are among the more runs of another."""
+        places = [(name, seed, run) for name, by_seed in self.runs.items() for seed, run in by_seed.items()]
+        shared = all(other.runs.get(name, {}).get(seed) is run for name, seed, run in places)
+        return shared and len(other.members) > len(self.members)
+
     def rank(self) -> tuple[Any, ...]:
         """Return what groups are sorted by, the best first."""
         return (
@@ -63,11 +70,24 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Runs that were left out for one reason; `departures` are those of the runs, where they are the reason."""
+
+    reason: str
+    departures: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Selection:
-    """The group that fills some cells (None: there are no runs), and in words what was left out."""
+    """The group that fills some cells (None: there are no runs), and what was left out."""
 
     group: Group | None
-    left_out: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def remarks(self, footnotes: Footnotes) -> list[str]:
+        """Return a line for each reason to leave runs out; departures stand in it as the mark of their footnote."""
+        return [_left_out_text(left_out, footnotes) for left_out in self.left_out]
 
 
 def select_runs(
@@ -88,7 +108,7 @@ def select_runs(
         observing: fields that may differ without being a departure.
     """
     groups: dict[_Alike, Group] = {}
-    left_out: dict[str, list[str]] = {}
+    left_out: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for run in trained:
         data = run.environment.data
         for name, cell in cells.items():
@@ -96,35 +116,40 @@ def select_runs(
             if departed is None:
                 continue
             if reason := fault(run):
-                _add(left_out, reason, run)
+                _add(left_out, (reason, ()), run)
                 continue
             alike = departed, data.digest, run.environment.weights
             group = groups.setdefault(alike, Group(departed, data, run.recipe.train.epochs))
             first = group.runs.setdefault(name, {}).setdefault(run.recipe.seed, run)
             if first is not run:
-                _add(left_out, f"repeats {first.folder.name}", run)
-    _lend_base_runs(groups)
-    ranked = sorted(groups.values(), key=Group.rank)
+                _add(left_out, (f"repeats {first.folder.name}", ()), run)
+    _lend_runs(groups)
+    # What stands whole in a larger group needs no place of its own: faithful base runs beside others of another lambda.
+    standing = [group for group in groups.values() if not any(group.within(other) for other in groups.values())]
+    ranked = sorted(standing, key=Group.rank)
     shown = {run.folder.name for run in ranked[0].members} if ranked else set()
     for group in ranked[1:]:
         for run in (run for run in group.members if run.folder.name not in shown):
-            otherwise = (
-                "; ".join(group.departures)
-                or f"other data, digest {group.data.digest[:8]}, or other pretrained weights"
-            )
-            _add(left_out, f"does not stand beside the runs shown: {otherwise}", run)
-    return Selection(ranked[0] if ranked else None, tuple(_left_out_text(*item) for item in left_out.items()))
+            reason = "does not stand beside the runs shown"
+            if not group.departures:
+                reason += f": other data, digest {group.data.digest[:8]}, or other pretrained weights"
+            _add(left_out, (reason, group.departures), run)
+    return Selection(
+        ranked[0] if ranked else None, tuple(LeftOut(*why, tuple(names)) for why, names in left_out.items())
+    )
 
 
-def _lend_base_runs(groups: Mapping[_Alike, Group]) -> None:
-    """Let runs without L_G stand beside supervised ones that depart from the cell's lambda too: base runs have none."""
-    for (words, digest, weights), group in groups.items():
-        others = tuple(word for word in words if not word.startswith("affinity.lambda = "))
-        lender = groups.get((others, digest, weights)) if others != words else None
-        for name, by_seed in lender.runs.items() if lender else ():
-            for seed, run in by_seed.items():
-                if run.recipe.flat().get("affinity.loss", "none") == "none":
-                    group.runs.setdefault(name, {}).setdefault(seed, run)
+def _lend_runs(groups: Mapping[_Alike, Group]) -> None:
+    """Let runs stand beside others that depart in fields which they do not have: without L_G there is no lambda."""
+    for (words, *data), group in groups.items():
+        for (fewer, *lent_data), lender in groups.items():
+            if lent_data != data or not set(fewer) < set(words):
+                continue
+            fields = [word.partition(" = ") for word in words if word not in fewer]
+            for name, by_seed in lender.runs.items():
+                for seed, run in by_seed.items():
+                    if all(is_field and field not in run.settings for field, is_field, _ in fields):
+                        group.runs.setdefault(name, {}).setdefault(seed, run)
 
 
 def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ...] | None:
@@ -133,13 +158,12 @@ def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ..
     if changed is None:
         return None
     words = [f"{field} = {_literal(found)} instead of {_literal(wanted)}" for field, (wanted, found) in changed.items()]
-    data = run.environment.data
-    if data.complete:
-        return tuple(words)
-    if data.limit is not None:
-        words.append(f"{data.limit:,} of the training images")
-    else:
-        words.append("a part of the data set")
+    data, network = run.environment.data, run.environment.network
+    if not data.complete:
+        limited = data.limit is not None
+        words.append(f"{data.limit:,} of the training images" if limited else "a part of the data set")
+    if network and not network.data.complete:
+        words.append(f"network.data.name = {network.data.name} (a part of it, digest {network.data.digest[:8]})")
     return tuple(words)
 
 
@@ -154,13 +178,16 @@ def _literal(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _add(left_out: dict[str, list[str]], reason: str, run: TrainedRun) -> None:
-    names = left_out.setdefault(reason, [])
+def _add(
+    left_out: dict[tuple[str, tuple[str, ...]], list[str]], why: tuple[str, tuple[str, ...]], run: TrainedRun
+) -> None:
+    names = left_out.setdefault(why, [])
     if run.folder.name not in names:
         names.append(run.folder.name)
 
 
-def _left_out_text(reason: str, names: list[str]) -> str:
+def _left_out_text(left_out: LeftOut, footnotes: Footnotes) -> str:
+    names = left_out.names
     shown = ", ".join(sorted(names)[:_NAMES_SHOWN])
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return f"left out ({reason}): {shown}{more}"
+    return f"left out ({left_out.reason}{footnotes.mark_departures(left_out.departures)}): {shown}{more}"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
+from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
 from affsup_cli.reporting.figure import Values, draw_mean, new_figure, png_bytes, style
 from affsup_cli.reporting.match import Group, select_runs
@@ -22,9 +22,13 @@ from affsup_cli.reporting.statistics import summarize
 
 Average = Literal["micro", "macro"]
 
-_NUMBERS = ("curve", "seed", "k", "micro", "macro", "run", "departures", "data_digest")
+_NUMBERS = ("curve", "seed", "k", "micro", "macro", "run", "marks", "data_digest")
 _PREFIXES: dict[Average, str] = {"micro": "test_recall@", "macro": "test_recall_macro@"}
 _TITLES: dict[Average, str] = {"micro": "recall@K (%), all pairs", "macro": "recall@K (%), mean over images"}
+_CAPTION = (
+    "Recall: the share of the true pairs that are among an image's K heaviest pairs, over all pairs of the test images "
+    "(micro, drawn) or as the mean over images (macro). Mean ± sample standard deviation over runs."
+)
 # Figure 4's black, blue, orange and red, then two more.
 _LINES = (
     *(("#222222", "o"), ("#3f90da", "s"), ("#ffa90e", "^")),
@@ -50,29 +54,31 @@ def build_recall(spec: RecallSpec, runs: RunIndex) -> Content:
     cells = {cell.key: cell for cell in spec_cells(spec)}
     selection = select_runs(cells, runs.trained, _fault)
     group = selection.group
+    footnotes = Footnotes()
     if group is None:
-        return Content(spec.caption, (), (), selection.left_out, (), {})
+        wanted = next(iter(cells.values())).recipe.flat()["test.recall_at"]
+        tables = tuple(_table(average, spec, [], wanted, "") for average in _PREFIXES)
+        return Content(f"{spec.caption} {_CAPTION}", tables, (), tuple(selection.remarks(footnotes)), (), {})
     shared = sorted(set.intersection(*(set(_recorded(run)) for run in group.members)))
     if not shared:
         names = ", ".join(run.folder.name for run in group.members)
-        return Content(spec.caption, (), (), (*selection.left_out, f"no K in common: {names}"), (), {})
+        remarks = (*selection.remarks(footnotes), f"no K in common: {names}")
+        return Content(f"{spec.caption} {_CAPTION}", (), footnotes.lines(), remarks, (), {})
     curves = [_curve(variant, by_seed, shared) for variant in spec.curves if (by_seed := group.runs.get(variant.key))]
-    notes = [*selection.left_out]
+    marks = footnotes.mark_departures(group.departures, group.data)
+    drawn = footnotes.lines()
+    notes = selection.remarks(footnotes)
     if missing := [variant.label for variant in spec.curves if variant.key not in group.runs]:
         notes.append(f"no runs for {', '.join(missing)}")
-    footnotes = Footnotes()
-    marks = footnotes.mark_departures(group.departures, group.data)
     return Content(
-        caption=f"{spec.caption} Recall: the share of the true pairs that are among an image's K heaviest pairs, over "
-        "all pairs of the test images (micro, drawn) or as the mean over images (macro). Mean ± sample standard "
-        "deviation over runs.",
+        caption=f"{spec.caption} {_CAPTION}",
         tables=tuple(_table(average, spec, curves, shared, marks) for average in _PREFIXES),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=tuple(group.members),
         files={
-            ".csv": csv_bytes([line for curve in curves for line in _numbers(curve, shared, group)], _NUMBERS),
-            ".png": _draw(spec, curves, shared, footnotes.texts()),
+            ".csv": csv_bytes([line for curve in curves for line in _numbers(curve, shared, group, marks)], _NUMBERS),
+            ".png": _draw(spec, curves, shared, drawn),
         },
     )
 
@@ -106,14 +112,17 @@ def _curve(variant: RecallCurve, by_seed: dict[int, TrainedRun], shared: Sequenc
 def _table(average: Average, spec: RecallSpec, curves: Sequence[_Curve], shared: Sequence[int], marks: str) -> Table:
     found = {curve.variant.key: curve for curve in curves}
     rows = []
-    for variant in spec.curves:
+    sources: dict[tuple[int, int], Source] = {}
+    for row, variant in enumerate(spec.curves):
         curve = found.get(variant.key)
         if curve is None:
             rows.append((variant.label, *[DASH] * len(shared), "0"))
         else:
             texts = [_text(column.tolist(), marks) for column in curve.recalls[average].T]
             rows.append((variant.label, *texts, str(len(curve.runs))))
-    return Table((_TITLES[average], *(f"{k:,}" for k in shared), "runs"), tuple(rows))
+            source = Source(variant.label, curve.runs, marks)
+            sources |= {(row, column): source for column in range(1, len(shared) + 1)}
+    return Table((_TITLES[average], *(f"{k:,}" for k in shared), "runs"), tuple(rows), sources)
 
 
 def _text(values: Sequence[float], marks: str) -> str:
@@ -123,7 +132,7 @@ def _text(values: Sequence[float], marks: str) -> str:
     return f"{summary.mean:.1f}" + ("" if summary.std is None else f" ± {summary.std:.1f}") + marks
 
 
-def _numbers(curve: _Curve, shared: Sequence[int], group: Group) -> Iterator[dict[str, Any]]:
+def _numbers(curve: _Curve, shared: Sequence[int], group: Group, marks: str) -> Iterator[dict[str, Any]]:
     for (row, run), (column, k) in itertools.product(enumerate(curve.runs), enumerate(shared)):
         macro = float(curve.recalls["macro"][row, column])
         yield {
@@ -133,7 +142,7 @@ def _numbers(curve: _Curve, shared: Sequence[int], group: Group) -> Iterator[dic
             "micro": float(curve.recalls["micro"][row, column]),
             "macro": None if math.isnan(macro) else macro,
             "run": run.folder.name,
-            "departures": "; ".join(group.departures),
+            "marks": marks.strip(),
             "data_digest": group.data.digest,
         }
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from affsup_cli.engine.examples import Example, read_examples
 from affsup_cli.errors import AffsupError
-from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
+from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
 from affsup_cli.reporting.figure import new_figure, png_bytes, style
 from affsup_cli.reporting.match import select_runs
@@ -20,7 +20,7 @@ from affsup_cli.reporting.relation_picture import draw_relations
 from affsup_cli.reporting.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.spec import KeyedVariant, RelationsSpec
 
-_NUMBERS = ("image_id", "image", "panel", "box", "class", "weight", "x1", "y1", "x2", "y2", "run", "departures")
+_NUMBERS = ("image_id", "image", "panel", "box", "class", "weight", "x1", "y1", "x2", "y2", "run", "marks")
 _WIDTH = 3.4  # inches of a picture
 _IMAGES_IN_A_COLUMN = 4
 _NAMED_IOU = 0.5
@@ -44,11 +44,15 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
     cells = {cell.key: cell for cell in spec_cells(spec)}
     selection = select_runs(cells, runs.trained, examples_fault)
     group = selection.group
+    footnotes = Footnotes()
     if group is None:
-        return Content("", (), (), selection.left_out, (), {})
+        return Content(_caption(None, None), (), (), tuple(selection.remarks(footnotes)), (), {})
     seed = group.common_seed()
     chosen = [(variant, group.runs.get(variant.key, {}).get(seed)) for variant in spec.panels]
-    notes = [*selection.left_out, *(f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run)]
+    marks = footnotes.mark_departures(group.departures, group.data)
+    drawn = footnotes.lines()
+    notes = selection.remarks(footnotes)
+    notes += [f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run]
     panels = [_load(variant, run) for variant, run in chosen if run]
     common = _references(panels)
     shown = dict(list(common.items())[spec.skip : spec.skip + spec.images])
@@ -57,18 +61,11 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
             f"the runs keep {len(common)} images with a related object that all of them propose: {len(shown)} of "
             f"{spec.images} are shown"
         )
+    caption = _caption(panels[0].run.recipe.flat()["model.proposals"], seed)
     if not shown:
-        return Content("", (), (), tuple(notes), (), {})
-    footnotes = Footnotes()
-    marks = footnotes.mark_departures(group.departures, group.data)
-    departures = "; ".join(group.departures)
+        return Content(caption, (), footnotes.lines(), tuple(notes), (), {})
     return Content(
-        caption="Blue: the reference, the proposal that covers best the object that is subject to the most others in "
-        "its image (the first of equals), of those that every network proposes (IoU 0.5). Orange: the proposals that "
-        "it attends to most. Red: their weights, shares of the reference's row under a softmax without itself "
-        f"(an even share: {1 / (panels[0].run.recipe.flat()['model.proposals'] - 1):.3f}). "
-        f"Runs of seed {seed}, the same images and objects for all: those that a run keeps, in their order, chosen by "
-        "annotations alone but for that IoU.",
+        caption=caption,
         tables=(_table(panels, shown, marks),),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
@@ -76,15 +73,26 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
         files={
             ".csv": csv_bytes(
                 [
-                    line | {"departures": departures}
+                    line | {"marks": marks.strip()}
                     for image, reference in shown.items()
                     for panel in panels
                     for line in _boxes(panel, image, reference)
                 ],
                 _NUMBERS,
             ),
-            ".png": _draw(spec.title, panels, shown, footnotes.texts()),
+            ".png": _draw(spec.title, panels, shown, drawn),
         },
+    )
+
+
+def _caption(proposals: int | None, seed: int | None) -> str:
+    even = f" (an even share: {1 / (proposals - 1):.3f})" if proposals else ""
+    return (
+        "Blue: the reference, the proposal that covers best the object that is subject to the most others in its image "
+        "(the first of equals), of those that every network proposes (IoU 0.5). Orange: the proposals that it attends "
+        f"to most. Red: their weights, shares of the reference's row under a softmax without itself{even}. Runs of "
+        f"{'one seed' if seed is None else f'seed {seed}'}, the same images and objects for all: those that a run "
+        "keeps, in their order, chosen by annotations alone but for that IoU."
     )
 
 
@@ -161,7 +169,12 @@ def _table(panels: Sequence[_Panel], shown: Mapping[int, int], marks: str) -> Ta
             for of_panel in lines
         )
         rows.append((lines[0][0]["image"], lines[0][0]["class"], *words))
-    return Table(("image", "reference", *(f"{panel.variant.label}{marks}" for panel in panels)), tuple(rows))
+    sources = {
+        (row, column): Source(panel.variant.label, (panel.run,), marks)
+        for row in range(len(rows))
+        for column, panel in enumerate(panels, start=2)
+    }
+    return Table(("image", "reference", *(f"{panel.variant.label}{marks}" for panel in panels)), tuple(rows), sources)
 
 
 def _draw(title: str, panels: Sequence[_Panel], shown: Mapping[int, int], remarks: Sequence[str]) -> bytes:

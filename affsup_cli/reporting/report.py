@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
 from affsup_cli.engine.run_folder import atomic_file
-from affsup_cli.errors import AffsupError
-from affsup_cli.reporting.document import Content, Report, markdown
+from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.reporting.document import Content, Report, csv_bytes, markdown
 from affsup_cli.reporting.experiments import experiments, spec_cells
 from affsup_cli.reporting.match import changed_fields
-from affsup_cli.reporting.runs import Environment, Run, RunIndex
+from affsup_cli.reporting.runs import Run, RunIndex
 from affsup_cli.reporting.spec import (
     CostSpec,
     CurvesSpec,
@@ -23,11 +24,30 @@ from affsup_cli.reporting.spec import (
     load_spec,
 )
 
+FORMATS = ("csv", "md", "tex")
+"""In what the tables can be written."""
 
-def build_report(name: str, runs: RunIndex, out: Path) -> Report:
+INDEX = "index.html"
+
+
+def read_formats(text: str) -> tuple[str, ...]:
+    """Read formats after commas, such as "csv,md".
+
+    Raises:
+        UsageError: there is none, or one is unknown.
+    """
+    formats = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for each in formats:
+        if each not in FORMATS:
+            raise UsageError(f"--format {text!r}: no format '{each}': known are {', '.join(FORMATS)}")
+    return formats
+
+
+def build_report(name: str, runs: RunIndex, out: Path, formats: Iterable[str] = ("csv", "md")) -> Report:
     """Write a table's or figure's files into `out` and return what to show: the same runs always give the same bytes.
 
-    Every report has a page `NAME.md`; tables and figures add `NAME.csv` and other endings, figures `NAME.png`.
+    A report has a page `NAME.md`, numbers in `NAME.csv` and other endings, what its marks mean in
+    `NAME.footnotes.csv`, and its tables as LaTeX in `NAME.tex`, as `formats` asks; a figure has a `NAME.png` as well.
 
     Raises:
         UsageError: there is no such table or figure.
@@ -35,15 +55,47 @@ def build_report(name: str, runs: RunIndex, out: Path) -> Report:
     """
     spec = load_spec(name)
     content = _build(spec, runs)
-    notes = [*content.notes, *_provenance(content.used), *_unfinished(spec, runs), *_missing(name, spec, runs)]
-    picture = f"{name}.png" if ".png" in content.files else None
-    page = markdown(spec.title, content, notes, picture)
+    missing = _missing(spec, runs)
+    wanted = len(experiments(spec))
+    notes = [*content.notes, *_unfinished(spec, runs)]
+    if missing:
+        lacking = f"{missing} of {wanted} runs without any departure are not there yet"
+        notes.append(f"{lacking}: `affsup sweep {name}` makes them")
+    report = Report(name, spec.title, content, tuple(_provenance(content.used)), tuple(notes), missing)
     paths = []
-    for ending, data in {".md": page.encode(), **content.files}.items():
+    for ending, data in _files(report, formats).items():
         path = out / f"{name}{ending}"
         _write(path, data)
         paths.append(path)
-    return Report(spec.title, content.caption, content.tables, content.footnotes, tuple(notes), tuple(paths))
+    return dataclasses.replace(report, paths=tuple(paths))
+
+
+def write_index(reports: Iterable[Report], runs: RunIndex, out: Path) -> Path:
+    """Write the page that holds `reports` and their runs into `out`, and return its path.
+
+    Raises:
+        AffsupError: `out` cannot be written to.
+    """
+    from affsup_cli.reporting.page import index_page
+
+    path = out / INDEX
+    _write(path, index_page(list(reports), runs.warnings).encode())
+    return path
+
+
+def _files(report: Report, formats: Iterable[str]) -> dict[str, bytes]:
+    """Return a report's files by their endings."""
+    content = report.content
+    files = {".md": markdown(report).encode()} if "md" in formats else {}
+    files |= {ending: data for ending, data in content.files.items() if "csv" in formats or not ending.endswith(".csv")}
+    if "csv" in formats and content.footnotes:
+        lines = [dict(zip(("mark", "text"), line.split(" ", 1), strict=True)) for line in content.footnotes]
+        files[".footnotes.csv"] = csv_bytes(lines, ("mark", "text"))
+    if "tex" in formats and content.tables:
+        from affsup_cli.reporting.latex import latex_tables
+
+        files[".tex"] = latex_tables(report).encode()
+    return files
 
 
 def _build(spec: Spec, runs: RunIndex) -> Content:
@@ -88,16 +140,10 @@ def _provenance(used: Iterable[Run]) -> list[str]:
         f"{ran.device_name} ({ran.device}, {ran.threads} threads), Python {ran.python}, torch {ran.torch}"
         for ran in environments
     }
-    code = {_code(ran) for ran in environments}
+    code = {ran.code for ran in environments}
     days = sorted({ran.started[:10] for ran in environments})
     period = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return [f"Machine: {'; '.join(sorted(machines))}", f"Code: {'; '.join(sorted(code))}", f"Runs started: {period}"]
-
-
-def _code(ran: Environment) -> str:
-    if ran.commit is None:
-        return f"affsup {ran.affsup}"
-    return f"affsup {ran.affsup}, commit {ran.commit[:12]}{' and uncommitted changes' if ran.dirty else ''}"
 
 
 def _unfinished(spec: Spec, runs: RunIndex) -> list[str]:
@@ -113,16 +159,10 @@ def _unfinished(spec: Spec, runs: RunIndex) -> list[str]:
     ]
 
 
-def _missing(name: str, spec: Spec, runs: RunIndex) -> list[str]:
-    """Say how many runs of the full table are not there, and what makes them."""
-    wanted = experiments(spec)
-    found = [runs.find(experiment.recipe, experiment.kind) for experiment in wanted]
-    missing = sum(folder is None or not folder.finished for folder in found)
-    return (
-        [f"{missing} of {len(wanted)} runs without any departure are not there yet: `affsup sweep {name}` makes them"]
-        if missing
-        else []
-    )
+def _missing(spec: Spec, runs: RunIndex) -> int:
+    """Count the runs of the full table that are not there."""
+    found = [runs.find(experiment.recipe, experiment.kind) for experiment in experiments(spec)]
+    return sum(folder is None or not folder.finished for folder in found)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -25,6 +25,14 @@ class RunData(BaseModel):
     official: bool | None
 
 
+class PartA(BaseModel):
+    """The trained network that a scene run is built on: its run, the digest of its weights, its data set."""
+
+    run: str
+    digest: str
+    data: RunData
+
+
 class Environment(BaseModel):
     """What a run ran on."""
 
@@ -39,6 +47,14 @@ class Environment(BaseModel):
     started: str
     data: RunData
     weights: str | None = None
+    network: PartA | None = None
+
+    @property
+    def code(self) -> str:
+        """Which code it ran."""
+        if self.commit is None:
+            return f"affsup {self.affsup}"
+        return f"affsup {self.affsup}, commit {self.commit[:12]}{' and uncommitted changes' if self.dirty else ''}"
 
 
 class TrainResult(BaseModel):
@@ -75,6 +91,7 @@ OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
 """Fields that record more and train the same."""
 
 _OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax")
+_OF_THE_BACKBONE = ("network.model.arch", "network.model.weights", "network.model.pixels")
 
 _RESULT: TypeAdapter[TrainResult | CostResult] = TypeAdapter(
     Annotated[TrainResult | CostResult, Field(discriminator="kind")]
@@ -136,7 +153,7 @@ class RunIndex:
         self._of_recipe: dict[tuple[str, str], list[Run]] = {}
         for kind, runs in (("train", (*self.trained, *self.unfinished)), ("cost", self.measured)):
             for run in runs:
-                self._of_recipe.setdefault((kind, _training_key(run.recipe)), []).append(run)
+                self._of_recipe.setdefault((kind, training_key(run.recipe)), []).append(run)
 
     def _add(self, folder: RunFolder) -> None:
         recipe = folder.recipe()
@@ -156,7 +173,11 @@ class RunIndex:
             self.measured.append(MeasuredRun(folder, recipe, environment, result))
 
     def find(
-        self, recipe: Recipe, kind: Literal["train", "cost"] = "train", data: str | None = None
+        self,
+        recipe: Recipe,
+        kind: Literal["train", "cost"] = "train",
+        data: str | None = None,
+        network_data: str | None = None,
     ) -> RunFolder | None:
         """Return the run of `recipe`, finished or not; the first started if there are several, None if there is none.
 
@@ -164,11 +185,15 @@ class RunIndex:
             recipe: the run trains as this says, and records at least what this asks for.
             kind: of cost comparisons only finished ones are known.
             data: digest of the data set that it must have run on; None for any.
+            network_data: digest of the data set that the run which it builds on must have run on; None for any.
         """
         asked = {field for field in OBSERVING if recipe.flat().get(field)}
-        for run in self._of_recipe.get((kind, _training_key(recipe)), []):
+        for run in self._of_recipe.get((kind, training_key(recipe)), []):
             recorded = {field for field in OBSERVING if run.recipe.flat().get(field)}
-            if data in (None, run.environment.data.digest) and asked <= recorded:
+            part_a = run.environment.network
+            of_network = part_a.data.digest if part_a else None
+            alike = data in (None, run.environment.data.digest) and network_data in (None, of_network)
+            if alike and asked <= recorded:
                 return run.folder
         return None
 
@@ -182,7 +207,7 @@ def identity_key(recipe: Recipe) -> str:
     return json.dumps(recipe.identity(), sort_keys=True)
 
 
-def _training_key(recipe: Recipe) -> str:
+def training_key(recipe: Recipe) -> str:
     """Return a text that is equal for recipes that train the same, whatever they record."""
     fields = {key: value for key, value in recipe.identity().items() if key not in OBSERVING}
     return json.dumps(fields, sort_keys=True)
@@ -191,7 +216,13 @@ def _training_key(recipe: Recipe) -> str:
 def comparable_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the fields that make runs comparable: not label and seed, and without L_G not the form of it.
 
-    The fields of the graph count in a base network too: they say which M was measured.
+    The fields of the graph count in a base network too: they say which M was measured. Of a network that is not trained
+    only its backbone counts.
     """
-    fields = {key: value for key, value in recipe.identity().items() if key not in ("name", "seed")}
-    return {key: fields[key] for key in fields if key not in _OF_THE_LOSS or fields.get("affinity.loss") != "none"}
+    fields = {key: value for key, value in recipe.identity().items() if key not in ("name", "network.name", "seed")}
+    for network in ("", "network."):
+        if fields.get(f"{network}affinity.loss") == "none":
+            fields = {key: value for key, value in fields.items() if key.removeprefix(network) not in _OF_THE_LOSS}
+    if fields.get("model.pretrained", True):
+        return fields
+    return {key: fields[key] for key in fields if not key.startswith("network.") or key in _OF_THE_BACKBONE}

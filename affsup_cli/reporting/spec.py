@@ -1,6 +1,6 @@
 """The files of `recipes/tables`: one a table or figure, read and checked.
 
-Seven kinds: a `grid` of numbers in the paper's layout (tables 1, 3 and 5-7), a `cost` comparison (table 4),
+Seven kinds: a `grid` of numbers in the paper's layout (tables 1-3 and 5-7), a `cost` comparison (table 4),
 relationship `recall` against K (table 8, figure 4), `curves` over the epochs (figure 5), an `embedding` of features
 (figure 6), and on test images the `relations` found (figures 1 and 7) and the `targets` of supervision (figure 9).
 """

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from affsup_cli.engine.examples import Example, read_examples
-from affsup_cli.reporting.document import DASH, Content, Footnotes, Table, csv_bytes
+from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
 from affsup_cli.reporting.figure import new_figure, png_bytes, style
 from affsup_cli.reporting.match import select_runs
@@ -20,6 +20,11 @@ from affsup_cli.reporting.spec import TargetsSpec
 
 _NUMBERS = ("image_id", "image", "target", "object", "class", "role", "x1", "y1", "x2", "y2")
 _WIDTH = 4.4  # inches of a picture
+_CAPTION = (
+    "Blue: the reference a. Orange: the objects b with T[a, b] = 1. Of the images that a run keeps, the one with the "
+    "fewest objects in which a class has two and another class stands beside it; in it the largest object of such a "
+    "class."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +56,27 @@ def build_targets(spec: TargetsSpec, runs: RunIndex) -> Content:
     (cell,) = spec_cells(spec)
     selection = select_runs({cell.key: cell}, runs.trained, examples_fault)
     group = selection.group
+    footnotes = Footnotes()
     if group is None:
-        return Content("", (), (), selection.left_out, (), {})
+        return Content(_CAPTION, (), (), tuple(selection.remarks(footnotes)), (), {})
     run = group.runs[cell.key][group.common_seed()]
     choice = _choose(*read_examples(run.folder.examples))
     if choice is None:
         nothing = (
             f"{run.folder.name} keeps no image in which an object has one of its own class and one of another beside it"
         )
-        return Content("", (), (), (*selection.left_out, nothing), (), {})
-    footnotes = Footnotes()
+        return Content(_CAPTION, (), (), (*selection.remarks(footnotes), nothing), (), {})
+    marks = footnotes.mark_departures((), group.data)
+    drawn = footnotes.lines()
+    notes = selection.remarks(footnotes)
     example = choice.example
     return Content(
-        caption=f"Image {example.name}. Blue: the reference a ({choice.name(choice.reference)}). Orange: the objects b "
-        "with T[a, b] = 1. Of the images that a run keeps, the one with the fewest objects in which a class has two "
-        "and another class stands beside it; in it the largest object of such a class.",
-        tables=(_table(spec, choice, footnotes.mark_departures((), group.data)),),
+        caption=f"Image {example.name}, reference {choice.name(choice.reference)}. {_CAPTION}",
+        tables=(_table(spec, choice, Source("the image", (run,), marks), marks),),
         footnotes=footnotes.lines(),
-        notes=selection.left_out,
+        notes=tuple(notes),
         used=(run,),
-        files={".csv": csv_bytes(_numbers(spec, choice), _NUMBERS), ".png": _draw(spec, choice, footnotes.texts())},
+        files={".csv": csv_bytes(_numbers(spec, choice), _NUMBERS), ".png": _draw(spec, choice, drawn)},
     )
 
 
@@ -97,12 +103,13 @@ def _numbers(spec: TargetsSpec, choice: _Choice) -> list[dict[str, Any]]:
     return lines
 
 
-def _table(spec: TargetsSpec, choice: _Choice, marks: str) -> Table:
+def _table(spec: TargetsSpec, choice: _Choice, source: Source, marks: str) -> Table:
     rows = tuple(
         (_label(target), choice.name(choice.reference), ", ".join(map(choice.name, choice.related(target))) or DASH)
         for target in spec.targets
     )
-    return Table((f"target{marks}", "reference", "related objects"), rows)
+    sources = {(row, 2): source for row in range(len(rows))}
+    return Table((f"target{marks}", "reference", "related objects"), rows, sources)
 
 
 def _label(target: str) -> str:

@@ -45,11 +45,61 @@ def test_brackets_are_printed_as_they_are(make: RunMaker, tmp_path: Path) -> Non
     assert "+1.00 [+1.00, +1.00] (2)" in result.output
 
 
-def test_all_is_what_the_paper_has(tmp_path: Path) -> None:
-    result = invoke("all", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+@pytest.mark.parametrize("names", [["all"], []])
+def test_all_is_what_the_paper_has_and_so_is_no_name(tmp_path: Path, names: list[str]) -> None:
+    result = invoke(*names, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
     assert result.exit_code == 0
     pages = {path.stem for path in (tmp_path / "out").glob("*.md")}
     assert pages == set(paper_names())
+    index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    for name in paper_names():
+        assert f"affsup sweep {name}" in result.output
+        assert f'id="{name}"' in index
+
+
+def test_the_page_holds_the_reports_of_the_call(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    result = invoke("table3", "figure5", "--runs", str(tmp_path / "runs"), "--out", out)
+    assert result.output.splitlines()[-1].endswith("index.html")
+    index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert ['id="table3"' in index, 'id="figure5"' in index, 'id="table1"' in index] == [True, True, False]
+
+
+def test_tables_can_be_had_as_latex(tmp_path: Path) -> None:
+    places = ("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    assert invoke("table3", "--format", "tex", *places).exit_code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"table3.tex", "index.html"}
+
+
+def test_an_unknown_format_writes_nothing(tmp_path: Path) -> None:
+    result = invoke("table3", "--format", "csv,doc", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    assert isinstance(result.exception, UsageError)
+    assert "no format 'doc': known are csv, md, tex" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_off_a_terminal_no_column_is_folded(tmp_path: Path) -> None:
+    result = invoke("table1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    lines = result.output.splitlines()
+    (ours,) = [line for line in lines if line.split()[:2] == ["mAP@all", "(%)"] and "47.7 ± 0.1" in line]
+    assert "48.6 ± 0.1" in ours
+
+
+def test_of_several_reports_long_footnotes_and_notes_are_shortened(make: RunMaker, tmp_path: Path) -> None:
+    long = {**SHORT, "train.batch_size": 64, "train.momentum": 0.8, "train.weight_decay": 0.001, "data.flip": False}
+    make.train({**BASE, **long}, 0.9)
+    for number in range(6):
+        make.start({**BASE, **SHORT}, seed=number + 1)
+    places = ("--runs", str(make.root), "--out", str(tmp_path / "out"))
+    alone = invoke("table3", *places).output
+    among = invoke("table3", "table1", *places).output
+    assert alone.count("Not finished") == 6
+    assert "data.flip = false instead of true" in alone
+    assert among.count("Not finished") == 3
+    assert "- 3 more such notes on its page" in among
+    assert "`affsup sweep table3` makes them" in among
+    assert "data.flip" not in among
+    assert "Machine" not in among
 
 
 def test_an_empty_machine_is_no_failure(tmp_path: Path) -> None:

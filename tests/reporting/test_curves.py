@@ -98,8 +98,9 @@ def test_faithful_runs_are_shown_and_others_left_out(make: RunMaker) -> None:
     train(make, {"affinity.gamma": 2}, decay(3, 0.5, 0.3))
     content = figure5(make)
     assert set(frame(content)["curve"]) == {"base"}
-    assert content.footnotes == ()
-    assert any("train.epochs = 3 instead of 200" in note for note in content.notes)
+    assert not any("ᵃ" in field for row in content.tables[0].rows for field in row)
+    assert content.footnotes == ("ᵃ train.epochs = 3 instead of 200",)
+    assert "left out (does not stand beside the runs shown ᵃ): run002" in content.notes
 
 
 @pytest.mark.parametrize(

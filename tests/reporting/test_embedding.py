@@ -78,7 +78,8 @@ def test_a_departed_run_carries_a_mark(make: RunMaker) -> None:
     make.train({**AFFINITY, "train.epochs": 3}, 0.9, features=FEW)
     content = figure6(make)
     assert content.tables[0].rows[1][1].endswith(" ᵃ")
-    assert frame(content, ".scores.csv")["departures"].tolist() == ["train.epochs = 3 instead of 200"]
+    assert frame(content, ".scores.csv")["marks"].tolist() == ["ᵃ"]
+    assert content.footnotes == ("ᵃ train.epochs = 3 instead of 200",)
 
 
 @pytest.mark.parametrize(

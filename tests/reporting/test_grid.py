@@ -149,7 +149,8 @@ def test_the_cells_csv_holds_full_precision_and_where_numbers_come_from(make: Ru
     assert line["mean"] == pytest.approx(100 * sum(accuracies) / 2, abs=1e-12)
     assert line["n"] == 2
     assert (line["seeds"], line["runs"]) == ("0 1", "run001 run002")
-    assert line["departures"] == "train.epochs = 2 instead of 200"
+    assert line["marks"] == "ᵃ"
+    assert content.footnotes == ("ᵃ train.epochs = 2 instead of 200",)
     assert line["data_digest"] == "d" * 64
     assert (line["paper_mean"], line["paper_std"]) == (91.34, 0.27)
     assert len(cells(content)) == 27

@@ -151,9 +151,9 @@ def test_where_columns_are_compared_the_whole_block_stands_together(make: RunMak
     detect(make, {**VOC, **short, "affinity.gamma": 2}, metrics(0.3, 0.6, 0.5), name="short-affinity")
     content = build(make, "table1")
     assert shown(content, "mAP@all (%)", "ours") == [DASH, "40.0 (1)", *[DASH] * 5]
-    assert content.footnotes == ()
+    assert content.footnotes == ("ᵃ train.epochs = 2 instead of 8",)
     (note,) = content.notes
-    assert note.startswith("voc07: left out (does not stand beside the runs shown: train.epochs = 2 instead of 8)")
+    assert note.startswith("voc07: left out (does not stand beside the runs shown ᵃ): ")
 
 
 def test_a_difference_that_rounds_to_zero_has_no_minus(make: RunMaker) -> None:
@@ -221,6 +221,5 @@ def test_base_networks_stand_beside_supervised_ones_of_another_lambda(make: RunM
     content = build(make, "table1")
     assert [run.folder.name for run in content.used if run.folder.name in ("stronger", "strongest")] == ["stronger"]
     assert len(content.used) == 3
-    (footnote,) = content.footnotes
-    assert "affinity.lambda = 0.2 instead of 0.01" in footnote
-    assert [note for note in content.notes if "strongest" in note]
+    assert "affinity.lambda = 0.2 instead of 0.01" in content.footnotes[0]
+    assert [note for note in content.notes if note.endswith("ᵇ): strongest")]

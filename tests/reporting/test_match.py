@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from affsup_cli.recipe import load_recipe
+from affsup_cli.reporting.document import Footnotes
 from affsup_cli.reporting.experiments import Cell
 from affsup_cli.reporting.match import Selection, select_runs
 from affsup_cli.reporting.runs import RunIndex, TrainedRun
@@ -157,9 +158,12 @@ def test_faithful_runs_come_before_any_number_of_others_and_are_not_mixed_with_t
     make.train(BASE, 0.9, seed=7, name="faithful")
     selection = select(make)
     assert names(selection) == {"base": ["faithful"]}
-    (left_out,) = selection.left_out
-    assert left_out.startswith("left out (does not stand beside the runs shown: train.epochs = 2 instead of 200;")
-    assert left_out.endswith(": run001, run002, run003, run004, run005, run006")
+    footnotes = Footnotes()
+    (left_out,) = selection.remarks(footnotes)
+    assert left_out == (
+        "left out (does not stand beside the runs shown ᵃ): run001, run002, run003, run004, run005, run006"
+    )
+    assert footnotes.lines() == ("ᵃ train.epochs = 2 instead of 200; train.milestones = [] instead of [100, 150]",)
 
 
 def test_a_group_that_fills_both_rows_comes_before_a_longer_one_that_fills_one(make: RunMaker) -> None:
@@ -190,7 +194,7 @@ def test_runs_on_different_data_are_not_mixed(make: RunMaker) -> None:
     make.train(BASE, 0.9, seed=2, name="two")
     selection = select(make)
     assert names(selection) == {"base": ["one", "two"]}
-    (left_out,) = selection.left_out
+    (left_out,) = selection.remarks(Footnotes())
     assert left_out.startswith("left out (does not stand beside the runs shown: other data, digest eeeeeeee")
     assert left_out.endswith(": other")
 
@@ -200,7 +204,7 @@ def test_of_two_runs_of_a_seed_the_first_started_counts(make: RunMaker) -> None:
     make.train({**BASE, "train.test_curve": True}, 0.99, name="a-second")
     selection = select(make)
     assert names(selection) == {"base": ["z-first"]}
-    assert selection.left_out == ("left out (repeats z-first): a-second",)
+    assert selection.remarks(Footnotes()) == ["left out (repeats z-first): a-second"]
 
 
 def test_a_run_with_a_fault_is_left_out_and_named(make: RunMaker) -> None:
@@ -209,11 +213,55 @@ def test_a_run_with_a_fault_is_left_out_and_named(make: RunMaker) -> None:
     trained = RunIndex(make.root).trained
     selection = select_runs(CELLS, trained, lambda run: "it is bad" if run.folder.name == "bad" else None)
     assert names(selection) == {"base": ["good"]}
-    assert selection.left_out == ("left out (it is bad): bad",)
+    assert selection.remarks(Footnotes()) == ["left out (it is bad): bad"]
 
 
 def test_many_left_out_runs_are_counted_not_listed(make: RunMaker) -> None:
     for seed in range(9):
         make.train({**BASE, **SHORT}, 0.5, seed)
     make.train(BASE, 0.9)
-    assert select(make).left_out[0].endswith("run006 and 3 more")
+    assert select(make).remarks(Footnotes())[0].endswith("run006 and 3 more")
+
+
+def test_runs_stand_beside_others_that_depart_in_a_field_which_they_do_not_have(make: RunMaker) -> None:
+    make.finish(RELNET, {}, recipe_name="frcnn", name="no-relations")
+    for overrides, name in ((UNSUPERVISED, "base"), (RELNET, "affinity")):
+        make.finish({**overrides, "relation.heads": 8}, {}, recipe_name="relnet", name=name)
+    selection = select_detection(make)
+    assert names(selection) == {"relnet": ["base"], "affinity": ["affinity"], "frcnn": ["no-relations"]}
+    assert departures(selection) == ("relation.heads = 8 instead of 16",)
+    assert selection.left_out == ()
+
+
+def test_runs_on_a_part_of_the_data_lend_nothing_and_borrow_nothing(make: RunMaker) -> None:
+    make.finish(RELNET, {}, recipe_name="frcnn", name="all-of-it")
+    make.finish(RELNET, {}, recipe_name="relnet", name="a-part", data={"complete": False})
+    assert names(select_detection(make)) == {"frcnn": ["all-of-it"]}
+
+
+MIT67 = {"data.name": "mit67", "network.data.name": "coco", "network.affinity.loss": "none"}
+UNTRAINED = {**MIT67, "model.features": "scene", "model.pretrained": False}
+SCENES = {
+    "imagenet": Cell("imagenet", load_recipe("scene", UNTRAINED), 3),
+    "rois": Cell("rois", load_recipe("scene", {**MIT67, "model.features": "rois"}), 3),
+}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_part_of_the_networks_data_set_departs_and_an_untrained_network_has_none(
+    make: RunMaker, complete: bool
+) -> None:
+    data = {"name": "coco", "digest": "1a2b3c4d" * 8, "limit": None, "complete": complete, "official": None}
+    network = {"run": "part-a", "digest": "e" * 64, "data": data}
+    make.finish(UNTRAINED, {}, recipe_name="scene", name="imagenet", network=None)
+    make.finish({**MIT67, "model.features": "rois"}, {}, recipe_name="scene", name="rois", network=network)
+    selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
+    assert names(selection) == {"imagenet": ["imagenet"], "rois": ["rois"]}
+    said = ("network.data.name = coco (a part of it, digest 1a2b3c4d)",)
+    assert departures(selection) == (() if complete else said)
+
+
+def test_an_untrained_network_of_another_backbone_is_a_departure(make: RunMaker) -> None:
+    make.finish({**UNTRAINED, "network.model.arch": "resnet50"}, {}, recipe_name="scene")
+    selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
+    assert departures(selection) == ("network.model.arch = resnet50 instead of resnet101",)

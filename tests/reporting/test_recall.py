@@ -51,7 +51,7 @@ def test_the_csv_holds_both_averages_in_percent_for_every_curve_seed_and_k(make:
         run(make, BASELINE, recalls({500: 0.25, 100: 0.125 + seed / 8}, {500: 0.5, 100: 0.75}), seed)
     run(make, VG, recalls({100: 0.5, 500: 1.0}, {100: 0.25, 500: 0.5}), name="relpn")
     lines = frame(figure4(make))
-    assert list(lines.columns) == ["curve", "seed", "k", "micro", "macro", "run", "departures", "data_digest"]
+    assert list(lines.columns) == ["curve", "seed", "k", "micro", "macro", "run", "marks", "data_digest"]
     assert lines[["curve", "seed", "k", "micro", "macro", "run"]].values.tolist() == [
         ["baseline", 0, 100, 12.5, 75.0, "run001"],
         ["baseline", 0, 500, 25.0, 50.0, "run001"],
@@ -118,7 +118,7 @@ def test_numbers_of_departed_runs_carry_a_mark(make: RunMaker) -> None:
     content = figure4(make)
     assert [row[1] for row in content.tables[0].rows] == ["10.0 ᵃ", "20.0 ᵃ", DASH, DASH]
     assert content.footnotes == ("ᵃ train.epochs = 2 instead of 8",)
-    assert set(frame(content)["departures"]) == {"train.epochs = 2 instead of 8"}
+    assert set(frame(content)["marks"]) == {"ᵃ"}
 
 
 def test_the_picture_has_the_papers_colours_and_nothing_is_cut_off(make: RunMaker) -> None:

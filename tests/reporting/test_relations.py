@@ -161,7 +161,7 @@ def test_a_departed_run_carries_a_mark(make: RunMaker) -> None:
     content = build(make)
     assert content.tables[0].header == ("image", "reference", "RelNet ᵃ")
     assert content.footnotes == ("ᵃ train.epochs = 7 instead of 8",)
-    assert set(frame(content)["departures"]) == {"train.epochs = 7 instead of 8"}
+    assert set(frame(content)["marks"]) == {"ᵃ"}
 
 
 @pytest.mark.parametrize(("examples", "said"), [(None, "examples.h5 is missing"), ([], "holds no image")])

@@ -8,7 +8,7 @@ import pytest
 
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.reporting.document import MINUS, Footnotes
-from affsup_cli.reporting.report import build_report
+from affsup_cli.reporting.report import build_report, read_formats
 from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.reporting.spec import report_names
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, blobs, decay
@@ -106,8 +106,8 @@ def test_machines_code_and_dates_of_all_used_runs_are_named_once(make: RunMaker,
     make.train(BASE, 0.9, seed=2, dirty=True)
     make.train(BASE, 0.9, seed=3, commit=None)
     make.train({**BASE, "affinity.loss": "log"}, 0.9, device_name="unused")
-    notes = build_report("table3", RunIndex(make.root), tmp_path / "out").notes
-    assert notes[:3] == (
+    provenance = build_report("table3", RunIndex(make.root), tmp_path / "out").provenance
+    assert provenance == (
         "Machine: Some CPU (cpu, 2 threads), Python 3.11.7, torch 2.15.0; "
         "Test GPU (cuda:0, 2 threads), Python 3.11.7, torch 2.15.0",
         "Code: affsup 0.1.0; affsup 0.1.0, commit 0123456789ab; "
@@ -148,3 +148,39 @@ assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_formats_are_read_in_their_order_and_an_unknown_one_is_refused_with_the_known() -> None:
+    assert read_formats("tex, csv,tex") == ("tex", "csv")
+    for text in ("csv,html", "", "csv,"):
+        with pytest.raises(UsageError, match=r"known are csv, md, tex"):
+            read_formats(text)
+
+
+def test_only_the_formats_asked_for_are_written_and_pictures_always(make: RunMaker, tmp_path: Path) -> None:
+    make.train({**BASE, "train.test_curve": True, "train.epochs": 4}, 0.9, curve=decay(4, 0.9, 0.3))
+    written = {}
+    for formats in (("csv",), ("md",), ("tex",)):
+        paths = build_report("figure5", RunIndex(make.root), tmp_path, formats).paths
+        written[formats[0]] = {path.name for path in paths}
+    assert written == {
+        "csv": {"figure5.csv", "figure5.png", "figure5.footnotes.csv"},
+        "md": {"figure5.md", "figure5.png"},
+        "tex": {"figure5.tex", "figure5.png"},
+    }
+
+
+def test_what_marks_mean_stands_in_a_file_of_its_own(make: RunMaker, tmp_path: Path) -> None:
+    make.train({**BASE, "train.epochs": 4}, 0.9)
+    build_report("table3", RunIndex(make.root), tmp_path)
+    assert (tmp_path / "table3.footnotes.csv").read_text(encoding="utf-8") == (
+        "mark,text\nᵃ,train.epochs = 4 instead of 200\n"
+    )
+    assert "instead of 200" not in (tmp_path / "table3.cells.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", report_names())
+def test_a_report_without_runs_says_what_it_will_show(name: str, tmp_path: Path) -> None:
+    content = build_report(name, RunIndex(tmp_path / "runs"), tmp_path / "out").content
+    assert len(content.caption) > 60
+    assert content.files.keys() <= {".csv", ".cells.csv"}

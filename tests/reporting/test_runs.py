@@ -50,6 +50,14 @@ def test_a_cost_comparison_and_a_training_run_of_one_recipe_are_told_apart(make:
     assert index.find(recipe, "cost") is not None
 
 
+def test_a_scene_run_on_a_network_of_other_data_is_not_found(make: RunMaker) -> None:
+    data = {"name": "coco", "digest": "a" * 64, "limit": None, "complete": True, "official": None}
+    run = make.start({}, recipe_name="scene", network={"run": "part-a", "digest": "e" * 64, "data": data})
+    index, recipe = RunIndex(make.root), load_recipe("scene")
+    found = [index.find(recipe, network_data=digest) for digest in (None, "a" * 64, "b" * 64)]
+    assert [folder and folder.path for folder in found] == [run.path, run.path, None]
+
+
 def test_no_folder_is_no_runs(tmp_path: Path) -> None:
     index = RunIndex(tmp_path / "nowhere")
     assert (index.trained, index.measured, index.unfinished, index.warnings) == ([], [], [], [])

@@ -1,0 +1,98 @@
+"""A run's curves over the epochs as small SVGs, for the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+MOST_POINTS = 200
+
+_WIDTH, _HEIGHT, _GUTTER = 240, 84, 30
+_KINDS = (
+    ("loss", ("train_loss",)),
+    ("accuracy", ("val_accuracy", "test_accuracy")),
+    ("mAP@0.5", ("val_map_50", "test_map_50")),
+    ("M", ("val_mass", "train_mass")),
+    ("gradient share of L_G", ("gradient_share",)),
+)
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_SHARES = (
+    "M",
+    "gradient share of L_G",
+)  # of 0 to 1, whatever the values: runs with and without L_G compare at a glance
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One quantity of a run: (epoch, value) in the order of the epochs, without what is not a finite number."""
+
+    kind: str
+    label: str
+    points: tuple[tuple[int, float], ...]
+
+    def svg(self, low: float, high: float) -> str:
+        """Draw it between `low` and `high`, as an SVG element."""
+        epochs = [epoch for epoch, _ in self.points]
+        first, last = epochs[0], epochs[-1]
+        span, reach = last - first or 1, high - low or 1.0
+        right, foot = _WIDTH - 4, _HEIGHT - 14
+        drawn = []
+        for epoch, value in _thinned(self.points):
+            x, y = _GUTTER + (epoch - first) / span * (right - _GUTTER), foot - (value - low) / reach * (foot - 8)
+            drawn.append(f"{x:.1f} {y:.1f}")
+        ends = f"{number(self.points[0][1])} to {number(self.points[-1][1])}"
+        said = f"{self.label} over epochs {first} to {last}: from {ends}"
+        return (
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(said)}">'
+            f'<path class="axes" d="M{_GUTTER} 8V{foot}H{right}"/>'
+            f'<path class="line" d="M{"L".join(drawn)}"/>'
+            f'<circle cx="{drawn[-1].split()[0]}" cy="{drawn[-1].split()[1]}" r="2.5"/>'
+            f'<text x="{_GUTTER - 4}" y="12" text-anchor="end">{number(high)}</text>'
+            f'<text x="{_GUTTER - 4}" y="{foot}" text-anchor="end">{number(low)}</text>'
+            f'<text x="{_GUTTER}" y="{_HEIGHT - 3}">{first}</text>'
+            f'<text x="{right}" y="{_HEIGHT - 3}" text-anchor="end">epoch {last}</text></svg>'
+        )
+
+
+def number(value: float) -> str:
+    """Return a number in three digits."""
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Return what the epochs of a run recorded of loss, accuracy or mAP, M and the gradient share of L_G.
+
+    Of several splits the validation split is taken.
+    """
+    found = []
+    for kind, metrics in _KINDS:
+        for metric in metrics:
+            points = tuple((record["epoch"], record[metric]) for record in records if _finite(record.get(metric)))
+            if points:
+                split = _SPLITS.get(metric.partition("_")[0])
+                found.append(Curve(kind, f"{kind}, {split}" if split else kind, points))
+                break
+    return found
+
+
+def ranges(of_runs: Iterable[Curve]) -> dict[str, tuple[float, float]]:
+    """Return for each kind the least and the greatest value: runs that are drawn between them compare."""
+    values: dict[str, list[float]] = {}
+    for curve in of_runs:
+        values.setdefault(curve.kind, []).extend(value for _, value in curve.points)
+    return {kind: (0.0, 1.0) if kind in _SHARES else (min(found), max(found)) for kind, found in values.items()}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return at most `MOST_POINTS` of them, evenly spread, with the first and the last."""
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    step = (len(points) - 1) / (MOST_POINTS - 1)
+    return [points[round(place * step)] for place in range(MOST_POINTS)]
