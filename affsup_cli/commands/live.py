@@ -13,6 +13,7 @@ from rich.text import Text
 from affsup_cli.engine.observer import Observer, Progress
 
 SECONDS_BETWEEN_LINES = 60.0
+DAYS_FROM = 48 * 3600
 
 
 class LiveLine(Observer):
@@ -32,9 +33,9 @@ class LiveLine(Observer):
             return
         done = f"{self._label}epoch {progress.epoch}/{progress.epochs}, {progress.step / progress.steps:.0%}"
         rest = [
-            f"{_duration(progress.seconds_left)} left",
+            f"{duration(progress.seconds_left)} left",
             f"{progress.images_per_second:,.0f} images/s",
-            *_numbers("train", progress.averages),
+            *numbers("train", progress.averages),
         ]
         line = " · ".join([done, *rest])
         if self._live:
@@ -51,7 +52,7 @@ class LiveLine(Observer):
             if key in record
         ]
         parts = [
-            f"{self._label}epoch {record['epoch']}: {', '.join(_numbers('train', record))}",
+            f"{self._label}epoch {record['epoch']}: {', '.join(numbers('train', record))}",
             *([", ".join(validation)] if validation else []),
             f"{record['images_per_second']:,.0f} images/s",
         ]
@@ -63,7 +64,8 @@ class LiveLine(Observer):
             self._live.stop()
 
 
-def _numbers(split: str, values: Mapping[str, Any]) -> list[str]:
+def numbers(split: str, values: Mapping[str, Any]) -> list[str]:
+    """Return what there is to say of a split's M and losses, each in words."""
     said = [
         (f"{split}_mass", "M {:.3f}"),
         (f"{split}_loss", "loss {:.3f}"),
@@ -78,7 +80,11 @@ def _numbers(split: str, values: Mapping[str, Any]) -> list[str]:
     return [text.format(values[key]) for key, text in said if key in values]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as people read it: 0:59, 1:02:03, from two days on 3 d 4 h."""
+    if seconds >= DAYS_FROM:
+        days, hours = divmod(round(seconds / 3600), 24)
+        return f"{days} d {hours} h"
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

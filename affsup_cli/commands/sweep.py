@@ -1,53 +1,173 @@
-"""`affsup sweep`: the runs that a table or figure needs and does not have yet."""
+"""`affsup sweep`: the runs that tables and figures need and do not have yet."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from affsup_cli.sweeps.places import Place
+    from affsup_cli.sweeps.plan import Plan, Step
+    from affsup_cli.sweeps.schedule import Outcome
+
 
 def sweep(
-    table: Annotated[str, typer.Argument(help="Table or figure (`affsup list tables`).")],
+    tables: Annotated[
+        list[str],
+        typer.Argument(metavar="TABLE|FIGURE|all", help="`affsup list tables` names them; all: those of the paper."),
+    ],
     seeds: Annotated[int | None, typer.Option(help="Runs a cell, instead of the paper's number.")] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only these cells: cifar10/resnet20, '*/base'.")
+        str | None,
+        typer.Option(metavar="PATTERN", help="Only these cells: gamma2, cifar10/resnet20, table3/cifar10, '*/base'."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and do nothing.")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at the same time on each GPU; on the CPU, whose cores they share.")
+    ] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and do nothing.")] = False,
     device: Device = None,
     settings: Set = None,
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Run what a table or figure lacks, and only that.
+    """Run what tables and figures lack, and only that.
 
-    Stopped and called again, it goes on. The order is seed by seed, so that every cell has its first run early. Runs
-    with --set depart from the recipe: the table marks them.
+    A process a run, on all GPUs at once; runs that several tables share, and runs that others build on, are done once.
+    One that fails stops no other: it is named at the end, with its log. Stopped and called again, the sweep goes on.
+    The order is seed by seed, so that every cell has its first run early. Runs with --set depart from the recipe: the
+    table marks them.
 
     \b
     affsup sweep table3 --dry-run
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
-    affsup sweep table3 --seeds 2 --set train.epochs=10
+    affsup sweep table1 table5 table6 --only voc07 --seeds 1
+    affsup sweep table3 --seeds 2 --set train.epochs=10 --jobs 2
     affsup sweep table4
+    affsup sweep all --dry-run
     """
     from affsup_cli.commands.console import console
     from affsup_cli.commands.embedded import prepare_embedded
-    from affsup_cli.commands.sweeping import plan_sweep, run_sweep, wanted_experiments
+    from affsup_cli.errors import AffsupError
     from affsup_cli.recipe import parse_override
+    from affsup_cli.reporting.spec import paper_names
+    from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
 
     extra = dict(parse_override(text) for text in settings or [])
     if device is not None:
         extra["run.device"] = device
-    wanted = wanted_experiments(table, seeds, only, extra)
+    names = list(dict.fromkeys(name for given in tables for name in (paper_names() if given == "all" else [given])))
+    wanted = wanted_experiments(names, seeds, only, extra)
+    from affsup_cli.sweeps.places import find_places
+
+    places = find_places(str(extra.get("run.device", "auto")), jobs)
     if not dry_run:
-        prepare_embedded((experiment.recipe for experiment in wanted), data)
-    plan = plan_sweep(table, wanted, data, runs)
-    console.print(plan.table())
+        prepare_embedded(needed_recipes(wanted), data)
+    plan = plan_sweep(wanted, data, runs, {place.name for place in places})
+    print_plan(plan, " ".join(tables), places)
     if dry_run:
-        console.print(plan.unprepared, style="yellow", markup=False)
+        for obstacle in plan.obstacles:
+            console.print(obstacle, style="yellow", markup=False)
         return
-    run_sweep(plan, data, console)
+    if plan.obstacles:
+        raise AffsupError("\n".join(plan.obstacles))
+    run_plan(plan, data, places)
     elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
-    console.print(f"all runs of this sweep are finished; `affsup report {table}{elsewhere}` shows them", markup=False)
+    console.print(
+        f"all runs of this sweep are finished; `affsup report {' '.join(tables)}{elsewhere}` shows them", markup=False
+    )
+
+
+def print_plan(plan: Plan, title: str, places: Sequence[Place]) -> None:
+    """Print a plan: what it comes to, then a line a cell, and what cannot be read."""
+    from affsup_cli.commands.console import console, counted
+
+    where = ", ".join(dict.fromkeys(place.device for place in places))
+    at_once = f", {len(places)} at a time" if len(places) > 1 else ""
+    summary = f"{counted(len(plan.steps), 'run')}, {len(plan.to_do)} to do on {where}{at_once}"
+    console.print(f"{title}: {summary}{_total(plan, len(places))}", style="bold", markup=False)
+    console.print(_plan_table(plan), soft_wrap=False)
+    if sum(map(len, plan.by_cells().values())) > len(plan.steps):
+        console.print("A run that several cells share stands in the line of each.")
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _total(plan: Plan, parallel: int) -> str:
+    """Return how long all of it takes, as far as that is known."""
+    from affsup_cli.commands.live import duration
+
+    known = [seconds for seconds in (step.seconds(plan.speeds) for step in plan.to_do) if seconds is not None]
+    if not known:
+        return ""
+    least = "at least" if len(known) < len(plan.to_do) else "about"
+    return f", {least} {duration(sum(known) / parallel)}"
+
+
+def _plan_table(plan: Plan) -> Table:
+    from rich.table import Table
+
+    # Narrow, so that the longest key of table 3 has room in 80 columns.
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    shown.add_column("cell", overflow="fold")
+    for column in ("runs", "finished", "unfinished", "to do", "time"):
+        shown.add_column(column, justify="right")
+    for cells, steps in plan.by_cells().items():
+        states = [step.state for step in steps]
+        finished = states.count("finished")
+        counts = (len(steps), finished, states.count("unfinished"), len(steps) - finished)
+        shown.add_row("\n".join(cells), *map(str, counts), _time(plan, steps))
+    return shown
+
+
+def _time(plan: Plan, steps: Sequence[Step]) -> str:
+    from affsup_cli.commands.live import duration
+
+    left = [step.seconds(plan.speeds) for step in steps if step.state != "finished"]
+    known = [seconds for seconds in left if seconds is not None]
+    return duration(sum(known)) if left and len(known) == len(left) else "–"
+
+
+def run_plan(plan: Plan, data: Path, places: Sequence[Place]) -> None:
+    """Do what a plan has to do, and show it.
+
+    Raises:
+        AffsupError: runs have failed, or the sweep was stopped; the message names what is not there.
+    """
+    from affsup_cli.commands.console import console
+    from affsup_cli.commands.live_sweep import SweepView
+    from affsup_cli.errors import AffsupError
+    from affsup_cli.sweeps.local import run_here
+
+    with SweepView(console, plan.to_do, plan.speeds, len(places)) as view:
+        outcomes = run_here(plan, data, places, view)
+    lines = _failures(outcomes)
+    left = sum(step not in outcomes or outcomes[step].how != "finished" for step in plan.to_do)
+    stopped = any(step not in outcomes or outcomes[step].how == "stopped" for step in plan.to_do)
+    if stopped:
+        lines.append(f"interrupted: {left} of {len(plan.to_do)} runs are left to do; the same call goes on")
+    if lines:
+        raise AffsupError("\n".join(lines))
+
+
+def _failures(outcomes: Mapping[Step, Outcome]) -> list[str]:
+    from affsup_cli.commands.console import counted
+    from affsup_cli.sweeps.worker import LOG
+
+    failed = {step: outcome for step, outcome in outcomes.items() if outcome.how in ("failed", "not run")}
+    if not failed:
+        return []
+    lines = [f"{counted(len(failed), 'run')} of this sweep failed:"]
+    for step, outcome in failed.items():
+        log = step.folder.path / LOG
+        if outcome.how == "not run":
+            lines.append(f"  {step.label} was not run: {outcome.reason}")
+        else:
+            lines.append(f"  {step.label}: {outcome.reason}" + (f" (log: {log})" if log.exists() else ""))
+    return lines

@@ -17,10 +17,16 @@ import pytest
 import torch
 
 from affsup_cli.app import main
+from affsup_cli.commands.live import duration
 from affsup_cli.engine.checkpoint import load_checkpoint
+from affsup_cli.engine.devices import device_name
 from affsup_cli.engine.run_folder import RunFolder
+from tests.reporting.fake_runs import BASE, RunMaker
 
-COMMANDS = ["prepare", "train", "evaluate", "predict", "sweep", "report", "list", "show", "demo", "doctor"]
+COMMANDS = [
+    *("prepare", "train", "evaluate", "predict", "export", "sweep", "report", "compare"),
+    *("list", "show", "demo", "doctor"),
+]
 # Small batches make the second epoch long enough to be caught in its middle.
 SHORT = ["--epochs", "2", "--set", "train.batch_size=16", "--set", "train.learning_rate=0.01", "--device", "cpu"]
 
@@ -259,6 +265,9 @@ def test_two_processes_cannot_train_in_one_folder(
         (["train", "minibatch", "--runs", __file__], 2, "--runs"),
         (["sweep", "table33"], 2, "table3"),
         (["sweep", "table3", "--only", "cifar12/*"], 2, "no cell of table3 matches"),
+        (["sweep", "table3", "--jobs", "0"], 2, "--jobs"),
+        (["sweep", "table3", "--device", "tpu"], 2, "run.device = 'tpu'"),
+        (["sweep", "table3", "--only", "cifar10"], 1, "affsup prepare cifar10"),
         (["sweep", "table3", "--seeds", "0"], 2, "--seeds 0"),
         (["report", "table33"], 2, "table3"),
         (["show", "tabel3"], 2, "did you mean 'table3'"),
@@ -302,14 +311,40 @@ def test_a_sweep_runs_what_is_missing_and_only_that(tmp_path: Path, digits: Path
     assert f"{100 * accuracy:.2f}" in (tmp_path / "reports" / "demo.md").read_text()
 
 
-def test_a_sweep_does_not_pass_over_a_damaged_run(
+def test_the_plan_of_a_sweep_names_cells_runs_times_and_what_stands_in_the_way(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    make = RunMaker(tmp_path / "runs")
+    here = device_name(torch.device("cpu"))
+    make.train(BASE, 0.9, device_name=here)  # 200 epochs in one second
+    begun = make.start(BASE, seed=1, device_name=here)
+    for epoch in range(1, 101):
+        begun.append_metrics({"epoch": epoch, "seconds": 3.0})
+    tables = ["table3", "figure6", "--only", "table3/cifar10/resnet20", "--seeds", "3", "--jobs", "2"]
+    code, out, error = call("sweep", *tables, "--device", "cpu", "--dry-run")
+    assert (code, error) == (0, "")
+    title, heads, *lines, obstacle = out.splitlines()
+    of_epoch = (100 * 3 + 1) / 300
+    base, affinity = of_epoch * 300, of_epoch * 600
+    total = duration((base + affinity) / 2)
+    assert title == f"table3 figure6: 6 runs, 5 to do on cpu, 2 at a time, about {total}"
+    assert heads.split() == ["cell", "runs", "finished", "unfinished", "to", "do", "time"]
+    assert [line.split() for line in lines] == [
+        ["table3/cifar10/resnet20/base", "3", "1", "1", "2", duration(base)],
+        ["table3/cifar10/resnet20/affinity", "3", "0", "0", "3", duration(affinity)],
+    ]
+    assert "run `affsup prepare cifar10" in obstacle
+
+
+def test_a_sweep_goes_on_past_a_damaged_run(
     undisturbed: RunFolder, call: Callable[..., tuple[int, str, str]], tmp_path: Path, digits: Path
 ) -> None:
     shutil.copytree(undisturbed.path, tmp_path / "runs" / "damaged")
     (tmp_path / "runs" / "damaged" / "result.json").write_text("{}")
-    code, _, error = call("sweep", "demo", data=digits)
-    assert code == 1
-    assert "damaged/result.json is damaged" in error
+    code, out, error = call("sweep", "demo", "--dry-run", data=digits)
+    assert code == 0, error
+    assert "warning: run damaged is left out" in out
+    assert "6 runs, 6 to do" in out
 
 
 def test_a_report_on_an_empty_machine_gives_the_papers_numbers_and_the_command(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Where runs of a sweep go on this machine: one place for each that runs at the same time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from affsup_cli.engine.devices import device_name, resolve_device
+from affsup_cli.recipe import Recipe
+
+_THREADS = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Room for one run at a time; two on the same device are two places.
+
+    Attributes:
+        device: "cpu" or "cuda:N", N counted over the devices that are visible here.
+        name: what the device's maker calls it; runs record the same.
+        environment: variables that keep a process to its place.
+    """
+
+    device: str
+    name: str
+    environment: Mapping[str, str]
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """Return `recipe` as a process here must be given it: the one GPU that it sees is its first."""
+        if not recipe.run.device.startswith("cuda:"):
+            return recipe
+        return recipe.model_copy(update={"run": recipe.run.model_copy(update={"device": "cuda"})})
+
+    def alone(self) -> Place:
+        """Return the same place with all of the cores."""
+        kept = {name: value for name, value in self.environment.items() if name != _THREADS}
+        return replace(self, environment=kept)
+
+
+def find_places(device: str, jobs: int = 1) -> list[Place]:
+    """Return the places that `device` has on this machine: all of its GPUs for "auto" and "cuda".
+
+    Args:
+        device: as `run.device`.
+        jobs: how many run on each GPU, or on the CPU, at the same time; they share the cores.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    devices = [found for found in _devices(device) for _ in range(jobs)]
+    threads = max(1, _cores() // len(devices))
+    shared = {_THREADS: str(threads)} if len(devices) > 1 else {}
+    return [Place(str(found), device_name(found), shared | _visible(found)) for found in devices]
+
+
+def _devices(device: str) -> list[torch.device]:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = resolve_device(device)
+    if device != "cuda":
+        return [found]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+def _visible(device: torch.device) -> dict[str, str]:
+    if device.type == "cpu":
+        return {}
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": listed.split(",")[device.index] if listed else str(device.index)}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,277 @@
+"""Which runs tables need, which of them are there, how long the others will take, and what stands in their way."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import data_prep
+from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.recipe import Recipe
+from affsup_cli.reporting.experiments import Experiment, experiments
+from affsup_cli.reporting.runs import OBSERVING, RunIndex, training_key
+from affsup_cli.reporting.spec import load_spec
+from affsup_cli.sweeps.speeds import Speeds
+from affsup_cli.tasks.launch import data_digest, run_name
+from data_prep.format import read_manifest
+
+_NO_FILE = ("imagenet", "none")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """A run that is needed, and the folder that it has or will have.
+
+    Attributes:
+        cells: what it fills; the label of its recipe if other runs alone need it.
+        recipe: what is to be run.
+        baseline: of a cost comparison, the recipe measured in turns with `recipe`; None for a training run.
+        folder: where.
+        state: how far the folder has come; "damaged": it cannot be read.
+        needs: the step that must be finished before this one, which builds on it.
+        epochs_done: of an unfinished run.
+    """
+
+    cells: tuple[str, ...]
+    recipe: Recipe
+    baseline: Recipe | None
+    folder: RunFolder
+    state: Literal["finished", "unfinished", "missing", "damaged"]
+    needs: Step | None
+    epochs_done: int
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        return f"{self.cells[0]} seed {self.recipe.seed}"
+
+    def seconds(self, speeds: Speeds) -> float | None:
+        """Return how long the rest of it takes, None if that is not known."""
+        of_epoch = None if self.baseline else speeds.epoch(self.recipe)
+        return None if of_epoch is None else of_epoch * (self.recipe.train.epochs - self.epochs_done)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep.
+
+    Attributes:
+        steps: all its runs, those that others build on first, then seed by seed; cost comparisons last.
+        speeds: what is known of their length.
+        obstacles: a sentence for each thing without which they cannot be run.
+        warnings: a sentence for each run folder that cannot be read.
+    """
+
+    steps: tuple[Step, ...]
+    speeds: Speeds
+    obstacles: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def to_do(self) -> tuple[Step, ...]:
+        """The steps that are not finished."""
+        return tuple(step for step in self.steps if step.state != "finished")
+
+    def by_cells(self) -> dict[tuple[str, ...], list[Step]]:
+        """Return the steps of each cell; cells of exactly the same steps stand together."""
+        of_cell: dict[str, list[Step]] = {}
+        for step in self.steps:
+            for cell in step.cells:
+                of_cell.setdefault(cell, []).append(step)
+        alike: dict[tuple[Step, ...], list[str]] = {}
+        for cell, steps in of_cell.items():
+            alike.setdefault(tuple(steps), []).append(cell)
+        return {tuple(cells): list(steps) for steps, cells in alike.items()}
+
+
+def wanted_experiments(
+    names: Sequence[str],
+    seeds: int | None = None,
+    only: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> list[Experiment]:
+    """List the runs that tables or figures need; their cells bear the table's name in front if there are several.
+
+    Args:
+        names: of the tables and figures.
+        seeds: runs a cell, instead of the tables' own numbers.
+        only: a pattern of cells: all of a key, or whole parts of it from anywhere, with or without the table in front.
+        extra: overrides of every recipe.
+
+    Raises:
+        UsageError: no such table, no cell matches, or an override is refused.
+    """
+    wanted: list[Experiment] = []
+    known: list[str] = []
+    for name in names:
+        prefix = f"{name}/" if len(names) > 1 else ""
+        for experiment in experiments(load_spec(name), seeds, extra):
+            cells = tuple(f"{prefix}{key}" for key in experiment.keys)
+            known += cells
+            if only is None or any(_matches(f"{name}/{key}", only) for key in experiment.keys):
+                wanted.append(dataclasses.replace(experiment, keys=cells))
+    if not wanted:
+        there = ", ".join(dict.fromkeys(known))
+        raise UsageError(f"no cell of {', '.join(names)} matches '{only}'; its cells are {there}")
+    return wanted
+
+
+def _matches(key: str, pattern: str) -> bool:
+    forms = (pattern, f"{pattern}/*", f"*/{pattern}", f"*/{pattern}/*")
+    return any(fnmatch.fnmatchcase(key, form) for form in forms)
+
+
+def needed_recipes(wanted: Sequence[Experiment]) -> list[Recipe]:
+    """Return the recipes of `wanted` and those of the runs that they build on."""
+    recipes = []
+    for experiment in wanted:
+        recipe: Recipe | None = experiment.recipe
+        while recipe is not None:
+            recipes.append(recipe)
+            recipe = recipe.prerequisite()
+    return recipes
+
+
+def plan_sweep(wanted: Sequence[Experiment], data_dir: Path, runs_dir: Path, devices: Collection[str]) -> Plan:
+    """Find out which of the runs have been run, on the data as it is prepared now.
+
+    Args:
+        wanted: the runs; those that train the same become one.
+        data_dir: where the data sets are prepared.
+        runs_dir: where the run folders are.
+        devices: names of the devices that the sweep will run on: other runs there tell how long it will take.
+    """
+    index = RunIndex(runs_dir)
+    planner = _Planner(index, data_dir)
+    for experiment in wanted:
+        planner.add(experiment)
+    steps = planner.steps()
+    obstacles = (*_unprepared(steps, data_dir), *_missing_weights(steps))
+    return Plan(steps, Speeds.of_runs(index, devices), obstacles, tuple(index.warnings))
+
+
+@dataclasses.dataclass
+class _Draft:
+    """A step before all that share it are known; `needs` is the key of another."""
+
+    experiment: Experiment
+    found: RunFolder | None
+    needs: tuple[str, str] | None
+
+
+class _Planner:
+    def __init__(self, index: RunIndex, data_dir: Path) -> None:
+        self._index = index
+        self._data_dir = data_dir
+        self._digests: dict[str, str | None] = {}
+        self._drafts: dict[tuple[str, str], _Draft] = {}
+        self._readable = {run.folder.path for run in (*index.trained, *index.measured, *index.unfinished)}
+
+    def add(self, experiment: Experiment) -> tuple[str, str]:
+        """Take in an experiment and what it builds on; returns the key of its draft."""
+        found = self._find(experiment)
+        if found is not None and found.finished:
+            key = ("finished", str(found.path))
+        else:
+            key = (experiment.kind, training_key(experiment.recipe))
+        known = self._drafts.get(key)
+        if known is not None:
+            known.experiment = _joined(known.experiment, experiment)
+            known.found = known.found if key[0] == "finished" else self._find(known.experiment)
+            return key
+        before = experiment.recipe.prerequisite() if key[0] == "train" else None
+        needs = None
+        if before is not None:
+            needs = self.add(Experiment((), before.model_copy(update={"run": experiment.recipe.run})))
+        self._drafts[key] = _Draft(experiment, found, needs)
+        return key
+
+    def steps(self) -> tuple[Step, ...]:
+        """Return the steps in the order in which they should begin."""
+        made: dict[tuple[str, str], Step] = {}
+        for key, draft in self._drafts.items():  # a draft stands behind what it needs
+            made[key] = self._step(draft, made[draft.needs] if draft.needs else None)
+        needed = {draft.needs for draft in self._drafts.values()}
+        order = sorted(made, key=lambda key: (made[key].baseline is not None, key not in needed, made[key].recipe.seed))
+        return tuple(made[key] for key in order)
+
+    def _step(self, draft: _Draft, needs: Step | None) -> Step:
+        experiment, folder = draft.experiment, draft.found
+        recipe = experiment.recipe
+        state: Literal["finished", "unfinished", "missing", "damaged"] = "missing"
+        epochs_done = 0
+        if folder is None:
+            prefix = "cost-" if experiment.kind == "cost" else ""
+            digest = self._digest(recipe)
+            network = self._digest(needs.recipe) if needs else None
+            folder = RunFolder(self._index.root / f"{prefix}{run_name(recipe, digest, network)}")
+            if folder.exists and folder.path not in self._readable:
+                state = "damaged"
+        elif folder.finished:
+            state = "finished"
+        else:
+            try:
+                state, epochs_done = "unfinished", len(folder.metrics())
+            except AffsupError:
+                state = "damaged"
+        cells = experiment.keys or (recipe.label(),)
+        return Step(cells, recipe, experiment.baseline, folder, state, needs, epochs_done)
+
+    def _find(self, experiment: Experiment) -> RunFolder | None:
+        recipe = experiment.recipe
+        before = recipe.prerequisite()
+        of_network = self._digest(before) if before else None
+        return self._index.find(recipe, experiment.kind, self._digest(recipe), of_network)
+
+    def _digest(self, recipe: Recipe) -> str | None:
+        name = str(recipe.flat()["data.name"])
+        if name not in self._digests:
+            try:
+                self._digests[name] = data_digest(recipe, self._data_dir)
+            except AffsupError:  # an obstacle if a run needs it
+                self._digests[name] = None
+        return self._digests[name]
+
+
+def _joined(first: Experiment, second: Experiment) -> Experiment:
+    """Return an experiment that serves the cells of both and records what either asks for."""
+    recipe, asked = first.recipe, second.recipe.flat()
+    for field in OBSERVING:
+        if asked.get(field):
+            section, _, name = field.partition(".")
+            changed = getattr(recipe, section).model_copy(update={name: True})
+            recipe = recipe.model_copy(update={section: changed})
+    keys = tuple(dict.fromkeys((*first.keys, *second.keys)))
+    return dataclasses.replace(first, keys=keys, recipe=recipe)
+
+
+def _unprepared(steps: Sequence[Step], data_dir: Path) -> list[str]:
+    """Say which data sets are missing or damaged; those that ship with the install are prepared when needed."""
+    said = []
+    for name in dict.fromkeys(step.recipe.flat()["data.name"] for step in steps if step.state != "finished"):
+        if data_prep.get(name).embedded and not (data_dir / name).exists():
+            continue
+        try:
+            read_manifest(data_dir / name)
+        except AffsupError as error:
+            said.append(str(error))
+    return said
+
+
+def _missing_weights(steps: Sequence[Step]) -> list[str]:
+    """Name the files of weights that are not there; a run that has a checkpoint needs them no more."""
+    cells: dict[str, list[str]] = {}
+    for step in steps:
+        weights = step.recipe.flat().get("model.weights", "none")
+        begun = step.state == "finished" or step.folder.checkpoint.exists()
+        if not begun and weights not in _NO_FILE and not Path(weights).is_file():
+            cells.setdefault(weights, []).extend(step.cells)
+    return [
+        f"{weights} does not exist (model.weights of {', '.join(dict.fromkeys(of))}): put the file there, or give "
+        "another with --set model.weights=FILE"
+        for weights, of in cells.items()
+    ]

@@ -1,0 +1,131 @@
+"""In what order steps are run, and what a failure means for others. Where they run is a launcher's business."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from affsup_cli.engine.observer import Progress
+from affsup_cli.engine.stop import StopRequest
+from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order
+from affsup_cli.sweeps.plan import Step
+
+LOOK_SECONDS = 0.25
+
+
+class Launcher(Protocol):
+    """Does runs somewhere: `LocalWorkers` in processes of this machine; the queue of a cluster could stand here."""
+
+    def has_room(self) -> bool:
+        """Say whether another run would begin at once."""
+
+    def start(self, number: int, order: Order) -> str:
+        """Begin a run, known by `number` from now on; returns where it runs, in a word."""
+
+    def events(self, seconds: float) -> Iterable[tuple[int, Event]]:
+        """Wait so long at most, and return what runs have reported. The last report of each is an `Ended`."""
+
+    def stop(self) -> None:
+        """Tell all runs to save and leave; return at once."""
+
+    def close(self) -> None:
+        """Let go of everything; runs that still go on are killed."""
+
+
+class Watcher:
+    """Does nothing; subclasses override what they care about."""
+
+    def started(self, step: Step, where: str) -> None:
+        """Hear that a step has begun."""
+
+    def progressed(self, step: Step, progress: Progress) -> None:
+        """Hear of a step a few times a second at most; of a cost comparison `epoch` counts the rounds."""
+
+    def epoch_ended(self, step: Step, epoch: Epoch) -> None:
+        """Hear of a line of metrics.jsonl."""
+
+    def ended(self, step: Step, outcome: Outcome) -> None:
+        """Hear that a step has come to its end, or will never begin."""
+
+    def stopping(self) -> None:
+        """Hear that all that run have been told to save and leave."""
+
+    def ticked(self) -> None:
+        """Be called a few times a second, whatever happens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a step, and why it is not finished if it is not."""
+
+    how: Literal["finished", "stopped", "failed", "not run"]
+    reason: str = ""
+
+
+def run_steps(
+    steps: Sequence[Step], data_dir: Path, launcher: Launcher, watcher: Watcher, stop: StopRequest
+) -> dict[Step, Outcome]:
+    """Run `steps` as `launcher` has room for them, each after the one that it needs; one that fails stops no other.
+
+    Returns:
+        What became of each; after a stop, those that have not begun are missing.
+    """
+    outcomes: dict[Step, Outcome] = {}
+    waiting = list(steps)
+    running: dict[int, Step] = {}
+    stopping = False
+
+    def end(step: Step, outcome: Outcome) -> None:
+        outcomes[step] = outcome
+        watcher.ended(step, outcome)
+
+    while waiting or running:
+        if stop.requested:
+            waiting.clear()
+            if not stopping:
+                launcher.stop()
+                watcher.stopping()
+                stopping = True
+        for step in tuple(waiting):
+            if hindrance := _hindrance(step, outcomes):
+                waiting.remove(step)
+                end(step, hindrance)
+        while launcher.has_room() and (ready := [step for step in waiting if _ready(step, outcomes)]):
+            waiting.remove(ready[0])
+            number = steps.index(ready[0])
+            running[number] = ready[0]
+            watcher.started(ready[0], launcher.start(number, _order(ready[0], data_dir)))
+        for number, event in launcher.events(LOOK_SECONDS):
+            step = running[number]
+            match event:
+                case Progress():
+                    watcher.progressed(step, event)
+                case Epoch():
+                    watcher.epoch_ended(step, event)
+                case Ended():
+                    del running[number]
+                    end(step, Outcome(event.how, event.reason))
+        watcher.ticked()
+    return outcomes
+
+
+def _order(step: Step, data_dir: Path) -> Order:
+    pretrained = step.needs.folder.path if step.needs else None
+    return Order(step.recipe, step.baseline, data_dir, step.folder.path, pretrained)
+
+
+def _ready(step: Step, outcomes: dict[Step, Outcome]) -> bool:
+    needs = step.needs
+    return needs is None or needs.state == "finished" or (needs in outcomes and outcomes[needs].how == "finished")
+
+
+def _hindrance(step: Step, outcomes: dict[Step, Outcome]) -> Outcome | None:
+    """Return what becomes of a step that can never begin, None if it may yet."""
+    if step.state == "damaged":
+        return Outcome("failed", f"{step.folder.path} is damaged: move it away, then sweep again")
+    needs = step.needs
+    if needs is not None and needs in outcomes and outcomes[needs].how != "finished":
+        return Outcome("not run", f"needs {needs.label}")
+    return None

@@ -1,0 +1,143 @@
+"""Worker processes on this machine, one for each place."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import IO, cast
+
+from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
+from affsup_cli.sweeps.places import Place
+
+_COMMAND = (sys.executable, "-m", "affsup_cli.sweeps.worker")
+
+
+@dataclasses.dataclass(eq=False)
+class _Worker:
+    """A process, which lives until its standard input is closed; `number` is of the run that it does, if any."""
+
+    place: Place
+    process: subprocess.Popen[bytes]
+    number: int | None = None
+    leaving: bool = False
+
+    @classmethod
+    def hired(cls, place: Place) -> _Worker:
+        process = subprocess.Popen(  # noqa: S603
+            _COMMAND,
+            env={**os.environ, **place.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        return cls(place, process)
+
+    def send(self, order: Order) -> None:
+        orders = cast(IO[bytes], self.process.stdin)
+        with contextlib.suppress(BrokenPipeError):  # it has died: the end of its output says so
+            orders.write(order.to_line())
+            orders.flush()
+
+    def dismiss(self) -> None:
+        """Let it leave, after a checkpoint if it is at work."""
+        self.leaving = True
+        with contextlib.suppress(BrokenPipeError):
+            cast(IO[bytes], self.process.stdin).close()
+
+
+class LocalWorkers:
+    """A `Launcher` whose runs are done by one process a place, each after run in the same as long as none fails.
+
+    A process of its own session: Ctrl-C reaches the sweep alone, which then tells its workers. They also notice its
+    death, since their standard input ends with it.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self._workers: list[_Worker] = []
+        self._heard: queue.SimpleQueue[tuple[_Worker, bytes]] = queue.SimpleQueue()
+
+    def has_room(self) -> bool:
+        """Say whether a place is free."""
+        return self._idle() is not None or bool(self._free_places())
+
+    def start(self, number: int, order: Order) -> str:
+        """Give the order to an idle worker or to a new one; returns its device."""
+        worker = self._idle() or self._hire(self._free_places()[0])
+        worker.number = number
+        recipe = worker.place.recipe(order.recipe)
+        baseline = worker.place.recipe(order.baseline) if order.baseline else None
+        worker.send(dataclasses.replace(order, recipe=recipe, baseline=baseline))
+        return worker.place.device
+
+    def events(self, seconds: float) -> Iterator[tuple[int, Event]]:
+        """Yield what the workers report, the death of one as a failure of its run."""
+        with contextlib.suppress(queue.Empty):
+            worker, line = self._heard.get(timeout=seconds)
+            while True:
+                number, event = worker.number, self._event(worker, line)
+                if number is not None:
+                    yield number, event
+                worker, line = self._heard.get_nowait()
+
+    def stop(self) -> None:
+        """Tell all workers to save and leave."""
+        for worker in self._workers:
+            worker.dismiss()
+
+    def close(self) -> None:
+        """Dismiss those that are idle and kill the others."""
+        for worker in self._workers:
+            if worker.number is not None:
+                worker.process.kill()
+            worker.dismiss()
+        for worker in self._workers:
+            worker.process.wait()
+
+    def _event(self, worker: _Worker, line: bytes) -> Event:
+        if line:
+            event = event_from_line(line)
+        else:
+            self._workers.remove(worker)
+            cause = _cause_of_death(worker.process.wait())
+            event = Ended("stopped") if worker.leaving else Ended("failed", cause)
+        if isinstance(event, Ended):
+            worker.number = None
+            if event.how != "finished":  # what an error leaves behind in a process is nobody's to know
+                worker.dismiss()
+        return event
+
+    def _idle(self) -> _Worker | None:
+        return next((worker for worker in self._workers if worker.number is None and not worker.leaving), None)
+
+    def _free_places(self) -> list[Place]:
+        taken = [worker.place for worker in self._workers]
+        return [place for place in self._places if place not in taken]
+
+    def _hire(self, place: Place) -> _Worker:
+        worker = _Worker.hired(place)
+        self._workers.append(worker)
+        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        with cast(IO[bytes], worker.process.stdout) as lines:
+            for line in lines:
+                if line.endswith(b"\n"):  # a process that is killed may leave half of one
+                    self._heard.put((worker, line))
+        self._heard.put((worker, b""))
+
+
+def _cause_of_death(code: int) -> str:
+    if code >= 0:
+        return f"its process left with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = " (out of memory, if nobody else has sent it)" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{hint}"
