@@ -127,7 +127,7 @@ def relationship_target(match: Tensor, relations: Tensor) -> Tensor:
     different = different_instance_target(match)
     if relations.dim() < 2 or relations.shape[-1] != 2:
         raise ValueError(f"relations must have the shape [..., R, 2] (subject, object), found {list(relations.shape)}")
-    _check_integer("relations", relations)
+    check_integer("relations", relations)
     _check_images("relations", relations.shape[:-2], match)
     of_subject = match.unsqueeze(-1) == relations[..., 0].unsqueeze(-2)
     of_object = match.unsqueeze(-1) == relations[..., 1].unsqueeze(-2)
@@ -177,9 +177,10 @@ def _check_images(name: str, leading: torch.Size, match: Tensor) -> None:
 def _check_ids(name: str, ids: Tensor) -> None:
     if ids.dim() == 0:
         raise ValueError(f"{name} must have a dimension, found a scalar")
-    _check_integer(name, ids)
+    check_integer(name, ids)
 
 
-def _check_integer(name: str, ids: Tensor) -> None:
+def check_integer(name: str, ids: Tensor) -> None:
+    """Raise the TypeError that says how to make integers of `ids`."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, found {ids.dtype}: call {name}.long()")
