@@ -49,7 +49,7 @@ def draw_relations(
         other_names: what stands at each of them.
     """
     height, width = image.shape[:2]
-    axes.imshow(image, interpolation="bilinear", extent=(0, width, height, 0))
+    axes.imshow(image, interpolation="antialiased", extent=(0, width, height, 0))
     axes.set_axis_off()
     axes.set_anchor("N")
     partners, others = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (partner_boxes, other_boxes))
