@@ -80,6 +80,9 @@ class BatchAffinity(Affinity):
     features: Literal["pooled", "logits"] = Field(description="which vectors the graph is built from")
     normalize: bool = Field(description="scale the vectors to unit length first")
     temperature: float = Field(gt=0, description="divide the affinities by this")
+    across: Literal["global", "device"] = Field(
+        "global", description="with several processes: a graph of the whole batch, or one of each process's share"
+    )
 
 
 class RelationAffinity(Affinity):
@@ -157,6 +160,10 @@ class SceneTest(Section):
 
     detections: int = Field(ge=1, description="an image, over all classes, after soft-NMS")
     recall_at: tuple[PositiveInt, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")
+    evaluator: Literal["arrays", "pycocotools"] = Field(
+        default="arrays",
+        description="what computes average precision: our own on arrays, or the reference, to the same digit but slower",
+    )
 
     @field_validator("recall_at")
     @classmethod

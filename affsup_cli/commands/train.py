@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
+
+if TYPE_CHECKING:
+    from affsup_cli.recipe import Recipe
 
 
 def train(
@@ -33,6 +41,9 @@ def train(
         ),
     ] = None,
     device: Device = None,
+    gpus: Annotated[
+        int, typer.Option(min=1, help="Train on so many GPUs of this machine; with --device cpu, in so many processes.")
+    ] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue this run from its checkpoint.")] = False,
     name: Annotated[
         str | None, typer.Option(help="Folder of the run under --runs, instead of one named by its recipe.")
@@ -47,6 +58,9 @@ def train(
     `minibatch` trains on the digits that ship with the install, `frcnn`, `relnet` and `relpn` on generated scenes;
     `affsup show relnet` lists all fields of a recipe for --set.
 
+    With --gpus, or under torchrun for several machines, each process takes its share of every batch: batch size and
+    learning rate stay those of the recipe, and so does the result, but for batch norm, which sees a share alone.
+
     \b
     affsup train minibatch
     affsup train relnet --gamma 2
@@ -56,14 +70,12 @@ def train(
     affsup train minibatch --dataset cifar10 --arch resnet20 --loss none
     affsup train minibatch --gamma 2 --seed 1 --set train.batch_size=64
     affsup train scene --pretrained relnet-shapes-convnet-focal-seed0-3f2a91c0
+    affsup train relnet --dataset coco --gpus 2
+    torchrun --nproc-per-node 2 -m affsup_cli train relnet --dataset coco
     """
     import re
 
-    from affsup_cli.commands.console import console, print_result
-    from affsup_cli.commands.embedded import prepare_embedded
-    from affsup_cli.commands.live import LiveLine
     from affsup_cli.commands.places import model_path
-    from affsup_cli.engine.run_folder import RunFolder
     from affsup_cli.errors import UsageError
     from affsup_cli.recipe import NAME, load_recipe, parse_override
 
@@ -86,14 +98,38 @@ def train(
 
         given["network"] = open_trained(named).recipe.model_dump(mode="json", by_alias=True)
     resolved = load_recipe(recipe, {**given, **dict(parse_override(text) for text in settings or [])})
-    prepare_embedded([resolved], data)
-    from affsup_cli.commands.prerequisite import find_network
-    from affsup_cli.tasks.launch import data_digest, run_name, train_run
-
     if name is not None and not re.fullmatch(NAME, name):
         raise UsageError(
             f"--name {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
+    started = os.environ.get("WORLD_SIZE", "1")  # by torchrun, or by the call below
+    if gpus > 1 and started == "1":
+        from affsup_cli.engine.processes import run_processes
+
+        raise typer.Exit(run_processes(gpus, resolved.run.device, sys.argv[1:]))
+    if gpus > 1 and started != str(gpus):
+        raise UsageError(f"--gpus {gpus}, but {started} processes were started already (WORLD_SIZE): leave it out")
+    together: AbstractContextManager[None] = nullcontext()
+    if started != "1":
+        from affsup_cli.engine.distributed import joined
+
+        together = joined(resolved.run.device)
+    with together:
+        _train(resolved, data, runs, name, resume, named)
+
+
+def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: bool, named: Path | None) -> None:
+    """Do it, in one process or as one of several."""
+    from affsup_cli.commands.console import console, print_result
+    from affsup_cli.commands.embedded import prepare_embedded
+    from affsup_cli.commands.live import LiveLine
+    from affsup_cli.commands.prerequisite import find_network
+    from affsup_cli.engine import distributed
+    from affsup_cli.engine.run_folder import RunFolder
+    from affsup_cli.tasks.launch import data_digest, division, run_name, train_run
+
+    console.quiet = distributed.rank() > 0
+    distributed.first_decides(lambda: prepare_embedded([resolved], data))
     network = find_network(resolved, named, data, runs)
     digests = data_digest(resolved, data), network.data if network else None
     run = RunFolder(runs / (name or run_name(resolved, *digests)))
@@ -101,9 +137,21 @@ def train(
 
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)
+        if distributed.count() > 1:
+            console.print(_said_of_processes(**division(resolved)))
         return [LiveLine(console)]
 
     train_run(resolved, data, run, resume, observers, network.path if network else None)
+    if console.quiet:
+        return
     if finished_before:
         console.print(f"{run.path} is finished already; its result:", markup=False)
     print_result(run)
+
+
+def _said_of_processes(count: int, images_each: Sequence[int]) -> str:
+    each = str(images_each[0]) if len(set(images_each)) == 1 else f"{min(images_each)} or {max(images_each)}"
+    return (
+        f"{count} processes, each with {each} of the {sum(images_each)} images of a step: batch size and learning rate "
+        "are the recipe's, whatever the number of processes"
+    )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
+from affsup_cli.data.share import ALONE, Share
 from data_prep.format import Manifest, read_split
 
 
@@ -71,13 +72,17 @@ class AugmentedEpochs:
     """Shuffled, augmented passes over a `DeviceImages`, each a function of `(seed, epoch)` alone.
 
     All of an epoch's random numbers are drawn when it begins, on the CPU, so that its batches are the same on any
-    device and a resumed run needs to know no more than its epoch and step.
+    device and a resumed run needs to know no more than its epoch and step. Several processes draw the same and take
+    their share of each batch.
     """
 
-    def __init__(self, data: DeviceImages, augmentation: Augmentation, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, data: DeviceImages, augmentation: Augmentation, batch_size: int, seed: int, share: Share = ALONE
+    ) -> None:
         self._data = data
         self._augmentation = augmentation
         self._seed = seed
+        self._share = share
         self.batch_size = batch_size
         self.steps = -(-len(data) // batch_size)
         pad = augmentation.pad
@@ -104,9 +109,17 @@ class AugmentedEpochs:
         mirrored = torch.randint(2, (count,), generator=generator).bool()
         self._mirrored = (mirrored & self._augmentation.flip).to(device)
 
+    def size(self, step: int) -> int:
+        """Return how many images batch `step` has, those of all processes."""
+        return min(self.batch_size, len(self._data) - step * self.batch_size)
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return batch `step` of the epoch: float32 `[B, C, H, W]` in channels_last memory, and labels `[B]`."""
-        part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        """Return batch `step` of the epoch: float32 `[B, C, H, W]` in channels_last memory, and labels `[B]`.
+
+        Of several processes each gets its share, or a stand-in (see `Share.stand_in`).
+        """
+        share, first = self._share.stand_in(self.size(step)), step * self.batch_size
+        part = slice(first + share.start, first + share.stop)
         index = self._order[part]
         rows = self._top[part, None] + self._rows
         columns = torch.where(self._mirrored[part, None], self._columns.flip(0), self._columns) + self._left[part, None]

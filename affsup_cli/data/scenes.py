@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from affsup_cli.data.epochs import epoch_generator
+from affsup_cli.data.share import ALONE, Share
 from data_prep.format import Objects
 
 SIZE_MULTIPLE = 32  # of padded images: every backbone's maps then cover them
@@ -111,18 +112,27 @@ class SceneBatches:
         width, height = self._sizes[index]
         return width >= height
 
-    def batches(self, plan: Sequence[Sequence[tuple[int, bool]]], begin: int = 0) -> Iterator[SceneBatch]:
-        """Yield the batches of a plan, each a list of (image, mirrored), from the one at `begin` on."""
+    def batches(
+        self, plan: Sequence[Sequence[tuple[int, bool]]], begin: int = 0, share: Share = ALONE
+    ) -> Iterator[SceneBatch]:
+        """Yield the batches of a plan, each a list of (image, mirrored), from the one at `begin` on.
+
+        Of several processes each gets its share, or a stand-in (see `Share.stand_in`), padded as the whole batch is.
+        """
+        own = [entries[share.stand_in(len(entries))] for entries in plan]
         making: OrderedDict[int, list[Future[_Scene]]] = OrderedDict()
         for step in range(begin, len(plan)):
             for coming in range(step, min(step + AHEAD, len(plan))):
                 if coming not in making:
-                    making[coming] = [self._threads.submit(self._scene, *entry) for entry in plan[coming]]
+                    making[coming] = [self._threads.submit(self._scene, *entry) for entry in own[coming]]
             scenes = [future.result() for future in making.pop(step)]
-            yield self._batch(tuple(index for index, _ in plan[step]), scenes)
+            canvas = self._canvas(index for index, _ in plan[step])
+            yield self._batch(tuple(index for index, _ in own[step]), scenes, canvas)
 
-    def in_order(self, most: int) -> Iterator[SceneBatch]:
+    def in_order(self, most: int, share: Share = ALONE) -> Iterator[SceneBatch]:
         """Yield all images as they are, up to `most` at a time, but only neighbours of one size together.
+
+        Of several processes each gets its share of these batches.
 
         Nothing is padded but to a multiple of 32: what a network says of an image does not depend on its neighbours.
         """
@@ -133,7 +143,7 @@ class SceneBatches:
                 plan[-1].append((index, False))
             else:
                 plan.append([(index, False)])
-        return self.batches(plan)
+        return self.batches(plan[share.of(len(plan))])
 
     def _scene(self, index: int, mirrored: bool) -> _Scene:
         image = self._image(index)
@@ -167,10 +177,14 @@ class SceneBatches:
             self._images[index] = image
         return image
 
-    def _batch(self, index: tuple[int, ...], scenes: Sequence[_Scene]) -> SceneBatch:
+    def _canvas(self, images: Iterable[int]) -> tuple[int, int]:
+        """Height and width that some images are padded to together."""
+        width, height = (max(side) for side in zip(*(self._sizes[index] for index in images), strict=True))
+        return -(-height // SIZE_MULTIPLE) * SIZE_MULTIPLE, -(-width // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+    def _batch(self, index: tuple[int, ...], scenes: Sequence[_Scene], canvas: tuple[int, int]) -> SceneBatch:
         sizes = [(int(scene.image.shape[1]), int(scene.image.shape[2])) for scene in scenes]
-        height, width = (-(-max(side) // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in zip(*sizes, strict=True))
-        images = torch.zeros(len(scenes), 3, height, width, dtype=torch.uint8)
+        images = torch.zeros(len(scenes), 3, *canvas, dtype=torch.uint8)
         for place, scene in enumerate(scenes):
             images[place, :, : scene.image.shape[1], : scene.image.shape[2]] = scene.image
         labels = [scene.labels for scene in scenes]
@@ -196,13 +210,15 @@ class SceneEpochs:
         mirror: an epoch passes each image and its mirror image, as two images.
         batch_size: images a step; the last step of an epoch may have fewer.
         seed: of the order.
+        share: what this process takes of each batch.
     """
 
-    def __init__(self, data: SceneBatches, mirror: bool, batch_size: int, seed: int) -> None:
+    def __init__(self, data: SceneBatches, mirror: bool, batch_size: int, seed: int, share: Share = ALONE) -> None:
         self._data = data
         self._mirror = mirror
         self._batch_size = batch_size
         self._seed = seed
+        self._share = share
         self._plan: list[list[tuple[int, bool]]] = []
         self._batches: Iterator[SceneBatch] = iter(())
         self._next = 0
@@ -222,10 +238,17 @@ class SceneEpochs:
         self._plan = [plan[place] for place in torch.randperm(len(plan), generator=generator).tolist()]
         self._next = -1
 
+    def size(self, step: int) -> int:
+        """Return how many images batch `step` has, those of all processes."""
+        return len(self._plan[step])
+
     def batch(self, step: int) -> SceneBatch:
-        """Return batch `step` of the epoch; asked for in order, it has been made in advance."""
+        """Return batch `step` of the epoch, of several processes this one's share (see `SceneBatches.batches`).
+
+        Asked for in order, it has been made in advance.
+        """
         if step != self._next:
-            self._batches = self._data.batches(self._plan, begin=step)
+            self._batches = self._data.batches(self._plan, step, self._share)
         self._next = step + 1
         return next(self._batches)
 

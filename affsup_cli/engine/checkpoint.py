@@ -1,13 +1,16 @@
-"""Checkpoints: written in one step, read without running anything that is in them."""
+"""Checkpoints: written in one step and in the background, read without running anything that is in them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from affsup_cli.engine.run_folder import atomic_file
 from affsup_cli.errors import AffsupError
@@ -25,14 +28,76 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, temporary)
 
 
+class BackgroundSaver:
+    """Saves checkpoints from a copy while training goes on, one after the other in the order in which they were given.
+
+    To be entered; it is left when all is written. A write that failed takes those behind it with it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writes: list[Future[None]] = []
+
+    def __enter__(self) -> BackgroundSaver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    def save(self, path: Path, state: dict[str, Any], check: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+        """Copy `state` where it is and have it written to `path`, if `check` of the copy raises nothing."""
+        copied = copied_state(state)
+        ready = _after_this() if torch.cuda.is_available() else contextlib.nullcontext()
+        before = self._writes[-1] if self._writes else None
+
+        def write() -> None:
+            if before:
+                before.result()
+            with ready:
+                check(copied)
+                save_checkpoint(path, copied)
+
+        self._writes.append(self._thread.submit(write))
+
+    def wait(self) -> None:
+        """Wait until everything given is on the disk.
+
+        Raises:
+            AffsupError: something could not be written, as `save_checkpoint` says it, or as `check` does.
+        """
+        for written in self._writes:
+            written.result()
+        del self._writes[:-1]
+
+
+def copied_state(state: Any) -> Any:
+    """Return dictionaries, lists and tuples with every tensor in them copied, where it is."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: copied_state(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied_state(value) for value in state)
+    return state
+
+
+def _after_this() -> contextlib.AbstractContextManager[Any]:
+    """A stream of its own that waits for what the GPU has been asked for so far: training's kernels need not."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    return torch.cuda.stream(stream)
+
+
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, its tensors onto `device`.
+    """Read what `save_checkpoint` wrote, its tensors onto `device`; on a CPU they are read when they are looked at.
 
     Raises:
         AffsupError: the file is missing, damaged or not a checkpoint.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: the run has finished no epoch yet; --resume continues it") from None
     except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors

@@ -36,7 +36,7 @@ def time_in_turns(
         `rounds`, `steps_per_round`, `steps_per_epoch`, and for `baseline` and `treatment` the `seconds_per_epoch` of
         each round, scaled from its steps to an epoch's.
     """
-    clocks = [_StepClock(baseline(), train), _StepClock(treatment(), train)]
+    clocks = [StepClock(baseline(), train), StepClock(treatment(), train)]
     for clock in clocks:
         clock.seconds(WARM_UP_STEPS)
     # Both take these steps, so that an epoch begins for both in the same round.
@@ -67,8 +67,12 @@ def peak_megabytes(task: BuildTask, train: Training) -> float:
         return pool.apply(_peak_of_some_steps, (task, train))
 
 
-class _StepClock:
-    """Runs a task's steps in a row, over as many epochs as it takes."""
+class StepClock:
+    """Takes a task's steps in a row, over as many epochs as it takes: forward, losses, backward and optimiser.
+
+    Attributes:
+        steps: an epoch's.
+    """
 
     def __init__(self, task: Task, train: Training) -> None:
         self._task = task
@@ -80,6 +84,7 @@ class _StepClock:
         task.model.train()
 
     def seconds(self, steps: int) -> float:
+        """Take so many steps; returns how long that took, to the end of the device's work."""
         self._wait()
         begun = time.perf_counter()
         for _ in range(steps):
@@ -100,7 +105,7 @@ class _StepClock:
 
 def _peak_of_some_steps(task: BuildTask, train: Training) -> float:
     built = task()
-    _StepClock(built, train).seconds(MEMORY_STEPS)
+    StepClock(built, train).seconds(MEMORY_STEPS)
     device = next(built.model.parameters()).device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

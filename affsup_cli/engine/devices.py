@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
         raise UsageError(
             f"run.device = '{name}': this machine has {count or 'no'} CUDA device{'' if count == 1 else 's'}"
         )
-    return torch.device("cuda", device.index or 0)
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def configure_cuda(precision: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affsup_cli.engine.checkpoint import fitting, load_checkpoint, random_state, save_checkpoint, set_random_state
+from affsup_cli.engine import distributed
+from affsup_cli.engine.checkpoint import (
+    BackgroundSaver,
+    copied_state,
+    fitting,
+    load_checkpoint,
+    random_state,
+    set_random_state,
+)
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped, StopRequest
-from affsup_cli.engine.task import Losses, Task
+from affsup_cli.engine.task import Losses, Task, over_processes
 from affsup_cli.errors import AffsupError
 from affsup_cli.metrics.average import Averages
 from affsup_cli.recipe import Recipe, Training
@@ -22,6 +31,7 @@ from affsup_cli.recipe import Recipe, Training
 LOOK_EVERY = 50  # steps, at most, between two measurements of the gradient share and two looks at the loss
 LOOKS = 8  # at least, in an epoch
 REFRESH_SECONDS = 0.5
+ASK_SECONDS = 1.0  # between two times that several processes ask each other whether to stop or to save
 _DIVERGED = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
 
 
@@ -50,6 +60,11 @@ class Trainer:
     All that the loop needs to go on after step s of epoch e is in `last.pt`; the batches of an epoch are a function of
     the seed and the epoch. On a CPU a run that was killed and resumed therefore ends bit-identical to one left alone.
 
+    Several processes take the steps of one: each has a share of every batch, their gradients are summed, and what a
+    step makes known (losses, averages, M) is the same on all of them. They decide alike; the first one writes. In
+    training batch norm sees a process's share alone, and each process draws random numbers of its own: what dropout
+    and the detectors' samplers choose depends on how many there are.
+
     Args:
         task: what is trained.
         recipe: its recipe; the folder holds the same.
@@ -65,6 +80,9 @@ class Trainer:
         self._observers = observers
         self._device = next(task.model.parameters()).device
         self._optimizer = optimizer(task, recipe.train)
+        self._seed = recipe.seed
+        self._same = distributed.SameModel(task.model)
+        self._saver = BackgroundSaver()
         self._averages = Averages()
         self._watch = LossWatch(0, 0)
         self._epoch = 0
@@ -81,19 +99,32 @@ class Trainer:
             Stopped: a signal asked for it; the checkpoint is written.
             AffsupError: the loss is not finite, or the disk is full.
         """
-        if self._run.checkpoint.exists():
+        if distributed.first_decides(self._run.checkpoint.exists):
             self._load()
-        self._run.keep_metrics(self._epoch)
-        with StopRequest() as stop:
+        elif distributed.rank():
+            self._draw_apart()
+        if self._writes:
+            self._run.keep_metrics(self._epoch)
+        with StopRequest() as stop, self._saver:
             while self._epoch < self._train.epochs:
                 self._train_epoch(stop)
                 self._end_epoch()
                 if self._epoch < self._train.epochs:
-                    self._leave_if(stop)
+                    self._leave_if(distributed.highest(stop.requested)[0])
             return self._finish()
 
-    def _leave_if(self, stop: StopRequest) -> None:
-        if stop.requested:
+    @property
+    def _writes(self) -> bool:
+        return distributed.rank() == 0
+
+    def _draw_apart(self) -> None:
+        """Give this process random numbers of its own."""
+        place = f"{self._seed} {distributed.rank()} {self._epoch} {self._step}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:7]))
+
+    def _leave_if(self, stopping: float) -> None:
+        if stopping:
+            self._saver.wait()
             raise Stopped(
                 f"stopped in epoch {self._epoch + 1} after step {self._step} of {self._task.steps}, and saved: "
                 "the same call with --resume continues there"
@@ -106,14 +137,17 @@ class Trainer:
             group["lr"] = learning_rate(self._train, self._epoch)
         self._watch = LossWatch(self._epoch, self._step)
         resumed_seconds = self._epoch_seconds
-        begun = saved = refreshed = time.perf_counter()
+        begun = saved = refreshed = asked = time.perf_counter()
+        asked_at, ask_at = self._step, self._step + 1
         while self._step < self._task.steps:
             looking = self._step % min(LOOK_EVERY, math.ceil(self._task.steps / LOOKS)) == 0
             losses = self._task.losses(self._step)
-            total = losses.total()
-            self._record(losses, total, looking)
+            whole, part = over_processes(losses)
+            total = part.total()
+            self._record(whole, part, total, looking)
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(total)
+            self._same.sum_gradients(losses.size / whole.size)
             clipped_step(self._optimizer, self._train.clip_norm)
             self._step += 1
             now = time.perf_counter()
@@ -123,21 +157,31 @@ class Trainer:
             if self._step == 1 or now - refreshed > REFRESH_SECONDS:
                 self._report()
                 refreshed = now
-            if self._step < self._task.steps and (stop.requested or now - saved > self._checkpoint_seconds):
-                self._save()
-                self._leave_if(stop)
-                saved = time.perf_counter()
+            if ask_at <= self._step < self._task.steps:
+                due = now - saved > self._checkpoint_seconds
+                pace = (now - asked) / (self._step - asked_at)
+                stopping, saving, pace = distributed.highest(stop.requested, due, pace)
+                asked, asked_at, ask_at = now, self._step, self._step + self._steps_between_questions(pace)
+                if stopping or saving:
+                    self._save()
+                    self._leave_if(stopping)
+                    saved = time.perf_counter()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self._epoch_seconds = resumed_seconds + time.perf_counter() - begun
         self._watch.check()
 
-    def _record(self, losses: Losses, total: Tensor, looking: bool) -> None:
-        values = {"loss": total, **losses.main, **losses.metrics}
+    def _steps_between_questions(self, seconds_a_step: float) -> int:
+        return 1 if distributed.count() == 1 else max(1, int(ASK_SECONDS / max(seconds_a_step, 1e-9)))
+
+    def _record(self, losses: Losses, part: Losses, total: Tensor, looking: bool) -> None:
+        """Take down a step: `losses` of the whole batch, `part` this process's of it, with the sum `total`."""
+        loss = total if losses is part else losses.total()
+        values = {"loss": loss, **losses.main, **losses.metrics}
         if losses.affinity is not None:
             values["affinity_loss"] = losses.affinity
             if looking:
-                self._averages.add({"gradient_share": losses.gradient_share()}, losses.size)
+                self._averages.add({"gradient_share": part.gradient_share()}, losses.size)
         self._averages.add({f"train_{name}": value for name, value in values.items()}, losses.size)
         for name, (value, count) in losses.of_some.items():
             self._averages.add({f"train_{name}": value}, count)
@@ -174,7 +218,9 @@ class Trainer:
             self._best = {"epoch": self._epoch + 1, "score": score}
         self._epoch, self._step, self._images, self._epoch_seconds = self._epoch + 1, 0, 0, 0.0
         self._averages = Averages()
-        self._run.append_metrics(record)
+        self._saver.wait()
+        if self._writes:
+            self._run.append_metrics(record)
         self._save()
         if improved:
             self._save_best()
@@ -182,12 +228,17 @@ class Trainer:
             observer.epoch_ended(record)
 
     def _finish(self) -> dict[str, Any]:
-        with fitting(self._run.best):
-            self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
-        metrics = {name: value for name, value in self._best_record().items() if name.startswith("train_")}
+        self._saver.wait()
+        if self._writes:
+            with fitting(self._run.best):
+                self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
+        distributed.share_model(self._task.model)
+        best = distributed.first_decides(self._best_record)
+        metrics = {name: value for name, value in best.items() if name.startswith("train_")}
         for split in ("val", "test") if self._train.select == "best" else ("test",):
             metrics |= _of_split(split, self._task.evaluate(split))
-            self._task.export(self._run.path, split)
+            if self._writes:
+                self._task.export(self._run.path, split)
         _refuse_non_finite(metrics, "of the epoch that is tested")
         result = {
             "kind": "train",
@@ -196,7 +247,8 @@ class Trainer:
             "seconds": self._seconds,
             "metrics": metrics,
         }
-        self._run.write_result(result)
+        if self._writes:
+            self._run.write_result(result)
         return result
 
     def _best_record(self) -> dict[str, Any]:
@@ -204,13 +256,17 @@ class Trainer:
         return self._run.metrics()[epoch - 1]
 
     def _save(self) -> None:
+        """Have the run's position written, once what was to be written before is: a step waits for a copy alone."""
         self._watch.check()
-        if not all(bool(value.isfinite().all()) for value in self._task.model.state_dict().values()):
-            raise AffsupError(f"the weights are not finite in epoch {self._epoch + 1}, step {self._step}: {_DIVERGED}")
+        own, *others = distributed.gathered(random_state())
+        if not self._writes:
+            return
+        self._saver.wait()
         state = {
             "model": self._task.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "random": random_state(),
+            "random": own,
+            "random_of_others": others,
             "epoch": self._epoch,
             "step": self._step,
             "images": self._images,
@@ -219,21 +275,27 @@ class Trainer:
             "seconds": self._seconds,
             "best": self._best,
         }
-        save_checkpoint(self._run.checkpoint, state)
+        self._saver.save(self._run.checkpoint, state, _refuse_weights_that_are_not_finite)
 
     def _save_best(self) -> None:
         """Only ever after `_save` of the same epoch: `_load` mends a kill between the two from that checkpoint."""
-        save_checkpoint(self._run.best, {"model": self._task.model.state_dict(), **self._best})
+        if self._writes:
+            self._saver.save(self._run.best, {"model": self._task.model.state_dict(), **self._best})
 
     def _load(self) -> None:
         state = load_checkpoint(self._run.checkpoint, self._device)
         with fitting(self._run.checkpoint):
             self._task.model.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            set_random_state(state["random"])
+            # Tensors that are kept must not hold on to a file that the next checkpoint takes the place of.
+            self._optimizer.load_state_dict(copied_state(state["optimizer"]))
             self._averages.load_state_dict(state["averages"], self._device)
             self._epoch, self._step, self._images = state["epoch"], state["step"], state["images"]
             self._epoch_seconds, self._seconds, self._best = state["epoch_seconds"], state["seconds"], state["best"]
+            random = [state["random"], *state.get("random_of_others", [])]
+            if distributed.rank() < len(random):
+                set_random_state(random[distributed.rank()])
+            else:
+                self._draw_apart()
         if self._step == 0 < self._epoch == self._best["epoch"]:
             self._save_best()
 
@@ -276,6 +338,12 @@ class LossWatch:
             said = ", ".join(f"{name} = {number:.6g}" for name, number in zip(self._names, numbers, strict=True))
             place = f"epoch {self._epoch + 1}, step {step:.0f}"
             raise AffsupError(f"the loss is not finite in {place}: {said}. The run ends here: {_DIVERGED}")
+
+
+def _refuse_weights_that_are_not_finite(state: Mapping[str, Any]) -> None:
+    if not all(bool(value.isfinite().all()) for value in state["model"].values()):
+        place = f"epoch {state['epoch'] + 1}, step {state['step']}"
+        raise AffsupError(f"the weights are not finite in {place}: {_DIVERGED}")
 
 
 def _refuse_non_finite(metrics: Mapping[str, float], when: str) -> None:

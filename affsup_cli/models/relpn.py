@@ -35,7 +35,7 @@ class PairScorer(nn.Module):
         self.place = nn.Linear(PLACES, hidden)
         self.visual_score = nn.Linear(hidden, 1)
         self.spatial_score = nn.Linear(hidden, 1)
-        self._sampler = BalancedPositiveNegativeSampler(sampled, 0.5)
+        self.sampler = BalancedPositiveNegativeSampler(sampled, 0.5)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         """Return scores `[B, N, N]`, row subject and column object, of features `[B, N, d]` and boxes `[B, N, 4]`."""
@@ -54,7 +54,7 @@ class PairScorer(nn.Module):
         """
         pairs = pairs & ~torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
         labels = target.float().masked_fill(~pairs, -1).flatten(1)
-        positive, negative = self._sampler(list(labels))
+        positive, negative = self.sampler(list(labels))
         chosen = (torch.stack(positive) | torch.stack(negative)).bool()
         losses = F.binary_cross_entropy_with_logits(scores.flatten(1), labels.clamp(min=0), reduction="none")
         return (losses * chosen).sum() / chosen.sum().clamp(min=1)

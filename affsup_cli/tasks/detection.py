@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +21,10 @@ from affsup_cli.affinity import (
     target_mass,
 )
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
+from affsup_cli.data.share import Share
+from affsup_cli.engine import distributed
 from affsup_cli.engine.devices import configure_cuda, resolve_device
-from affsup_cli.engine.examples import write_examples
+from affsup_cli.engine.examples import Example, write_examples
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.task import Losses
 from affsup_cli.errors import UsageError, did_you_mean
@@ -59,9 +63,15 @@ class DetectionTask:
         torch.manual_seed(recipe.seed)
         model = build_network(recipe, len(manifest.classes), pretrained)
         self.model = model.to(memory_format=torch.channels_last).to(self._device)
+        self._share = Share(distributed.rank(), distributed.count())
         self._epochs = SceneEpochs(
-            self._batches(self._train, cached=True), recipe.data.mirror, recipe.train.batch_size, recipe.seed
+            self._batches(self._train, cached=True),
+            recipe.data.mirror,
+            recipe.train.batch_size,
+            recipe.seed,
+            self._share,
         )
+        self._samplers = self._counted_samplers()
         self.steps = self._epochs.steps
         self.data = manifest.for_a_run()
         self.begun_from = {"weights": checksum_of(recipe.model.weights) if pretrained else None}
@@ -69,7 +79,7 @@ class DetectionTask:
         self._loss = None
         if affinity is not None and affinity.loss != "none":
             self._loss = AffinityLoss(affinity.loss, affinity.gamma, affinity.softmax)
-        self._found: dict[str, tuple[DetectionPrecision, RelationshipProposals, Examples | None]] = {}
+        self._found: dict[str, tuple[DetectionPrecision, RelationshipProposals, list[Example]]] = {}
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw the epoch's order."""
@@ -81,6 +91,7 @@ class DetectionTask:
         regions, main = self._regions(batch, batch.boxes)
         main |= self.model.detector.detection_losses(regions, batch.boxes, batch.labels)
         metrics: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
         of_some: dict[str, tuple[Tensor, Tensor]] = {}
         loss = None
         affinity = self._affinity
@@ -91,56 +102,76 @@ class DetectionTask:
                 if self._loss is not None:
                     loss = self._loss(graph, target.unsqueeze(1).expand_as(graph))
             mass, supervised = _mass(graph.detach().mean(dim=1), target)
+            counts["affinity"] = supervised
             metrics["empty_target"] = 1 - supervised.float() / len(target)
             of_some["mass"] = (mass, supervised)
         if self.model.pairs is not None:
             wanted = relationship_target(match_proposals(regions.boxes, batch.boxes), batch.relations)
             main["pair_loss"] = self.model.pairs.loss(pair_scores(regions, self.model.pairs), wanted, regions.pairs)
+        for name, sampler in self._samplers.items():
+            counts[name] = sampler.taken
+        whole = self._epochs.size(step)
         return Losses(
-            size=len(batch.index),
+            size=self._share.size(whole),
             main=main,
             affinity=loss,
             weight=affinity.lambda_ if affinity else 0.0,
             meeting=regions.pooled,
             metrics=metrics,
             of_some=of_some,
+            whole=whole,
+            counts=counts,
         )
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return detection precision; of networks with a graph of relations its recall at every K, and M."""
         scenes = read_scenes(self._folder, self._manifest, split)
-        precision = DetectionPrecision(self._manifest.classes)
+        found = self._find(scenes)
+        everyones = distributed.collected(found)
+        return distributed.first_decides(lambda: self._measured(split, everyones))
+
+    def _find(self, scenes: Scenes) -> _Found:
+        """Look at this process's share of a split."""
+        detections: list[tuple[Any, ...]] = []
+        masses: list[tuple[Tensor, Tensor]] = []
         recall = RelationshipRecall(self._recipe.test.recall_at)
         proposals = RelationshipProposals()
-        examples = Examples(scenes) if self._has_graph else None
-        averages = Averages()
+        examples = Examples(scenes)
         for batch, regions, graph in self._predictions(scenes):
             if self._affinity is not None and graph is not None:
                 mass, supervised = _mass(graph, self._target(regions, batch, self._affinity))
-                averages.add({"mass": mass}, supervised)
+                masses.append((mass.cpu(), supervised.cpu()))
             found = self.model.detector.detections(regions, batch.sizes)
             for place, index in enumerate(batch.index):
                 scale = batch.scales[place].repeat(2)
                 objects, image_id = scenes.objects(index), int(scenes.ids[index])
                 boxes, probabilities = found[place]
                 chosen, labels, scores = soft_nms(boxes, probabilities, keep=self._recipe.test.detections)
-                precision.update(
-                    image_id,
-                    boxes[chosen] / scale,
-                    scores,
-                    labels,
-                    objects.boxes,
-                    objects.labels,
-                    objects.difficult,
-                    objects.crowd,
-                )
-                if graph is not None and examples is not None:
+                detected = (boxes[chosen] / scale).cpu(), scores.cpu(), labels.cpu()
+                annotated = objects.boxes, objects.labels, objects.difficult, objects.crowd
+                detections.append((image_id, *detected, *annotated))
+                if graph is not None:
                     count = int(regions.present[place].sum())
                     of_image, where = graph[place, :count, :count], regions.boxes[place, :count] / scale
                     gt_boxes = torch.from_numpy(objects.boxes).to(where)
                     recall.update(where, of_image, gt_boxes, torch.from_numpy(objects.relations).to(where.device))
                     proposals.add(image_id, where, of_image)
                     examples.add(index, where, of_image)
+        return _Found(detections, masses, recall, proposals, examples.finished())
+
+    def _measured(self, split: str, everyones: Sequence[_Found]) -> dict[str, float]:
+        """Put together what the processes found, which is in the order of the images, and measure it."""
+        precision, averages = DetectionPrecision(self._manifest.classes, self._recipe.test.evaluator), Averages()
+        recall, proposals = RelationshipRecall(self._recipe.test.recall_at), RelationshipProposals()
+        examples: list[Example] = []
+        for found in everyones:
+            for image in found.detections:
+                precision.update(*image)
+            for mass, supervised in found.masses:
+                averages.add({"mass": mass}, supervised)
+            recall.merge(found.recall)
+            proposals.merge(found.proposals)
+            examples += found.examples
         self._found = {split: (precision, proposals, examples)}
         measured = precision.compute() | averages.read()
         if self._has_graph:
@@ -159,10 +190,10 @@ class DetectionTask:
         precision, proposals, examples = self._found[split]
         run = RunFolder(folder)
         write_detections(run.detections(split), precision.coco_results(self._manifest.category_ids))
-        if examples is not None:
+        if self._has_graph:
             proposals.write(run.relationships(split))
             if split == "test":
-                write_examples(run.examples, self._manifest.classes, examples.finished())
+                write_examples(run.examples, self._manifest.classes, examples)
 
     @property
     def _has_graph(self) -> bool:
@@ -174,9 +205,9 @@ class DetectionTask:
 
     @torch.no_grad()
     def _predictions(self, scenes: Scenes) -> Iterator[tuple[SceneBatch, Regions, Tensor | None]]:
-        """Yield batches of a split, what was found in them, and the graph that ranks pairs `[B, N, N]`."""
+        """Yield batches of this process's share, what is found in them, and the graph that ranks pairs `[B, N, N]`."""
         self.model.eval()
-        for batch in self._batches(scenes, cached=False).in_order(self._recipe.train.batch_size):
+        for batch in self._batches(scenes, cached=False).in_order(self._recipe.train.batch_size, self._share):
             regions, _ = self._regions(batch)
             yield batch, regions, ranking_graph(self._recipe, self.model, regions)
 
@@ -196,6 +227,17 @@ class DetectionTask:
         second = classes.index(affinity.second) if affinity.second else None
         return category_pair_target(match, batch.labels, first=classes.index(affinity.first), second=second)
 
+    def _counted_samplers(self) -> dict[str, _Counted]:
+        """Have what the proposals' and the pairs' losses are means over counted: of several processes it differs."""
+        if distributed.count() == 1:
+            return {}
+        proposals, pairs = self.model.detector.proposals, self.model.pairs
+        proposals.fg_bg_sampler = of_anchors = _Counted(proposals.fg_bg_sampler)
+        samplers = {"objectness_loss": of_anchors, "proposal_loss": of_anchors}
+        if pairs is not None:
+            pairs.sampler = samplers["pair_loss"] = _Counted(pairs.sampler)
+        return samplers
+
     def _refuse_what_does_not_fit(self) -> None:
         needs_annotated = isinstance(self._recipe, RelpnRecipe) or (
             self._affinity is not None and self._affinity.target == "relationship"
@@ -211,6 +253,37 @@ class DetectionTask:
             if wanted and wanted not in self._manifest.classes:
                 hint = did_you_mean(wanted, self._manifest.classes)
                 raise UsageError(f"affinity.{field} = '{wanted}' is no class of {name}{hint}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found in a part of a split.
+
+    Attributes:
+        detections: what `DetectionPrecision.update` takes, of each image.
+        masses: M of each batch, and how many images it is the mean of.
+        recall: over these images.
+        proposals: their strongest pairs.
+        examples: those of them that are kept.
+    """
+
+    detections: list[tuple[Any, ...]]
+    masses: list[tuple[Tensor, Tensor]]
+    recall: RelationshipRecall
+    proposals: RelationshipProposals
+    examples: list[Example]
+
+
+class _Counted:
+    """A sampler of positives and negatives that remembers how many it has `taken` last."""
+
+    def __init__(self, sampler: Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]]) -> None:
+        self._sampler = sampler
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = self._sampler(labels)
+        self.taken = torch.stack([mask.sum() for mask in (*positive, *negative)]).sum()
+        return positive, negative
 
 
 def _mass(graph: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from affsup_cli.data.share import Share
+from affsup_cli.engine import distributed
 from affsup_cli.engine.cost import peak_megabytes, time_in_turns
 from affsup_cli.engine.environment import environment
 from affsup_cli.engine.observer import Observer, TensorBoard
@@ -51,6 +54,10 @@ def train_run(
 ) -> RunFolder:
     """Train `recipe` in the folder `run`; a folder whose run is finished is left as it is.
 
+    Several processes (`engine.distributed`) call this alike and train one model: `train.batch_size` and
+    `train.learning_rate` are those of all of them together. The first process alone writes, and is watched; the folder
+    must be one that all can read.
+
     Args:
         recipe: what to train.
         data_dir: where the data sets are prepared.
@@ -61,26 +68,31 @@ def train_run(
 
     Raises:
         UsageError: the folder holds an unfinished run and `resume` is false, or a run of another recipe, or there is
-            nothing to resume.
+            nothing to resume, or there are more processes than images in a batch.
         AffsupError: the data set is not prepared or has changed, another process trains here, the training failed.
     """
-    if _is_finished(recipe, run, resume):
+    if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
         return run
-    fresh = not run.checkpoint.exists()
+    processes = division(recipe)
+    fresh = not distributed.first_decides(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
     task = build_task(recipe, data_dir, fresh=fresh, network=begin)
-    with run.lock():
-        if _is_finished(recipe, run, resume):  # another process may have come first
+    writes = distributed.rank() == 0
+    with run.lock() if writes else nullcontext():
+        # Another process may have come first.
+        if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
             return run
-        now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
-        if resume:
+        now = environment(next(task.model.parameters()).device, task.data, task.begun_from) | {"processes": processes}
+        if not writes:
+            pass
+        elif resume:
             refuse_other_data(run, now["data"])
             if fresh:
                 _refuse_other_weights(run, task.begun_from)
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
-        watching = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])]
+        watching = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
         try:
             Trainer(task, recipe, run, watching).run()
         except RuntimeError as error:
@@ -94,6 +106,18 @@ def train_run(
             for observer in watching:
                 observer.close()
     return run
+
+
+def division(recipe: Recipe) -> dict[str, Any]:
+    """Return how many processes train, and how many images of a whole batch each of them has.
+
+    Raises:
+        UsageError: some would have none.
+    """
+    count, batch = distributed.count(), recipe.train.batch_size
+    if count > batch:
+        raise UsageError(f"train.batch_size = {batch} for {count} processes: expected an image for each of them")
+    return {"count": count, "images_each": Share(0, count).sizes(batch)}
 
 
 def _is_finished(recipe: Recipe, run: RunFolder, resume: bool) -> bool:

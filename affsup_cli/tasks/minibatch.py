@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from affsup_cli.affinity import BatchAffinityLoss, target_mass
+from affsup_cli.affinity import BatchAffinityLoss
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, load_images
+from affsup_cli.data.share import ALONE, Share
+from affsup_cli.engine import distributed
 from affsup_cli.engine.devices import autocast, compiled, configure_cuda, resolve_device
 from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.engine.task import Losses
@@ -41,7 +43,10 @@ class MinibatchTask:
         self._backbone = compiled(model.backbone, self._device) if recipe.train.compile else model.backbone
         self._splits = {name: load_images(folder, manifest, name, self._device) for name in ("train", "val", "test")}
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
-        self._epochs = AugmentedEpochs(self._splits["train"], augmentation, recipe.train.batch_size, recipe.seed)
+        self._share = Share(distributed.rank(), distributed.count())
+        self._epochs = AugmentedEpochs(
+            self._splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._share
+        )
         self.steps = self._epochs.steps
         self.data = manifest.for_a_run()
         self.begun_from: dict[str, Any] = {"weights": None}
@@ -64,32 +69,42 @@ class MinibatchTask:
         images, labels = self._epochs.batch(step)
         features, logits = self._forward(images)
         affinity = self._recipe.affinity
+        whole = self._epochs.size(step)
+        nodes = features if affinity.features == "pooled" else logits
+        of_nodes = labels
         metrics = {"accuracy": (logits.argmax(1) == labels).double().mean()}
         loss = None
         if affinity.loss != "none" or affinity.measure:
             with torch.set_grad_enabled(affinity.loss != "none"):
-                weights, target = self._graph(features, logits, labels)
-                if affinity.loss != "none":
-                    loss = self._affinity.loss(weights, target)
-            metrics["mass"] = self._mass(weights, target)
-            alone = len(labels) if affinity.diagonal == "exclude" else 0
-            metrics["empty_target"] = (target.sum() <= alone).float()
+                if affinity.across == "global":
+                    nodes, of_nodes = self._of_all(nodes, whole), self._of_all(labels, whole)
+                measured = self._affinity.loss_and_mass(nodes, of_nodes)
+            loss = measured.loss if affinity.loss != "none" else None
+            metrics["mass"] = measured.mass
+            metrics["empty_target"] = self._empty(of_nodes)
         return Losses(
-            size=len(labels),
+            size=self._share.size(whole),
             main={"class_loss": F.cross_entropy(logits.float(), labels)},
             affinity=loss,
             weight=affinity.lambda_,
             meeting=features if affinity.features == "pooled" else logits,
             metrics=metrics,
+            whole=whole,
+            joint=affinity.across == "global",
         )
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Return accuracy, and M averaged over batches of the training size in a fixed shuffled order."""
-        averages = Averages()
-        for features, logits, labels in self._predictions(split):
+        rows = []
+        for features, logits, labels in self._predictions(split, self._share):
             correct = (logits.argmax(1) == labels).double().mean()
-            weights, target = self._graph(features, logits, labels)
-            averages.add({"accuracy": correct, "mass": self._mass(weights, target)}, len(labels))
+            nodes = features if self._recipe.affinity.features == "pooled" else logits
+            mass = self._affinity.loss_and_mass(nodes, labels).mass
+            rows.append(torch.stack([correct, mass.double(), torch.full_like(correct, len(labels))]))
+        averages = Averages()
+        for of_process in distributed.gathered(torch.stack(rows).cpu() if rows else torch.empty(0, 3)):
+            for accuracy, mass, count in of_process:
+                averages.add({"accuracy": accuracy, "mass": mass}, count)
         return averages.read()
 
     def score(self, metrics: Mapping[str, float]) -> float:
@@ -119,21 +134,26 @@ class MinibatchTask:
             features = self._backbone(images)
             return features, self.model.head(features)
 
-    def _graph(self, features: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        nodes = features if self._recipe.affinity.features == "pooled" else logits
-        return self._affinity.graph(nodes, labels)
+    def _of_all(self, rows: Tensor, whole: int) -> Tensor:
+        """Rows of the images of all processes, from this one's."""
+        return distributed.rows_of_all(rows[: self._share.size(whole)], self._share.sizes(whole))
 
-    def _mass(self, weights: Tensor, target: Tensor) -> Tensor:
-        """M of the whole matrix (eq. 3), also where the loss takes it row by row: one scale for all runs."""
-        return target_mass(weights.detach(), target, "matrix", self._recipe.affinity.diagonal)
+    def _empty(self, labels: Tensor) -> Tensor:
+        """1 where the batch's target has no edge, else 0."""
+        if self._recipe.affinity.diagonal == "keep":
+            return torch.zeros((), device=labels.device)
+        ordered = labels.sort().values
+        return 1 - (ordered[1:] == ordered[:-1]).any().float()
 
     @torch.no_grad()
-    def _predictions(self, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield features, logits and labels of a split in batches, in an order that is the same for every run."""
+    def _predictions(self, split: str, share: Share = ALONE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield features, logits and labels of a share of a split's batches, in an order that every run has."""
         data = self._splits[split]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(self._device)
         self.model.eval()
-        for images, labels in data.batches(order, self._recipe.train.batch_size):
+        size = self._recipe.train.batch_size
+        batches = share.of(-(-len(order) // size))
+        for images, labels in data.batches(order[batches.start * size : batches.stop * size], size):
             features, logits = self._forward(images)
             yield features.float(), logits.float(), labels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
 from affsup_cli.data.scenes import SceneBatch, SceneBatches
+from affsup_cli.data.share import Share
+from affsup_cli.engine import distributed
 from affsup_cli.engine.checkpoint import fitting
 from affsup_cli.engine.devices import autocast, configure_cuda, resolve_device
 from affsup_cli.engine.task import Losses
@@ -30,7 +33,8 @@ class SceneTask:
     """A branch on a frozen relation network; L = cross entropy of the scene's category.
 
     What part A says of an image never changes, so each image and its mirror image pass it once, in the first epoch,
-    one at a time: the result does not depend on the order. Later epochs train on these descriptions.
+    one at a time: the result does not depend on the order. Later epochs train on these descriptions. Each of several
+    processes describes what is in its own shares.
     """
 
     def __init__(
@@ -52,23 +56,27 @@ class SceneTask:
         ]
         self._categories = torch.from_numpy(self._train.categories).to(self._device)
         self._descriptions = self._describing("train")
-        self._order: list[Entry] = []
+        self._share = Share(distributed.rank(), distributed.count())
+        self._plan: list[list[Entry]] = []
         self.steps = -(-len(self._entries) // recipe.train.batch_size)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw the epoch's order."""
         generator = epoch_generator(self._recipe.seed, epoch)
-        self._order = [self._entries[place] for place in torch.randperm(len(self._entries), generator=generator)]
+        order = [self._entries[place] for place in torch.randperm(len(self._entries), generator=generator)]
+        size = self._recipe.train.batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        self._sizes = [len(batch) for batch in batches]
+        self._plan = [batch[self._share.stand_in(len(batch))] for batch in batches]
 
     def losses(self, step: int) -> Losses:
         """Run one batch; metrics: accuracy."""
-        size = self._recipe.train.batch_size
-        coming = self._order[step * size :]
-        batch = coming[:size]
-        logits = self.model(self._descriptions.of(batch, coming))
+        batch, whole = self._plan[step], self._sizes[step]
+        logits = self.model(self._descriptions.of(batch, list(chain.from_iterable(self._plan[step:]))))
         wanted = self._categories[[index for index, _ in batch]]
         return Losses(
-            size=len(batch),
+            size=self._share.size(whole),
+            whole=whole,
             main={"class_loss": F.cross_entropy(logits, wanted)},
             affinity=None,
             weight=0.0,
@@ -81,15 +89,15 @@ class SceneTask:
         """Return accuracy, and its mean over the categories, of images as they are."""
         self.model.eval()
         scenes = read_scenes(self._folder, self._manifest, split)
-        entries = [(index, False) for index in range(len(scenes))]
+        here = self._share.of(len(scenes))
+        entries = [(index, False) for index in range(here.start, here.stop)]
         descriptions = self._descriptions if split == "train" else self._describing(split)
         size = self._recipe.train.batch_size
-        found = torch.cat(
-            [
-                self.model(descriptions.of(entries[start : start + size], entries[start:])).argmax(1)
-                for start in range(0, len(entries), size)
-            ]
-        ).cpu()
+        found_here = [
+            self.model(descriptions.of(entries[start : start + size], entries[start:])).argmax(1).tolist()
+            for start in range(0, len(entries), size)
+        ]
+        found = torch.tensor([*chain.from_iterable(chain.from_iterable(distributed.gathered(found_here)))])
         wanted = torch.from_numpy(scenes.categories)
         right = (found == wanted).double()
         of_each = torch.bincount(wanted, right), torch.bincount(wanted)
@@ -135,6 +143,7 @@ def build_scene_classifier(
     if wanted and network:
         _refuse_other_network(recipe, network)
     classes = len(network.classes) if from_run and network else 1
+    torch.manual_seed(recipe.seed)
     part_a = build_network(recipe.network, classes, pretrained=fresh and not from_run)
     begun_from: dict[str, Any] = {"weights": None, "network": None}
     if from_run and network:
@@ -145,8 +154,15 @@ def build_scene_classifier(
         begun_from["network"] = {"run": network.name, "digest": network.digest, "data": ran_on["data"]}
     elif fresh:
         begun_from["weights"] = checksum_of(recipe.network.model.weights)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # the branch begins alike whatever part A drew
     return SceneClassifier(part_a.detector, recipe.model, categories), begun_from
+
+
+def describe(model: SceneClassifier, batch: SceneBatch, precision: str) -> Tensor:
+    """Return what part A says of a batch of one image, float32 `[D]`, in the arithmetic of `precision`."""
+    pixels = batch.images.to(torch.float32, memory_format=torch.channels_last)
+    with autocast(pixels.device, precision):
+        return model.describe(pixels, batch.sizes[0])
 
 
 def _refuse_other_network(recipe: SceneRecipe, network: Trained) -> None:
@@ -175,7 +191,7 @@ class _Descriptions:
         """
         for entry in wanted:
             if entry not in self._found:
-                self._found[entry] = self._describe(self._next(entry, coming))
+                self._found[entry] = describe(self._model, self._next(entry, coming), self._precision)
         return torch.stack([self._found[entry] for entry in wanted])
 
     def _next(self, entry: Entry, coming: Sequence[Entry]) -> SceneBatch:
@@ -187,8 +203,3 @@ class _Descriptions:
         if batch is None or announced != entry:
             raise ValueError(f"image {entry} is asked for, but not the first of those to come")
         return batch
-
-    def _describe(self, batch: SceneBatch) -> Tensor:
-        pixels = batch.images.to(torch.float32, memory_format=torch.channels_last)
-        with autocast(pixels.device, self._precision):
-            return self._model.describe(pixels, batch.sizes[0])

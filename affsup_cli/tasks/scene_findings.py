@@ -30,6 +30,10 @@ class RelationshipProposals:
         ends = boxes.float().cpu().numpy()[index]
         self._parts.append((image_id, ends[:, 0], ends[:, 1], weight))
 
+    def merge(self, other: RelationshipProposals) -> None:
+        """Keep the pairs of other images too."""
+        self._parts += other._parts
+
     def write(self, path: Path) -> None:
         """Write HDF5: `image_id` int64 [P], `subject` and `object` float32 [P, 4] in pixels, `weight` float32 [P].
 

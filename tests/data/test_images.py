@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages
+from affsup_cli.data.share import ALONE, Share
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -115,3 +116,20 @@ def test_a_batch_can_be_had_without_those_before_it(step: int) -> None:
     whole = epoch(epochs, 3)[0]
     epochs.begin(3)
     assert torch.equal(epochs.batch(step)[0], whole[step * 3 : step * 3 + 3])
+
+
+def test_processes_share_a_batch_that_is_drawn_as_for_one() -> None:
+    data = DeviceImages(*images(7), MEAN, STD, torch.device("cpu"))
+    alone, *both = (
+        AugmentedEpochs(data, Augmentation(2, True), 3, 5, share) for share in (ALONE, Share(0, 2), Share(1, 2))
+    )
+    for epochs in (alone, *both):
+        epochs.begin(1)
+    for step, size in enumerate((3, 3)):
+        parts = [epochs.batch(step) for epochs in both]
+        assert [epochs.size(step) for epochs in both] == [size, size]
+        for whole, *shares in zip(alone.batch(step), *parts, strict=True):
+            assert torch.equal(torch.cat(shares), whole)
+    # The last batch is of one image: the second process computes on it too, and counts none.
+    assert both[0].size(2) == 1
+    assert torch.equal(both[1].batch(2)[0], alone.batch(2)[0])

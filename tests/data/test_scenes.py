@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
+from affsup_cli.data.share import ALONE, Share
 from data_prep.format import Objects
 
 
@@ -180,3 +181,24 @@ def test_an_image_that_cannot_be_read_stops_the_batch_with_its_error() -> None:
 
     with pytest.raises(OSError, match="torn"):
         list(batches(Broken([(9, 9)], [(1, 1, 5, 5)])).in_order(1))
+
+
+def test_processes_share_a_batch_as_it_is_padded_for_one(paintings: Paintings) -> None:
+    alone, *both = (SceneEpochs(batches(paintings), False, 4, 3, share) for share in (ALONE, Share(0, 2), Share(1, 2)))
+    for epochs in (alone, *both):
+        epochs.begin(0)
+    for step in range(2):
+        whole = alone.batch(step)
+        shares = [epochs.batch(step) for epochs in both]
+        assert {epochs.size(step) for epochs in both} == {len(whole.index)}
+        if len(whole.index) == 1:  # the second process computes on a stand-in
+            assert shares[0].index == shares[1].index == whole.index
+            continue
+        assert shares[0].index + shares[1].index == whole.index
+        assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+
+
+def test_processes_share_a_split_in_order(paintings: Paintings) -> None:
+    data = batches(paintings)
+    alone = [batch.index for batch in data.in_order(2)]
+    assert [batch.index for rank in range(3) for batch in data.in_order(2, Share(rank, 3))] == alone

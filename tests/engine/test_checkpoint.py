@@ -6,13 +6,20 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from affsup_cli.engine.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from affsup_cli.engine.checkpoint import (
+    BackgroundSaver,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
 from affsup_cli.errors import AffsupError
 
 CPU = torch.device("cpu")
@@ -101,3 +108,69 @@ def test_the_random_state_comes_back(tmp_path: Path) -> None:
     torch.rand(5)
     set_random_state(load_checkpoint(tmp_path / "c.pt", CPU)["random"])
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_written_in_the_background_is_the_state_when_it_was_given(tmp_path: Path) -> None:
+    weights = torch.zeros(3)
+    momentum = [torch.zeros(2), (torch.zeros(1), "plain")]
+    with BackgroundSaver() as saver:
+        saver.save(tmp_path / "c.pt", {"w": weights, "momentum": momentum})
+        weights += 1
+        momentum[0] += 1
+        saver.wait()
+        assert load_checkpoint(tmp_path / "c.pt", CPU)["w"].tolist() == [0, 0, 0]
+    assert load_checkpoint(tmp_path / "c.pt", CPU)["momentum"][0].tolist() == [0, 0]
+
+
+def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go, write = threading.Event(), torch.save
+
+    def slow(*arguments: Any) -> None:
+        let_go.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(torch, "save", slow)
+    with BackgroundSaver() as saver:
+        for number in (1, 2):
+            saver.save(tmp_path / f"{number}.pt", {"epoch": number})
+        assert not list(tmp_path.iterdir())
+        let_go.set()
+    assert {path.name for path in tmp_path.iterdir()} == {"1.pt", "2.pt"}
+
+
+def test_a_write_that_fails_in_the_background_is_said_and_what_follows_it_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: dict[str, Any], path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    saver = BackgroundSaver()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        saver.save(tmp_path / "last.pt", {"epoch": 1})
+        with pytest.raises(AffsupError, match=r"no space to write .*last\.pt"):
+            saver.wait()
+    saver.save(tmp_path / "best.pt", {"epoch": 1})
+    with pytest.raises(AffsupError, match=r"no space to write .*last\.pt"), saver:
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_check_refuses_is_not_written(tmp_path: Path) -> None:
+    def refuse(state: dict[str, Any]) -> None:
+        raise AffsupError(f"epoch {state['epoch']} is not worth it")
+
+    saver = BackgroundSaver()
+    saver.save(tmp_path / "c.pt", {"epoch": 1}, refuse)
+    with pytest.raises(AffsupError, match="epoch 1 is not worth it"), saver:
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loaded_state_outlives_its_file(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", {"w": torch.arange(1000)})
+    state = load_checkpoint(tmp_path / "c.pt", CPU)
+    save_checkpoint(tmp_path / "c.pt", {"w": torch.zeros(1000)})
+    state["w"] += 1
+    assert torch.equal(state["w"], torch.arange(1000) + 1)
+    assert load_checkpoint(tmp_path / "c.pt", CPU)["w"].sum() == 0

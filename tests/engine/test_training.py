@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from affsup_cli.engine.checkpoint import load_checkpoint
+from affsup_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
@@ -293,7 +293,7 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path: Path, file: str, cont
     torch.save(content, getattr(run, file))
     if file == "best":  # at the run's end nothing writes it again, unless the last epoch is the best
         state = load_checkpoint(run.checkpoint, CPU)
-        torch.save({**state, "best": {"epoch": 1, "score": 0.0}}, run.checkpoint)
+        save_checkpoint(run.checkpoint, {**state, "best": {"epoch": 1, "score": 0.0}})
     with pytest.raises(AffsupError, match=getattr(run, file).name):
         Trainer(ToyTask(), recipe(), run).run()
 

@@ -263,7 +263,7 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_as_one_left_alone(shapes: P
         task.losses = counted  # type: ignore[method-assign]
         with run.lock():
             if not resume:
-                run.write_environment({"data": task.data, "weights": task.weights})
+                run.write_environment({"data": task.data, **task.begun_from})
                 run.write_recipe(recipe)
             Trainer(task, recipe, run).run()
 
@@ -284,10 +284,10 @@ def test_a_file_of_weights_is_recorded_and_needed_for_a_fresh_start_alone(shapes
     torch.save(torchvision.models.resnet18().state_dict(), weights)
     recipe = small(model__arch="resnet18", model__weights=str(weights), model__proposals=8)
     task = build_task(recipe, shapes)
-    assert task.weights == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert task.begun_from["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     run = RunFolder(tmp_path / "run")
     with run.lock():
-        run.write_environment({"data": task.data, "weights": task.weights})
+        run.write_environment({"data": task.data, **task.begun_from})
         run.write_recipe(recipe)
         save_checkpoint(run.best, {"model": task.model.state_dict()})
     before = evaluate_run(run, shapes, "train", "cpu")
@@ -306,7 +306,7 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_same_weights
     run = RunFolder(tmp_path / "run")
     task = build_task(recipe, shapes)
     with run.lock():
-        run.write_environment({"data": task.data, "weights": task.weights})
+        run.write_environment({"data": task.data, **task.begun_from})
         run.write_recipe(recipe)
     torch.save(torchvision.models.resnet18().state_dict(), weights)
     with pytest.raises(UsageError, match="was begun from pretrained weights with SHA-256"):
@@ -359,3 +359,11 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
     found = recall.compute()["micro"]
     assert found[100] >= 7 / 8  # of eight pairs, among the 9,900 of each image
     assert found[300] == 1
+
+
+def test_both_evaluators_give_the_same_precision(shapes: Path) -> None:
+    precisions = []
+    for evaluator in ("arrays", "pycocotools"):
+        metrics = build(shapes, "frcnn", test__evaluator=evaluator).evaluate("test")
+        precisions.append({name: metrics[name] for name in ("map_all", "map_50")})
+    assert precisions[0] == precisions[1]

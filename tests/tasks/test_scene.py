@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_a_step_classifies_the_categories_of_its_images(shape_scenes: Path, part
     task.begin_epoch(0)
     manifest = read_scene_manifest(shape_scenes / "shape-scenes")
     scenes = read_scenes(shape_scenes / "shape-scenes", manifest, "train")
-    entries = task._order[:4]
+    entries = task._plan[0]
     pictures = []
     for index, mirrored in entries:
         scaled = np.array(Image.fromarray(scenes.pixels(index)).resize((64, 64), Image.Resampling.BILINEAR))
@@ -69,10 +70,10 @@ def test_a_step_classifies_the_categories_of_its_images(shape_scenes: Path, part
 def test_an_epoch_passes_every_image_and_its_mirror_image_once(shape_scenes: Path, part_a: Path) -> None:
     task = build(shape_scenes, part_a)
     task.begin_epoch(0)
-    first = list(task._order)
+    first = list(chain.from_iterable(task._plan))
     assert sorted(first) == [(index, mirrored) for index in range(28) for mirrored in (False, True)]
     task.begin_epoch(1)
-    assert task._order != first
+    assert list(chain.from_iterable(task._plan)) != first
     assert task.steps == 14
 
 

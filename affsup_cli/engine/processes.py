@@ -1,0 +1,105 @@
+"""Starts one command several times on this machine, as processes that train together (`affsup train --gpus`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from affsup_cli.errors import AffsupError, UsageError
+
+LOOK_SECONDS = 0.05
+GRACE_SECONDS = 4.0  # for the others to leave by themselves, once one has failed, and again once they are asked to
+
+
+def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
+    """Run `python -m affsup_cli ARGUMENTS` as `count` processes that `engine.distributed` joins.
+
+    Once one of them fails the others, which miss it, leave; those that do not are asked to, and then made to. Ctrl-C
+    and SIGTERM reach all of them.
+
+    Args:
+        count: how many, at least 2.
+        device: "cpu", or auto or cuda for a GPU each.
+        arguments: of the command.
+
+    Returns:
+        The exit code of the first process, or that of the one that failed.
+
+    Raises:
+        UsageError: this machine has fewer GPUs.
+        AffsupError: a process was killed.
+    """
+    there = torch.cuda.device_count()
+    if device != "cpu" and count > there:
+        raise UsageError(
+            f"--gpus {count}: this machine has {there or 'no'} CUDA device{'' if there == 1 else 's'}; "
+            "--device cpu runs as many processes on the CPU"
+        )
+    # Kept here, it outlives each of the processes; torch's own variable says that none of them is to open it.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ}
+    running = [
+        subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "affsup_cli", *arguments],
+            env={**threads, **place, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+    try:
+        with _signals_passed_on(running):
+            while not any(process.poll() for process in running) and any(process.poll() is None for process in running):
+                _wait(running)
+            killed = [rank for rank, process in enumerate(running) if (process.poll() or 0) < 0]
+    finally:
+        _end(running)
+    if killed:
+        name = signal.Signals(-running[killed[0]].returncode).name
+        raise AffsupError(f"process {killed[0] + 1} of {count} was killed ({name}), and the others have left")
+    return next((process.returncode for process in running if process.returncode), 0)
+
+
+def _wait(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait a moment, or until the first process that still runs has ended."""
+    alive = next((process for process in running if process.poll() is None), None)
+    if alive:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            alive.wait(LOOK_SECONDS)
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for what still runs to leave, ask it to, and at last make it: a GPU may wait for a process that is gone."""
+    for push in (lambda _: None, subprocess.Popen.terminate, subprocess.Popen.kill):
+        alive = [process for process in running if process.poll() is None]
+        for process in alive:
+            push(process)
+        until = time.monotonic() + GRACE_SECONDS
+        for process in alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+
+
+@contextlib.contextmanager
+def _signals_passed_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM ask the processes to stop; a terminal's Ctrl-C reaches them anyway."""
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
