@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import affsup_cli
+from affsup_cli.commands.bench import bench
 from affsup_cli.commands.compare import compare
 from affsup_cli.commands.demo import demo
 from affsup_cli.commands.doctor import doctor
@@ -39,6 +40,7 @@ app.command()(export)
 app.command()(sweep)
 app.command()(report)
 app.command()(compare)
+app.command()(bench)
 app.command(name="list")(list_)
 app.command()(show)
 app.command()(demo)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import csv
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from affsup_cli.engine.devices import device_name
-from affsup_cli.engine.environment import source_commit
+from affsup_cli.bench.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def record(name: str, rows: Sequence[dict[str, Any]], device: torch.device) -> Path:
     """Print `rows` and write them to `results/NAME-DEVICE.csv`, replacing an earlier result of that kind of device."""
-    source = source_commit()
-    where = {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": f"{(source['commit'] or 'unknown')[:12]}{'+' if source['dirty'] else ''}",
-    }
+    where = machine(device)
     path = RESULTS / f"{name}-{device.type}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], *where])

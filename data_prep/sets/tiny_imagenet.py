@@ -7,7 +7,6 @@ are the test set, as the official test labels are not public (paper 6.1).
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 _SIDE = 64
 _TRAIN_IMAGE = re.compile(r"train/(n\d{8})/images/\1_(\d+)\.JPEG")
 _ANNOTATIONS = "val/val_annotations.txt"
-_THREADS = min(
-    4, os.cpu_count() or 1
-)  # Pillow decodes outside the interpreter lock, but for so small images not all of it
 
 
 def _read(files: Files) -> Official:
@@ -71,31 +67,33 @@ def _test_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _images(files: Files, members: Sequence[tuple[str, int]]) -> Images:
-    from concurrent.futures import ThreadPoolExecutor
-
     import numpy as np
 
+    from data_prep.decoding import decoded
     from data_prep.format import BLOCK
 
     names = [name for name, _ in members]
 
     def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(rows), BLOCK):
-                encoded = [(names[row], files[names[row]]) for row in rows[start : start + BLOCK]]
-                share = -(-len(encoded) // _THREADS)
-                shares = [encoded[i : i + share] for i in range(0, len(encoded), share)]
-                yield np.concatenate(list(pool.map(_decode, shares)))
+        encoded = ((names[row], files[names[row]]) for row in rows)
+        return decoded(encoded, len(rows), (_SIDE, _SIDE, 3), decode, BLOCK)
 
     return Images(np.array([label for _, label in members], dtype=np.int64), np.arange(len(members)), blocks)
 
 
-def _decode(encoded: Sequence[tuple[str, bytes]]) -> NDArray[np.uint8]:
-    """Decode JPEGs, grey ones included, to uint8 [n, 64, 64, 3]."""
+def decode(encoded: Sequence[tuple[str, bytes]], images: NDArray[np.uint8]) -> None:
+    """Decode JPEGs, grey ones included.
+
+    Args:
+        encoded: Names and contents of n files.
+        images: uint8 [n, 64, 64, 3], to be filled.
+
+    Raises:
+        SourceError: One is damaged or of another size.
+    """
     import numpy as np
     from PIL import Image
 
-    images = np.empty((len(encoded), _SIDE, _SIDE, 3), dtype=np.uint8)
     for i, (name, jpeg) in enumerate(encoded):
         try:
             with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
@@ -104,7 +102,6 @@ def _decode(encoded: Sequence[tuple[str, bytes]]) -> NDArray[np.uint8]:
                 images[i] = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise SourceError(f"{name}: cannot be decoded ({error})") from None
-    return images
 
 
 def _lines(files: Files, name: str) -> list[str]:

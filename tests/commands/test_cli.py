@@ -24,7 +24,7 @@ from affsup_cli.engine.run_folder import RunFolder
 from tests.reporting.fake_runs import BASE, RunMaker
 
 COMMANDS = [
-    *("prepare", "train", "evaluate", "predict", "export", "sweep", "report", "compare"),
+    *("prepare", "train", "evaluate", "predict", "export", "sweep", "report", "compare", "bench"),
     *("list", "show", "demo", "doctor"),
 ]
 # Small batches make the second epoch long enough to be caught in its middle.

@@ -1,0 +1,121 @@
+"""Generated data sets under the names of real ones, a few images each: on their shape alone a step's time depends."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+import data_prep
+from data_prep import labelled, scenes
+from data_prep.annotating import Scene, together
+from data_prep.drawing import Pictures
+from data_prep.format import SourceRecord
+from data_prep.memory import images_in_memory
+from data_prep.official import ImageSet, Official, OfficialScenes, SceneSet
+
+_SOURCE = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
+_TRAIN_IMAGES, _TEST_IMAGES = 1500, 256
+_TRAIN_SCENES, _TEST_SCENES = 8, 2
+
+
+@dataclass(frozen=True)
+class _Images:
+    side: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class _Scenes:
+    """The commonest size of a picture, and about how many objects and annotated relations an image has."""
+
+    width: int
+    height: int
+    classes: int
+    objects: int
+    relations: int = 0
+
+
+_SHAPES: dict[str, _Images | _Scenes] = {
+    "cifar10": _Images(32, 10),
+    "cifar100": _Images(32, 100),
+    "tiny-imagenet": _Images(64, 200),
+    "voc07": _Scenes(500, 375, 20, 3),
+    "coco": _Scenes(640, 480, 80, 7),
+    "vg": _Scenes(800, 600, 150, 10, 6),
+}
+
+
+def make(name: str, data_dir: Path) -> None:
+    """Prepare `<data_dir>/<name>` in the shape of that data set; those that ship with affsup are themselves.
+
+    Raises:
+        KeyError: The data set has no known shape here.
+    """
+    dataset = data_prep.get(name)
+    if dataset.embedded:
+        data_prep.prepare(name, data_dir=data_dir)
+        return
+    data_dir.mkdir(parents=True, exist_ok=True)
+    shape = _SHAPES[name]
+    if isinstance(dataset, ImageSet) and isinstance(shape, _Images):
+        labelled.write(dataset, _images(shape), _SOURCE, data_dir / name, None, _silent)
+    if isinstance(dataset, SceneSet) and isinstance(shape, _Scenes):
+        scenes.write(dataset, _scenes(shape), _SOURCE, data_dir / name, None, _silent)
+
+
+def _images(shape: _Images) -> Official:
+    random = np.random.default_rng(0)
+    train, test = (
+        images_in_memory(
+            random.integers(0, 256, (count, shape.side, shape.side, 3), dtype=np.uint8),
+            random.integers(0, shape.classes, count),
+        )
+        for count in (_TRAIN_IMAGES, _TEST_IMAGES)
+    )
+    return Official(_classes(shape.classes), (3, shape.side, shape.side), train, test)
+
+
+def _scenes(shape: _Scenes) -> OfficialScenes:
+    random = np.random.default_rng(0)
+    pictures = Pictures()
+    parts: dict[str, Sequence[Scene]] = {}
+    for part, count in (("train", _TRAIN_SCENES), ("test", _TEST_SCENES)):
+        parts[part] = [_scene(f"{part}{number}.jpg", number, shape, random) for number in range(count)]
+        for scene in parts[part]:
+            pictures[scene.name] = _picture(shape, random)
+    kind: Literal["annotated", "classes"] = "annotated" if shape.relations else "classes"
+    predicates = ("related",) if shape.relations else ()
+    train, test = together(parts["train"]), together(parts["test"])
+    return OfficialScenes(_classes(shape.classes), predicates, kind, train, test, pictures)
+
+
+def _scene(name: str, number: int, shape: _Scenes, random: np.random.Generator) -> Scene:
+    size = np.array([shape.width, shape.height])
+    extent = random.uniform(0.1, 0.6, (shape.objects, 2)) * size
+    corner = random.uniform(0, 1, (shape.objects, 2)) * (size - extent)
+    boxes = [(x, y, x + w, y + h) for (x, y), (w, h) in zip(corner.tolist(), extent.tolist(), strict=True)]
+    labels = random.permutation(shape.classes)[: shape.objects].tolist()
+    relations = [(i, i + 1, 0) for i in range(shape.relations)]
+    return Scene(name, number, (shape.width, shape.height), boxes, labels, relations=relations)
+
+
+def _picture(shape: _Scenes, random: np.random.Generator) -> bytes:
+    """A JPEG as soft as photographs are, which decodes as fast as they do."""
+    coarse = random.integers(0, 256, (shape.height // 8, shape.width // 8, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(coarse).resize((shape.width, shape.height)).save(encoded, "JPEG", quality=90)
+    return encoded.getvalue()
+
+
+def _classes(count: int) -> tuple[str, ...]:
+    return tuple(f"class {number}" for number in range(count))
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,91 @@
+"""`affsup bench`: what this machine is worth, and how long the paper's tables take on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from affsup_cli.commands.options import REPORTS_DIR
+
+if TYPE_CHECKING:
+    from affsup_cli.bench.run import Bench
+
+
+def bench(
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="TABLE|FIGURE", help="Only these; without any, those of the paper.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")] = "auto",
+    out: Annotated[
+        Path, typer.Option("--out", dir_okay=False, help="Where the numbers are kept, as CSV.")
+    ] = REPORTS_DIR / "bench.csv",
+) -> None:
+    """Time a few steps of every kind of run here, and say how long each table of the paper takes.
+
+    Steps and evaluation run on generated data of the right shape: nothing is downloaded or need be prepared, and
+    weights change no time. Then affsup's own ratios, side by side on this machine. A few minutes; on a CPU, where the
+    paper's detectors take 10 to 20 seconds a step, one step of each is timed.
+
+    \b
+    affsup bench
+    affsup bench table3 figure5
+    affsup bench --device cuda:1 --out bench-h100.csv
+    """
+    from affsup_cli.bench.run import run_bench
+    from affsup_cli.commands.console import console
+    from affsup_cli.reporting.spec import paper_names
+
+    names = list(dict.fromkeys(tables or paper_names()))
+    with console.status("") as status:
+        found = run_bench(names, device, lambda what: status.update(what))
+    print_bench(found)
+    found.write(out)
+    console.print(f"written: {out}", markup=False)
+
+
+def print_bench(found: Bench) -> None:
+    """Print speeds, ratios and, last, what tables take."""
+    from rich.table import Table
+
+    from affsup_cli.commands.console import console, counted
+    from affsup_cli.engine.devices import device_name
+
+    def table(*columns: str) -> Table:
+        shown = Table(box=None, pad_edge=False, header_style="dim")
+        for place, column in enumerate(columns):
+            shown.add_column(column, justify="right" if 0 < place < len(columns) - 1 else "left", overflow="fold")
+        return shown
+
+    console.print(f"{device_name(found.device)} ({found.device})", style="bold", markup=False)
+    speeds = table("kind of run", "a step", "images evaluated", "timed")
+    for kind, speed in found.speeds.items():
+        timed = f"{counted(speed.steps, 'step')}, {counted(speed.images, 'image')}"
+        speeds.add_row(str(kind), _seconds(speed.step_seconds), f"{1 / speed.image_seconds:,.1f} a second", timed)
+    console.print(speeds, soft_wrap=False)
+    ratios = table("side by side", "here", "rounds", "claimed")
+    for ratio in found.ratios:
+        ratios.add_row(ratio.what, f"{ratio.value:.3g}", str(ratio.rounds), ratio.goal)
+    for rate in found.rates:
+        ratios.add_row(rate.what, f"{rate.images_per_second:,.0f} images a second", "", "")
+    console.print()
+    console.print(ratios, soft_wrap=False)
+    unit = "GPU-hours" if found.device.type == "cuda" else "hours on this CPU"
+    tables = table("table or figure", "runs", unit, "from the speed of")
+    for estimate in found.estimates:
+        kinds = ", ".join(map(str, estimate.kinds)) if len(estimate.kinds) <= 3 else f"{len(estimate.kinds)} kinds"
+        tables.add_row(estimate.table, f"{estimate.runs:,}", _hours(estimate.hours), kinds)
+    console.print()
+    console.print(tables, soft_wrap=False)
+    console.print(
+        "Runs one after another; a run that several tables share stands in the line of each, and once in all."
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from affsup_cli.bench import speeds
+from affsup_cli.bench.needs import Kind, kind_of
+from affsup_cli.recipe import load_recipe
+from affsup_cli.tasks import build_task
+
+CLASSIFIER = load_recipe("minibatch")
+NETWORKS = {name: load_recipe(name) for name in ("relnet", "frcnn")}
+
+
+class Clock:
+    """Takes a known time a step, twice as long in every second call; keeps what it was asked for."""
+
+    def __init__(self, seconds: float) -> None:
+        self.asked: list[int] = []
+        self._each = seconds
+
+    def seconds(self, steps: int) -> float:
+        self.asked.append(steps)
+        return self._each * steps
+
+
+def test_quick_steps_are_timed_in_rounds_after_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "SECONDS", 3.2)
+    slower, faster = Clock(0.1), Clock(0.05)
+    taken, of_a_round = speeds._in_turns({"a": slower, "b": faster}, lambda _: None)  # type: ignore[dict-item]
+    assert slower.asked == faster.asked == [1, 3, *[of_a_round] * 8]
+    assert of_a_round == 4
+    assert taken["a"] == pytest.approx([0.1] * 8)
+    assert taken["b"] == pytest.approx([0.05] * 8)
+
+
+def test_a_slow_step_is_timed_once() -> None:
+    slow, quick = Clock(9.0), Clock(0.5)
+    taken, _ = speeds._in_turns({"a": slow, "b": quick}, lambda _: None)  # type: ignore[dict-item]
+    assert slow.asked == quick.asked == [1, 1]
+    assert taken == {"a": [9.0], "b": [0.5]}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(speeds, "SECONDS", 0.05)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_classifier_is_timed_with_and_without_l_g(digits: Path) -> None:
+    kind = kind_of(CLASSIFIER)
+    told: list[str] = []
+    found, ratios = speeds.measure({kind: CLASSIFIER}, digits, "cpu", told.append)
+    assert list(found) == [Kind("minibatch", "resnet20", "digits")]
+    assert found[kind].step_seconds > 0
+    assert found[kind].images == 359
+    assert [ratio.what for ratio in ratios] == ["minibatch with L_G ÷ minibatch without L_G"]
+    assert "minibatch without L_G: training" in told
+
+
+@pytest.mark.usefixtures("short")
+def test_a_relation_network_is_timed_beside_one_without_relations(shapes: Path) -> None:
+    found, ratios = speeds.measure({kind_of(recipe): recipe for recipe in NETWORKS.values()}, shapes, "cpu", id)  # type: ignore[arg-type]
+    assert [kind.task for kind in found] == ["relnet", "frcnn"]
+    assert [ratio.what for ratio in ratios] == ["relnet with L_G ÷ relnet without L_G", "relnet with L_G ÷ frcnn"]
+
+
+def test_training_steps_leave_the_weights_as_they_are(digits: Path) -> None:
+    task = build_task(
+        CLASSIFIER.model_copy(update={"run": CLASSIFIER.run.model_copy(update={"device": "cpu"})}), digits
+    )
+    before = [value.clone() for value in task.model.parameters()]
+    speeds.standing_clock(task, CLASSIFIER.train).seconds(2)
+    for now, then in zip(task.model.parameters(), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=0, atol=1e-6)
+
+
+def test_frozen_batch_norm_does_not_let_numbers_grow() -> None:
+    class Frozen:
+        model = nn.Sequential(*(FrozenBatchNorm2d(2) for _ in range(40)))
+
+    speeds._calm(Frozen())  # type: ignore[arg-type]
+    assert Frozen.model(torch.ones(1, 2, 3, 3)).abs().max() < 1e-6

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from affsup_cli.errors import AffsupError
+from data_prep import decoding
+from data_prep.decoding import Encoded, decoded
+from data_prep.official import SourceError
+from data_prep.sets import tiny_imagenet
+from tests.data_prep.conftest import OfficialFiles
+
+SHAPE = (2, 1, 3)
+
+
+def fill(encoded: Sequence[Encoded], images: NDArray[np.uint8]) -> None:
+    """Stands in for a decoder: a picture is as bright as the first byte of its file."""
+    for (_, content), image in zip(encoded, images, strict=True):
+        image[:] = content[0]
+
+
+def die(encoded: Sequence[Encoded], images: NDArray[np.uint8]) -> None:
+    os._exit(3)
+
+
+def pictures(count: int) -> list[Encoded]:
+    return [(f"{i}.jpg", bytes([i])) for i in range(count)]
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Few pictures are enough for processes; whatever becomes of them, they leave nothing behind."""
+    monkeypatch.setattr(decoding, "_FEWEST", 1)
+    monkeypatch.setattr(decoding, "_SHARE", 2)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield
+    assert multiprocessing.active_children() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("processes")
+def test_processes_give_the_pictures_in_order_in_blocks() -> None:
+    blocks = list(decoded(pictures(23), 23, SHAPE, fill, block=5, cores=2))
+    assert [len(block) for block in blocks] == [5, 5, 5, 5, 3]
+    expected = np.broadcast_to(np.arange(23).reshape(-1, 1, 1, 1), (23, *SHAPE))
+    np.testing.assert_array_equal(np.concatenate(blocks), expected)
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_damaged_picture_is_named_by_the_process_that_met_it(official: OfficialFiles) -> None:
+    encoded = [(f"{i}.JPEG", official.jpeg(i)) for i in range(8)]
+    encoded[5] = ("5.JPEG", b"no picture")
+    with pytest.raises(SourceError, match=r"^5\.JPEG: cannot be decoded"):
+        list(decoded(encoded, 8, (64, 64, 3), tiny_imagenet.decode, block=4, cores=2))
+
+
+@pytest.mark.usefixtures("processes")
+def test_who_stops_early_leaves_no_process_behind() -> None:
+    blocks = decoded(pictures(200), 200, SHAPE, fill, block=10, cores=2)
+    next(blocks)
+    assert len(multiprocessing.active_children()) == 2
+    blocks.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_process_that_dies_is_an_error_that_says_why() -> None:
+    with pytest.raises(AffsupError, match="a process that decodes images has died"):
+        list(decoded(pictures(8), 8, SHAPE, die, block=4, cores=2))
+
+
+@pytest.mark.parametrize(("count", "cores"), [(9, 2), (10, 1)])
+def test_few_pictures_and_a_single_core_are_decoded_here(
+    count: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_FEWEST", 10)
+    monkeypatch.setattr(decoding, "ProcessPoolExecutor", None)
+    blocks = list(decoded(pictures(count), count, SHAPE, fill, block=4, cores=cores))
+    assert np.concatenate(blocks)[:, 0, 0, 0].tolist() == list(range(count))
+
+
+@pytest.mark.real_data
+@pytest.mark.usefixtures("processes")
+def test_real_photographs_come_out_of_processes_as_they_do_here(
+    real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_SHARE", 100)
+    with zipfile.ZipFile(real_data / "tiny_imagenet" / "tiny-imagenet-20.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".JPEG")][:550]
+        encoded = [(name, archive.read(name)) for name in names]
+    here, there = (
+        np.concatenate(list(decoded(encoded, 550, (64, 64, 3), tiny_imagenet.decode, block=250, cores=cores)))
+        for cores in (1, 2)
+    )
+    np.testing.assert_array_equal(here, there)
+    assert here.std() > 10
