@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -29,6 +29,9 @@ from pydantic import (
 )
 
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
+
+OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
+"""Fields that record more and train the same; of a run that others build on, under `network.`, likewise."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What a recipe or a run folder may be called."""
@@ -162,7 +165,7 @@ class SceneTest(Section):
     recall_at: tuple[PositiveInt, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")
     evaluator: Literal["arrays", "pycocotools"] = Field(
         default="arrays",
-        description="what computes average precision: our own on arrays, or the reference, to the same digit but slower",
+        description="what computes average precision: our own on arrays, or the reference, to the same digit, slower",
     )
 
     @field_validator("recall_at")
@@ -213,6 +216,17 @@ class Execution(Section):
     device: str = Field(description="auto, cpu, cuda or cuda:N")
     checkpoint_seconds: float = Field(gt=0, description="longest time between two checkpoints")
     tensorboard: bool = Field(description="write TensorBoard events into the run folder")
+    graph: Literal["auto", "off"] = Field(
+        "auto", description="auto: where steps are all alike, on CUDA, record one as a CUDA graph and repeat it"
+    )
+
+
+class DetectionExecution(Execution):
+    """`[run]` of the detectors."""
+
+    cache_gb: float = Field(
+        2.0, ge=0, description="memory in GiB for scaled images that are passed many times, a process; 0 = none"
+    )
 
 
 class Recipe(Section):
@@ -289,6 +303,7 @@ class DetectionRecipe(SceneSetRecipe):
 
     model: Detector
     test: SceneTest
+    run: DetectionExecution
 
 
 class FrcnnRecipe(DetectionRecipe):
@@ -441,6 +456,11 @@ def parse_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise AffsupError(f"{path} is not valid TOML: {error}") from error
+
+
+def trains_the_same(changed: Iterable[str], observing: frozenset[str] = OBSERVING) -> bool:
+    """Return whether runs that differ in the fields `changed` (dotted keys) alone end with the same model."""
+    return all(field.removeprefix("network.") in observing for field in changed)
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -73,7 +73,10 @@ def test_every_command_names_what_there_is(
     with pytest.raises(SystemExit) as left:
         main()
     error = capsys.readouterr().err
-    if "RUN" in words:
+    if "--gpus" in words and torch.cuda.device_count() < int(words[words.index("--gpus") + 1]):
+        assert "--gpus 4: this machine has" in error
+        assert left.value.code == 2
+    elif "RUN" in words:
         assert "RUN is not a run folder" in error
         assert left.value.code == 2
     elif words[1] in ("prepare", "train"):

@@ -231,8 +231,9 @@ def _without_diagonal(weights: Tensor, offset: int) -> None:
 
 def _add_edges(out: Tensor, rows: Tensor, columns: Tensor, weights: Tensor, values: Tensor) -> None:
     """`out[r] += w * values[c]` for each edge, in pieces as large as `values`."""
-    for piece in range(0, len(rows), len(values)):
-        here = slice(piece, piece + len(values))
+    size = max(len(values), 1)
+    for piece in range(0, len(rows), size):
+        here = slice(piece, piece + size)
         out.index_add_(0, rows[here], weights[here].unsqueeze(1) * values[columns[here]])
 
 

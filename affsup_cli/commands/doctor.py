@@ -13,6 +13,7 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     \b
     affsup doctor
     """
+    import importlib.util
     import platform
     import shutil
     from pathlib import Path
@@ -39,4 +40,6 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     console.print(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")
     finished = [run.finished for run in run_folders(runs)]
     console.print(f"runs: {sum(finished)} finished, {len(finished) - sum(finished)} unfinished in {runs}")
+    submitit = "" if importlib.util.find_spec("submitit") else "not "
+    console.print(f"slurm: sbatch {'' if shutil.which('sbatch') else 'not '}found, submitit {submitit}installed")
     console.print(inventory.datasets(data))

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -14,6 +13,7 @@ from types import FrameType
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from affsup_cli.engine.own_process import own_process
 from affsup_cli.errors import AffsupError, UsageError
 
 LOOK_SECONDS = 0.05
@@ -47,10 +47,11 @@ def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
     # Kept here, it outlives each of the processes; torch's own variable says that none of them is to open it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ}
+    command, environment = own_process("affsup_cli")
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environment}
     running = [
         subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "affsup_cli", *arguments],
+            [*command, *arguments],
             env={**threads, **place, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -156,15 +156,39 @@ def _metadata(path: Path) -> str:
     return str(entries[_ENTRY])
 
 
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    digest: str
+    classes: list[str]
+
+
+class _Environment(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    data: _Data
+
+
+class _Known(BaseModel):
+    """What an exported file says of its weights."""
+
+    format: int
+    name: str
+    recipe: str
+    environment: _Environment
+    metrics: dict[str, float]
+
+
 def _open_export(path: Path) -> Trained:
+    text = _metadata(path)
     try:
-        known = json.loads(_metadata(path))
-        if known["format"] != _FORMAT:
-            raise AffsupError(f"{path} has format {known['format']}, this affsup reads {_FORMAT}: {_EXPORT_AGAIN}")
-        fields = tomllib.loads(known["recipe"])
+        known = _Known.model_validate_json(text)
+        if known.format != _FORMAT:
+            raise AffsupError(f"{path} has format {known.format}, this affsup reads {_FORMAT}: {_EXPORT_AGAIN}")
+        fields = tomllib.loads(known.recipe)
         recipe = RECIPE_OF_TASK[fields["task"]].model_validate(fields)
-        environment = {**known["environment"], "data": dict(known["environment"]["data"])}
-        return Trained(path, known["name"], recipe, environment, dict(known["metrics"]))
+        return Trained(path, known.name, recipe, known.environment.model_dump(), known.metrics)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         fault = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise AffsupError(

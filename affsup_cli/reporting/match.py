@@ -2,8 +2,8 @@
 
 A run belongs to a cell if it has the fields that define the cell (`Recipe.defines_cell`), such as its data set. Where
 it departs from the cell's recipe otherwise (fewer epochs, a part of the data) it may still fill the cell, under a
-footnote. Runs that stand together (in a cell, a column, a block) share one set of departures, the data and the file of
-pretrained weights.
+footnote. Runs that stand together (in a cell, a column, a block) share one set of departures, the data, the file of
+pretrained weights and the data of the networks that they build on; those of one cell also build on one network.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from affsup_cli.recipe import differences
+from affsup_cli.recipe import OBSERVING, differences, trains_the_same
 from affsup_cli.reporting.document import Footnotes
 from affsup_cli.reporting.experiments import Cell
-from affsup_cli.reporting.runs import OBSERVING, Run, RunData, TrainedRun
+from affsup_cli.reporting.runs import Run, RunData, TrainedRun
 
 _NAMES_SHOWN = 6
 
-_Alike = tuple[tuple[str, ...], str, str | None]
-"""What runs that stand together share: departures, data digest, checksum of pretrained weights."""
+_Alike = tuple[tuple[str, ...], str, str | None, str | None]
+"""What runs that stand together share: departures, data digest, checksum of pretrained weights, network's data digest.
+
+Runs that build on no network have None of the last, and stand beside any."""
 
 
 @dataclasses.dataclass
@@ -118,9 +120,14 @@ def select_runs(
             if reason := fault(run):
                 _add(left_out, (reason, ()), run)
                 continue
-            alike = departed, data.digest, run.environment.weights
+            network = run.environment.network
+            alike = departed, data.digest, run.environment.weights, network.data.digest if network else None
             group = groups.setdefault(alike, Group(departed, data, run.recipe.train.epochs))
-            first = group.runs.setdefault(name, {}).setdefault(run.recipe.seed, run)
+            of_cell = group.runs.setdefault(name, {})
+            if other := next((held for held in of_cell.values() if not _on_one_network(held, run)), None):
+                _add(left_out, (f"stands on another part A than {other.folder.name}", ()), run)
+                continue
+            first = of_cell.setdefault(run.recipe.seed, run)
             if first is not run:
                 _add(left_out, (f"repeats {first.folder.name}", ()), run)
     _lend_runs(groups)
@@ -132,7 +139,7 @@ def select_runs(
         for run in (run for run in group.members if run.folder.name not in shown):
             reason = "does not stand beside the runs shown"
             if not group.departures:
-                reason += f": other data, digest {group.data.digest[:8]}, or other pretrained weights"
+                reason += f": other data, digest {group.data.digest[:8]}, or a network of other weights or data"
             _add(left_out, (reason, group.departures), run)
     return Selection(
         ranked[0] if ranked else None, tuple(LeftOut(*why, tuple(names)) for why, names in left_out.items())
@@ -141,15 +148,21 @@ def select_runs(
 
 def _lend_runs(groups: Mapping[_Alike, Group]) -> None:
     """Let runs stand beside others that depart in fields which they do not have: without L_G there is no lambda."""
-    for (words, *data), group in groups.items():
-        for (fewer, *lent_data), lender in groups.items():
-            if lent_data != data or not set(fewer) < set(words):
+    for (words, *data, network), group in groups.items():
+        for (fewer, *lent_data, lent_network), lender in groups.items():
+            alike = lent_data == data and lent_network in (None, network)
+            if lender is group or not alike or not set(fewer) <= set(words):
                 continue
             fields = [word.partition(" = ") for word in words if word not in fewer]
             for name, by_seed in lender.runs.items():
                 for seed, run in by_seed.items():
                     if all(is_field and field not in run.settings for field, is_field, _ in fields):
                         group.runs.setdefault(name, {}).setdefault(seed, run)
+
+
+def _on_one_network(first: Run, second: Run) -> bool:
+    networks = first.environment.network, second.environment.network
+    return len({network and network.digest for network in networks}) == 1
 
 
 def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ...] | None:
@@ -170,7 +183,7 @@ def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ..
 def changed_fields(cell: Cell, run: Run, observing: frozenset[str] = OBSERVING) -> dict[str, tuple[Any, Any]] | None:
     """Return the fields in which `run` departs from the cell's recipe, both values; None if it is of another cell."""
     changed = differences(cell.settings, run.settings)
-    changed = {field: values for field, values in changed.items() if field not in observing}
+    changed = {field: values for field, values in changed.items() if not trains_the_same([field], observing)}
     return None if any(cell.recipe.defines_cell(field) for field in changed) else changed
 
 

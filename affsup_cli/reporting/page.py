@@ -14,9 +14,10 @@ from html import escape
 from pathlib import Path
 
 from affsup_cli.errors import AffsupError
+from affsup_cli.recipe import trains_the_same
 from affsup_cli.reporting.curves_svg import Curve, curves, number, ranges
 from affsup_cli.reporting.document import MINUS, Report, Source, Table, plain_mark, split_marks
-from affsup_cli.reporting.runs import OBSERVING, MeasuredRun, Run, TrainedRun
+from affsup_cli.reporting.runs import MeasuredRun, Run, TrainedRun
 
 _TITLE = "Affinity graph supervision: tables and figures"
 _STYLE = Path(__file__).with_name("page.css")
@@ -337,9 +338,10 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 def _experiment_key(run: Run) -> str:
     """Return a text that is equal for runs that differ in their seed, or in what they record, alone."""
-    fields = {field: value for field, value in run.settings.items() if field not in OBSERVING}
+    fields = {field: value for field, value in run.settings.items() if not trains_the_same([field])}
     ran = run.environment
-    return json.dumps([type(run).__name__, fields, ran.data.digest, ran.weights], sort_keys=True)
+    network = ran.network.digest if ran.network else None
+    return json.dumps([type(run).__name__, fields, ran.data.digest, ran.weights, network], sort_keys=True)
 
 
 def _note(report: Report, mark: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_valid
 
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError
-from affsup_cli.recipe import Recipe
+from affsup_cli.recipe import OBSERVING, Recipe, trains_the_same
 
 
 class RunData(BaseModel):
@@ -86,9 +86,6 @@ class CostResult(BaseModel):
             raise ValueError("baseline and treatment have different numbers of rounds")
         return self
 
-
-OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
-"""Fields that record more and train the same."""
 
 _OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax")
 _OF_THE_BACKBONE = ("network.model.arch", "network.model.weights", "network.model.pixels")
@@ -209,7 +206,7 @@ def identity_key(recipe: Recipe) -> str:
 
 def training_key(recipe: Recipe) -> str:
     """Return a text that is equal for recipes that train the same, whatever they record."""
-    fields = {key: value for key, value in recipe.identity().items() if key not in OBSERVING}
+    fields = {key: value for key, value in recipe.identity().items() if not trains_the_same([key])}
     return json.dumps(fields, sort_keys=True)
 
 

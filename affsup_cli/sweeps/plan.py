@@ -11,9 +11,9 @@ from typing import Any, Literal
 import data_prep
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.errors import AffsupError, UsageError
-from affsup_cli.recipe import Recipe
+from affsup_cli.recipe import OBSERVING, Recipe
 from affsup_cli.reporting.experiments import Experiment, experiments
-from affsup_cli.reporting.runs import OBSERVING, RunIndex, training_key
+from affsup_cli.reporting.runs import RunIndex, training_key
 from affsup_cli.reporting.spec import load_spec
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.tasks.launch import data_digest, run_name
@@ -183,7 +183,8 @@ class _Planner:
             known.experiment = _joined(known.experiment, experiment)
             known.found = known.found if key[0] == "finished" else self._find(known.experiment)
             return key
-        before = experiment.recipe.prerequisite() if key[0] == "train" else None
+        begun = found is not None and found.checkpoint.exists()
+        before = experiment.recipe.prerequisite() if key[0] == "train" and not begun else None
         needs = None
         if before is not None:
             needs = self.add(Experiment((), before.model_copy(update={"run": experiment.recipe.run})))

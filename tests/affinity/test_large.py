@@ -285,6 +285,21 @@ def test_the_temperature_divides_affinities() -> None:
     assert_the_same(nodes("l2"), target_of("labels"), 4, temperature=7.0)
 
 
+@pytest.mark.parametrize("softmax", SOFTMAXES)
+def test_float32_features_far_from_the_origin_are_centred(softmax: str) -> None:
+    exact = (8 * randn(SIZE, 3)).round() / 8
+    near, far = (exact.float() + offset for offset in (0.0, 1024.0))
+    labels = torch.arange(SIZE) % 3
+    of_near, of_far = (l2_loss_and_mass(x, labels=labels, softmax=softmax, tile=4) for x in (near, far))  # type: ignore[arg-type]
+    torch.testing.assert_close(of_far.loss, of_near.loss, rtol=1e-6, atol=1e-7)
+
+
+def test_a_graph_without_keys_has_no_loss() -> None:
+    queries = randn(3, 2).requires_grad_()
+    loss, mass = scaled_dot_loss_and_mass(queries, randn(0, 2), edges=torch.zeros(0, 2, dtype=torch.int64))
+    assert (loss.item(), mass.item()) == (0, 0)
+
+
 def test_edges_may_lead_from_queries_to_other_keys() -> None:
     queries, keys = randn(4, 3), randn(6, 3, seed=1)
     edges = torch.tensor([[0, 5], [3, 0], [3, 1]])

@@ -90,7 +90,7 @@ def test_the_card_says_what_the_model_is_and_came_to(here: Path) -> None:
         "| test_map_50 | 12.50% |",
         "| test_mass | 0.2500 |",
         "Of epoch 1 of 1, the last; one run, seed 0",
-        "the first 24 images",
+        "on 24 images",
         "the data set was not complete",
         "d" * 64,
         "3 classes: circle, square, triangle",

@@ -135,6 +135,9 @@ def test_a_file_cut_off_is_named(export: Path, kept: int) -> None:
         ({"recipe": "]["}, "of another version of affsup"),
         ({"environment": {}}, "of another version of affsup"),
         ({"metrics": None}, "of another version of affsup"),
+        ({"recipe": {"task": "minibatch"}}, "of another version of affsup"),
+        ({"environment": {"data": {"name": "digits"}}}, "of another version of affsup"),
+        ({"name": 3}, "of another version of affsup"),
     ],
 )
 def test_a_record_that_does_not_fit_is_named(export: Path, change: dict[str, Any], said: str) -> None:

@@ -265,3 +265,46 @@ def test_an_untrained_network_of_another_backbone_is_a_departure(make: RunMaker)
     make.finish({**UNTRAINED, "network.model.arch": "resnet50"}, {}, recipe_name="scene")
     selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
     assert departures(selection) == ("network.model.arch = resnet50 instead of resnet101",)
+
+
+def network(digest: str = "e", data: str = "a") -> dict[str, object]:
+    of_data = {"name": "coco", "digest": data * 64, "limit": None, "complete": True, "official": None}
+    return {"run": f"part-a-{digest}", "digest": digest * 64, "data": of_data}
+
+
+ROIS = {**MIT67, "model.features": "rois"}
+
+
+def test_runs_of_a_cell_stand_on_one_network(make: RunMaker) -> None:
+    for seed, digest in enumerate("efe"):
+        make.finish(ROIS, {}, seed, recipe_name="scene", name=f"seed{seed}", network=network(digest))
+    selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
+    assert names(selection) == {"rois": ["seed0", "seed2"]}
+    assert [(left.reason, left.names) for left in selection.left_out] == [
+        ("stands on another part A than seed0", ("seed1",))
+    ]
+
+
+def test_runs_on_networks_of_other_data_do_not_stand_together(make: RunMaker) -> None:
+    make.finish(UNTRAINED, {}, recipe_name="scene", name="imagenet", network=None)
+    for seed, data in enumerate("abb"):
+        make.finish(ROIS, {}, seed, recipe_name="scene", name=f"seed{seed}", network=network("e", data))
+    selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
+    assert names(selection) == {"imagenet": ["imagenet"], "rois": ["seed1", "seed2"]}
+    assert [left.names for left in selection.left_out] == [("seed0",)]
+
+
+def test_runs_from_other_files_of_weights_do_not_stand_together(make: RunMaker) -> None:
+    for seed, weights in enumerate(("1" * 64, "2" * 64, "2" * 64)):
+        make.finish(ROIS, {}, seed, recipe_name="scene", name=f"seed{seed}", network=network(), weights=weights)
+    selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
+    assert names(selection) == {"rois": ["seed1", "seed2"]}
+
+
+@pytest.mark.parametrize("field", ["network.train.test_curve", "network.affinity.measure"])
+def test_what_a_network_records_beside_is_no_departure(make: RunMaker, field: str) -> None:
+    recorded = not load_recipe("scene").flat()[field]
+    make.finish({**ROIS, field: recorded}, {}, recipe_name="scene", name="rois", network=network())
+    selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
+    assert names(selection) == {"rois": ["rois"]}
+    assert departures(selection) == ()

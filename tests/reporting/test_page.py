@@ -208,6 +208,14 @@ def test_unreadable_curves_are_said_at_their_run(make: RunMaker, tmp_path: Path)
     assert "is not valid JSON" in page_of(make, tmp_path, ("table3",)).one("run-1").text
 
 
+def test_what_is_wrong_with_curves_is_escaped(make: RunMaker, tmp_path: Path) -> None:
+    run = make.train(BASE, 0.9, name="<b>bold")
+    (run.path / "metrics.jsonl").write_text("{\n")
+    page = page_of(make, tmp_path, ("table3",))
+    assert not page.all("b")
+    assert "<b>bold" in page.one("run-1").text
+
+
 def test_the_curves_of_an_experiment_have_one_scale(make: RunMaker, tmp_path: Path) -> None:
     for seed, losses in enumerate(([3.0, 2.0], [5.0, 1.0])):
         curve = [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate(losses, 1)]

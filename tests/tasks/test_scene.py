@@ -122,6 +122,44 @@ def test_accuracy_counts_images_and_its_mean_over_categories_counts_categories(
     assert task.evaluate("test") == {"accuracy": pytest.approx(27 / 28), "accuracy_macro": pytest.approx(1 / 2)}
 
 
+def test_evaluation_looks_at_images_as_they_are(
+    shape_scenes: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = build(shape_scenes, part_a)
+    seen: list[bytes] = []
+
+    def look(self: SceneClassifier, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        seen.append(images.to(torch.uint8).contiguous().numpy().tobytes())
+        return torch.zeros(96 + 32)
+
+    monkeypatch.setattr(SceneClassifier, "describe", look)
+    task.evaluate("test")
+    manifest = read_scene_manifest(shape_scenes / "shape-scenes")
+    scenes = read_scenes(shape_scenes / "shape-scenes", manifest, "test")
+    resized = (
+        Image.fromarray(scenes.pixels(index)).resize((64, 64), Image.Resampling.BILINEAR) for index in range(400)
+    )
+    assert seen == [np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)).tobytes() for image in resized]
+
+
+def test_part_a_may_have_recorded_more_than_its_recipe_asks_for(shape_scenes: Path, part_a: Path) -> None:
+    trained = open_trained(part_a)
+    affinity = trained.recipe.affinity.model_copy(update={"measure": False})  # type: ignore[attr-defined]
+    recorded = dataclasses.replace(trained, recipe=trained.recipe.model_copy(update={"affinity": affinity}))
+    task = build_task(small_scene(), shape_scenes, network=recorded)
+    assert task.begun_from["network"]["digest"] == trained.digest
+
+
+def test_an_untrained_part_a_is_drawn_from_the_seed(shape_scenes: Path) -> None:
+    fields = {"model__features": "scene", "model__pretrained": False}
+    digests = []
+    for process, seed in ((1, 0), (2, 0), (3, 1)):
+        torch.manual_seed(process)
+        task = build_task(small_scene(**fields, seed=seed), shape_scenes)
+        digests.append(sum(float(value.double().sum()) for value in task.model.state_dict().values()))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_left_alone(
     shape_scenes: Path, part_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
