@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from affsup_cli.sweeps.schedule import Outcome
 
 
+class Where(StrEnum):
+    """Who does the runs."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+
+
 def sweep(
     tables: Annotated[
         list[str],
@@ -31,6 +39,21 @@ def sweep(
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at the same time on each GPU; on the CPU, whose cores they share.")
     ] = 1,
+    launcher: Annotated[
+        Where, typer.Option(help="slurm: submit each run as a job of a Slurm cluster, and leave.")
+    ] = Where.LOCAL,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Any option of sbatch for the jobs, such as partition=gpu, cpus_per_task=8, mem=32G; time is in "
+            "minutes. Repeatable.",
+        ),
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Show how the runs stand, and do nothing.")] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Cancel this sweep's jobs; those that run save first.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and do nothing.")] = False,
     device: Device = None,
     settings: Set = None,
@@ -44,6 +67,9 @@ def sweep(
     The order is seed by seed, so that every cell has its first run early. Runs with --set depart from the recipe: the
     table marks them.
 
+    On a cluster a run asks for one GPU and 240 minutes, if --slurm says nothing else; one that needs longer, or is
+    pre-empted, goes on from its checkpoint in another turn. --status and --cancel work from anywhere, at any time.
+
     \b
     affsup sweep table3 --dry-run
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
@@ -51,7 +77,11 @@ def sweep(
     affsup sweep table3 --seeds 2 --set train.epochs=10 --jobs 2
     affsup sweep table4
     affsup sweep all --dry-run
+    affsup sweep table3 --launcher slurm --slurm partition=gpu --slurm cpus_per_task=4
+    affsup sweep table3 --status
+    affsup sweep table3 --cancel
     """
+    from affsup_cli.commands import sweep_cluster
     from affsup_cli.commands.console import console
     from affsup_cli.commands.embedded import prepare_embedded
     from affsup_cli.errors import AffsupError
@@ -59,39 +89,67 @@ def sweep(
     from affsup_cli.reporting.spec import paper_names
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
 
+    on_cluster = launcher is Where.SLURM
+    _refuse_contradictions(on_cluster, jobs, slurm, status, cancel)
     extra = dict(parse_override(text) for text in settings or [])
     if device is not None:
         extra["run.device"] = device
     names = list(dict.fromkeys(name for given in tables for name in (paper_names() if given == "all" else [given])))
     wanted = wanted_experiments(names, seeds, only, extra)
+    title = " ".join(tables)
+    if status or cancel:
+        plan = plan_sweep(wanted, data, runs, set())
+        if cancel:
+            sweep_cluster.cancel_jobs(plan)
+        else:
+            sweep_cluster.print_standings(plan, title, runs)
+        return
+    device_asked = str(extra.get("run.device", "auto"))
+    asked = sweep_cluster.parse_slurm(slurm or [], device_asked) if on_cluster else {}
     from affsup_cli.sweeps.places import find_places
 
-    places = find_places(str(extra.get("run.device", "auto")), jobs)
+    places = [] if on_cluster else find_places(device_asked, jobs)
     if not dry_run:
         prepare_embedded(needed_recipes(wanted), data)
     plan = plan_sweep(wanted, data, runs, {place.name for place in places})
-    print_plan(plan, " ".join(tables), places)
+    print_plan(plan, title, places)
     if dry_run:
         for obstacle in plan.obstacles:
             console.print(obstacle, style="yellow", markup=False)
         return
     if plan.obstacles:
         raise AffsupError("\n".join(plan.obstacles))
+    if on_cluster:
+        sweep_cluster.submit_plan(plan, data, runs, asked)
+        return
     run_plan(plan, data, places)
     elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
-    console.print(
-        f"all runs of this sweep are finished; `affsup report {' '.join(tables)}{elsewhere}` shows them", markup=False
-    )
+    console.print(f"all runs of this sweep are finished; `affsup report {title}{elsewhere}` shows them", markup=False)
+
+
+def _refuse_contradictions(
+    on_cluster: bool, jobs: int, slurm: Sequence[str] | None, status: bool, cancel: bool
+) -> None:
+    from affsup_cli.errors import UsageError
+
+    if status and cancel:
+        raise UsageError("--status and --cancel: give one of them")
+    if slurm and not on_cluster:
+        raise UsageError("--slurm is for jobs of a cluster: add --launcher slurm")
+    if on_cluster and jobs > 1:
+        raise UsageError(
+            f"--jobs {jobs} is for this machine: on a cluster --slurm array_parallelism={jobs} bounds them"
+        )
 
 
 def print_plan(plan: Plan, title: str, places: Sequence[Place]) -> None:
-    """Print a plan: what it comes to, then a line a cell, and what cannot be read."""
+    """Print a plan: what it comes to, then a line a cell, and what cannot be read; without places, of a cluster."""
     from affsup_cli.commands.console import console, counted
 
-    where = ", ".join(dict.fromkeys(place.device for place in places))
+    where = ", ".join(dict.fromkeys(place.device for place in places)) or "slurm"
     at_once = f", {len(places)} at a time" if len(places) > 1 else ""
     summary = f"{counted(len(plan.steps), 'run')}, {len(plan.to_do)} to do on {where}{at_once}"
-    console.print(f"{title}: {summary}{_total(plan, len(places))}", style="bold", markup=False)
+    console.print(f"{title}: {summary}{_total(plan, max(1, len(places)))}", style="bold", markup=False)
     console.print(_plan_table(plan), soft_wrap=False)
     if sum(map(len, plan.by_cells().values())) > len(plan.steps):
         console.print("A run that several cells share stands in the line of each.")

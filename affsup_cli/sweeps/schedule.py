@@ -16,7 +16,7 @@ LOOK_SECONDS = 0.25
 
 
 class Launcher(Protocol):
-    """Does runs somewhere: `LocalWorkers` in processes of this machine; the queue of a cluster could stand here."""
+    """Does runs somewhere, such as `LocalWorkers` in processes of this machine."""
 
     def has_room(self) -> bool:
         """Say whether another run would begin at once."""
@@ -96,7 +96,7 @@ def run_steps(
             waiting.remove(ready[0])
             number = steps.index(ready[0])
             running[number] = ready[0]
-            watcher.started(ready[0], launcher.start(number, _order(ready[0], data_dir)))
+            watcher.started(ready[0], launcher.start(number, order_of(ready[0], data_dir)))
         for number, event in launcher.events(LOOK_SECONDS):
             step = running[number]
             match event:
@@ -111,7 +111,8 @@ def run_steps(
     return outcomes
 
 
-def _order(step: Step, data_dir: Path) -> Order:
+def order_of(step: Step, data_dir: Path) -> Order:
+    """Return what the one who runs a step must know."""
     pretrained = step.needs.folder.path if step.needs else None
     return Order(step.recipe, step.baseline, data_dir, step.folder.path, pretrained)
 

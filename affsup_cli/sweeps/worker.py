@@ -42,21 +42,26 @@ def main() -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the end of the input says so too
             os.write(pipe, event_to_line(event))
 
-    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    orders: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
-        for order in iter(orders.get, None):
-            tell(_carry_out(order, tell))
+        for line in iter(orders.get, None):
+            try:
+                order = Order.from_line(line)
+            except ValueError as error:
+                tell(Ended("failed", f"its order cannot be read, as if affsup had changed meanwhile: {error}"))
+            else:
+                tell(carry_out(order, tell))
 
 
-def _listen(orders: queue.SimpleQueue[Order | None]) -> None:
+def _listen(orders: queue.SimpleQueue[bytes | None]) -> None:
     for line in sys.stdin.buffer:
-        orders.put(Order.from_line(line))
+        orders.put(line)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     orders.put(None)
 
 
-def _carry_out(order: Order, tell: _Tell) -> Ended:
+def carry_out(order: Order, tell: Callable[[Event], None]) -> Ended:
     """Do one run; whatever becomes of it is said in its log and in what is returned."""
     try:
         with _log(order.folder / LOG) as write:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
+from affsup_cli.engine.own_process import own_process
 from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
 from affsup_cli.sweeps.places import Place
-
-_COMMAND = (sys.executable, "-m", "affsup_cli.sweeps.worker")
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,9 +27,10 @@ class _Worker:
 
     @classmethod
     def hired(cls, place: Place) -> _Worker:
+        command, environment = own_process("affsup_cli.sweeps.worker")
         process = subprocess.Popen(  # noqa: S603
-            _COMMAND,
-            env={**os.environ, **place.environment},
+            command,
+            env={**environment, **place.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

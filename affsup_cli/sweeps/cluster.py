@@ -1,0 +1,235 @@
+"""A sweep on a Slurm cluster: its runs submitted as jobs, how they stand, and cancelled again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
+
+from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.sweeps.job import RunJob
+from affsup_cli.sweeps.jobs import QueuedJob, cancel_jobs, queued_jobs, read_end, read_job, write_job
+from affsup_cli.sweeps.plan import Plan, Step
+from affsup_cli.sweeps.schedule import order_of
+from affsup_cli.sweeps.worker import LOG
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
+
+JOBS = ".slurm"
+"""Folder of submitit's own files, beside the run folders."""
+JOB_MINUTES = 240
+"""Time that a job asks for; a run that needs longer goes on in another turn."""
+_MAX_TURNS = 100
+_OURS = frozenset(
+    (
+        *("array", "dependency", "requeue", "signal", "output", "error"),
+        *("nodes", "ntasks", "ntasks_per_node", "tasks_per_node"),
+    )
+)
+_SUBMITIT = frozenset(("array_parallelism", "setup", "signal_delay_s", "srun_args", "teardown", "time"))
+_LISTS = frozenset(("setup", "srun_args", "teardown"))
+_OPTIONS = {
+    "job_name": "affsup",
+    "requeue": True,
+    "kill_on_invalid_dep": "yes",  # those that need a run which has failed would wait for ever
+}
+_GPUS = frozenset(("gpus_per_node", "gpus_per_task", "gpus", "gres"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How far a run of a sweep is.
+
+    Attributes:
+        state: "to do" if no job has been submitted to do it.
+        job: the id of the job that was last submitted, if any.
+        detail: of a pending run what it waits for, of a failed or cancelled one why.
+        log: of a failed run, where more is said, if there is such a file.
+    """
+
+    state: Literal["finished", "running", "pending", "failed", "cancelled", "to do"]
+    job: str | None = None
+    detail: str = ""
+    log: Path | None = None
+
+
+def asked_of_slurm(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Return what each job asks for, as submitit's parameters.
+
+    Args:
+        settings: options of sbatch, and those that submitit adds to them.
+        device: `run.device`; a run on anything but the CPU asks for one GPU, if the settings do not.
+
+    Raises:
+        UsageError: a setting is the sweep's own business, or the time is not in minutes.
+    """
+    given = {key.replace("-", "_"): value for key, value in settings.items()}
+    for key in given:
+        if key in _OURS:
+            raise UsageError(f"--slurm {key}=…: a run is one process in one job, and the sweep sets '{key}' itself")
+    minutes = given.setdefault("time", JOB_MINUTES)
+    if not isinstance(minutes, int) or minutes < 1:
+        raise UsageError(f"--slurm time={minutes}: expected minutes, such as 240")
+    if device != "cpu" and not _GPUS & given.keys():
+        given["gpus_per_node"] = 1
+    asked = {key: [value] if key in _LISTS else value for key, value in given.items() if key in _SUBMITIT}
+    options = {key: value for key, value in given.items() if key not in _SUBMITIT}
+    asked["additional_parameters"] = _OPTIONS | options
+    # Each run would take all cores of its node otherwise.
+    asked["setup"] = ["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}", *asked.get("setup", [])]
+    if "cpus_per_task" in given:  # from Slurm 22.05 on srun does not ask the job
+        asked["srun_args"] = [f"--cpus-per-task={given['cpus_per_task']}", *asked.get("srun_args", [])]
+    return asked
+
+
+def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any]) -> dict[Step, str]:
+    """Submit the runs that are neither finished nor in the queue: those that ask for the same as one array.
+
+    A run that needs another begins when that is finished; if it fails, Slurm drops the ones that need it.
+
+    Args:
+        plan: what is to be done.
+        data_dir: where the data sets are prepared.
+        runs_dir: where the run folders are; submitit's own files go to `JOBS` there.
+        asked: as `asked_of_slurm` returns it.
+
+    Returns:
+        The new jobs' ids.
+
+    Raises:
+        AffsupError: Slurm is not here or refuses, or a run folder is damaged.
+    """
+    damaged = [str(step.folder.path) for step in plan.to_do if step.state == "damaged"]
+    if damaged:
+        raise AffsupError(f"damaged: {', '.join(damaged)}. Move what is damaged away, then sweep again")
+    from submitit import SlurmExecutor
+
+    folder = runs_dir.absolute() / JOBS
+    folder.mkdir(parents=True, exist_ok=True)
+    new: dict[Step, str] = {}
+    with FileLock(folder / ".lock"):  # of two sweeps at a time, one submits what both need
+        jobs = _active(plan, queued_jobs())
+        executor = SlurmExecutor(folder, max_num_timeout=_MAX_TURNS)
+        while left := [step for step in plan.to_do if step not in jobs]:
+            ready = [step for step in left if step.needs is None or step.needs not in left]
+            for parameters, steps in _alike(ready, jobs, asked):
+                executor.parameters = {}
+                for step, job in zip(steps, _submitted(executor, parameters, steps, data_dir), strict=True):
+                    write_job(step.folder.path, job)
+                    jobs[step] = new[step] = job
+    return new
+
+
+def standings(plan: Plan, runs_dir: Path) -> dict[Step, Standing]:
+    """Find out how the runs of a sweep stand, from their folders and from Slurm.
+
+    Raises:
+        AffsupError: Slurm is not here or does not answer, and some run has been submitted.
+    """
+    jobs = {step: read_job(step.folder.path) for step in plan.steps}
+    asks = any(job is not None and step.state != "finished" for step, job in jobs.items())
+    queue = queued_jobs() if asks else {}
+    found: dict[Step, Standing] = {}
+    for step in sorted(plan.steps, key=_depth):  # what a run needs stands before it
+        found[step] = _standing(step, jobs[step], queue, found, runs_dir)
+    return {step: found[step] for step in plan.steps}
+
+
+def cancel(plan: Plan) -> dict[Step, str]:
+    """Cancel the jobs of a sweep that are in the queue or run; those that run save and leave.
+
+    Returns:
+        Their ids.
+
+    Raises:
+        AffsupError: Slurm is not here or refuses.
+    """
+    jobs = _active(plan, queued_jobs())
+    if jobs:
+        cancel_jobs(jobs.values())
+    return jobs
+
+
+def _active(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
+    jobs = {step: read_job(step.folder.path) for step in plan.to_do}
+    return {step: job for step, job in jobs.items() if job is not None and job in queue and not queue[job].over}
+
+
+def _alike(
+    steps: Sequence[Step], jobs: Mapping[Step, str], asked: Mapping[str, Any]
+) -> list[tuple[dict[str, Any], list[Step]]]:
+    """Put steps that ask for the same together, each group with its parameters."""
+    groups: dict[str, tuple[dict[str, Any], list[Step]]] = {}
+    for step in steps:
+        parameters = dict(asked)
+        if step.baseline is not None:  # nothing else may take its time
+            parameters["exclusive"] = True
+        if step.needs is not None and step.needs in jobs:
+            parameters["dependency"] = f"afterok:{jobs[step.needs]}"
+        groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))[1].append(step)
+    return list(groups.values())
+
+
+def _submitted(
+    executor: SlurmExecutor, parameters: Mapping[str, Any], steps: Sequence[Step], data_dir: Path
+) -> list[str]:
+    orders = [order_of(step, data_dir) for step in steps]
+    absolute = [
+        dataclasses.replace(
+            order,
+            data_dir=order.data_dir.absolute(),
+            folder=order.folder.absolute(),
+            pretrained=order.pretrained and order.pretrained.absolute(),
+        )
+        for order in orders
+    ]
+    try:
+        executor.update_parameters(**parameters)
+        jobs = executor.submit_array([RunJob(order) for order in absolute])
+    except RuntimeError as error:  # submitit's word for what sbatch said
+        raise AffsupError(f"Slurm takes no jobs: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        for litter in (*executor.folder.glob(".submission_file_*"), *executor.folder.glob(f"{'[0-9a-f]' * 32}.pkl")):
+            litter.unlink()
+    return [job.job_id for job in jobs]
+
+
+def _standing(
+    step: Step, job: str | None, queue: Mapping[str, QueuedJob], found: Mapping[Step, Standing], runs_dir: Path
+) -> Standing:
+    match step.state:
+        case "finished":
+            return Standing("finished", job)
+        case "damaged":
+            return Standing("failed", job, f"{step.folder.path} is damaged: move it away, then sweep again")
+    if job is None:
+        return Standing("to do")
+    queued = queue.get(job)
+    if queued is not None and not queued.over:
+        if queued.state == "PENDING":
+            return Standing("pending", job, queued.reason)
+        return Standing("running", job)
+    if step.needs is not None and found[step.needs].state in ("failed", "cancelled"):
+        return Standing("cancelled", job, f"needs {step.needs.label}")
+    ended = read_end(step.folder.path, job)
+    if ended is not None and ended.how == "failed":
+        return Standing("failed", job, ended.reason, _log(step, job, runs_dir))
+    if ended is not None or (queued is not None and queued.state == "CANCELLED"):
+        return Standing("cancelled", job, "sweep again to go on")
+    said = f"Slurm says {queued.state}" if queued else f"the job has left the queue (`sacct -j {job}` may know why)"
+    return Standing("failed", job, said, _log(step, job, runs_dir))
+
+
+def _log(step: Step, job: str, runs_dir: Path) -> Path | None:
+    """Return the log of a run, or of the job if it never came to the run."""
+    logs = (step.folder.path / LOG, runs_dir / JOBS / f"{job}_0_log.err")
+    return next((log for log in logs if log.exists()), None)
+
+
+def _depth(step: Step) -> int:
+    return 0 if step.needs is None else 1 + _depth(step.needs)

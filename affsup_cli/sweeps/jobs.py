@@ -1,0 +1,112 @@
+"""Jobs of a Slurm cluster: which one does a run, as a file in the run's folder says, and what Slurm knows of it.
+
+job.json        written when a run is submitted: the job's id
+job-ended.json  written by a job that ends with its run unfinished: why
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from affsup_cli.engine.run_folder import atomic_file
+from affsup_cli.errors import AffsupError
+from affsup_cli.sweeps.messages import Ended
+
+_JOB = "job.json"
+_ENDED = "job-ended.json"
+# Slurm has others, such as CONFIGURING, REQUEUED and COMPLETING: whatever is not over may still run.
+_OVER = frozenset(
+    (
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
+        *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueuedJob:
+    """What Slurm says of a job: its state in Slurm's words, and why it waits if it does."""
+
+    state: str
+    reason: str
+
+    @property
+    def over(self) -> bool:
+        """Whether it will not run any more."""
+        return self.state in _OVER
+
+
+def write_job(folder: Path, job: str) -> None:
+    """Record that `job` does the run of `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / _JOB, {"job": job})
+
+
+def read_job(folder: Path) -> str | None:
+    """Return the job that was last submitted for a run, None if none was."""
+    content = _read(folder / _JOB)
+    return None if content is None else str(content["job"])
+
+
+def write_end(folder: Path, job: str, ended: Ended) -> None:
+    """Record how `job` came to leave the run of `folder` unfinished."""
+    _write(folder / _ENDED, {"job": job, **dataclasses.asdict(ended)})
+
+
+def read_end(folder: Path, job: str) -> Ended | None:
+    """Return how `job` left its run unfinished; None if it did not say, because it has not ended, or was killed."""
+    content = _read(folder / _ENDED)
+    if content is None or content.pop("job") != job:  # another one's, earlier
+        return None
+    return Ended(**content)
+
+
+def queued_jobs() -> dict[str, QueuedJob]:
+    """Ask Slurm for this user's jobs, by id: those in the queue, and for some minutes those that have left it.
+
+    Raises:
+        AffsupError: Slurm is not here, or does not answer.
+    """
+    answer = _slurm("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
+    rows = (line.split("|", maxsplit=2) for line in answer.splitlines())
+    return {job: QueuedJob(state, reason) for job, state, reason in rows}
+
+
+def cancel_jobs(jobs: Iterable[str]) -> None:
+    """Take jobs out of the queue; those that run are told to save and leave.
+
+    Raises:
+        AffsupError: Slurm is not here, or refuses.
+    """
+    _slurm("scancel", *jobs)
+
+
+def _slurm(*command: str) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    except FileNotFoundError:
+        raise AffsupError(
+            f"no Slurm here: `{command[0]}` was not found on the PATH. Call this on a login node of the cluster"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise AffsupError(f"Slurm's {command[0]} failed: {error.stderr.strip()}") from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise AffsupError(f"{path} is not valid JSON: {error}. Remove it; its run is then submitted anew") from error
+    return content
