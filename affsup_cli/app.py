@@ -23,7 +23,7 @@ from affsup_cli.commands.report import report
 from affsup_cli.commands.show import show
 from affsup_cli.commands.sweep import sweep
 from affsup_cli.commands.train import train
-from affsup_cli.errors import AffsupError
+from affsup_cli.errors import AffsupError, printable
 
 app = typer.Typer(
     name="affsup",
@@ -88,5 +88,5 @@ def main() -> None:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    typer.secho(f"affsup: {message}", fg="red", err=True)
+    typer.secho(f"affsup: {printable(message)}", fg="red", err=True)
     sys.exit(code)

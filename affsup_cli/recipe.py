@@ -313,7 +313,7 @@ class FrcnnRecipe(DetectionRecipe):
 
 
 class RelnetRecipe(DetectionRecipe):
-    """Object detection with attention between proposals (Relation Networks), supervised by L_G or not (section 4)."""
+    """Object detection with attention between proposals (Relation Networks), which L_G can supervise (section 4)."""
 
     task: Literal["relnet"]
     relation: Relation
@@ -414,18 +414,16 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     Raises:
         UsageError: there is no such recipe, a key is unknown, or a value is refused.
     """
-    overrides = dict(overrides or {})
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise UsageError(f"no recipe file {name}")
-    else:
-        path = recipes_folder() / f"{name}.toml"
-        if not path.is_file():
-            raise UsageError(
-                f"no recipe '{name}'{did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
-            )
-    return _validate(_assembled(path, overrides), where=f"recipe {name}")
+    return _validate(_assembled(_file_of(name), dict(overrides or {})), where=f"recipe {name}")
+
+
+def recipe_kind(name: str) -> type[Recipe]:
+    """Return of which kind a shipped recipe or a file is, whether its other fields are good or not.
+
+    Raises:
+        UsageError: there is no such recipe, or its task is unknown.
+    """
+    return _kind(_extended(parse_toml(_file_of(name))), where=f"recipe {name}")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -454,7 +452,9 @@ def parse_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a fault in it is named with file, line and column."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise AffsupError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise AffsupError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -467,6 +467,20 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     """Return the keys of two flat recipes whose values differ, with both values."""
     keys = [*first, *(key for key in second if key not in first)]
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def _file_of(name: str) -> Path:
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"no recipe file {name}")
+        return path
+    path = recipes_folder() / f"{name}.toml"
+    if not path.is_file():
+        raise UsageError(
+            f"no recipe '{name}'{did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
+        )
+    return path
 
 
 def _assembled(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -502,11 +516,16 @@ def _shipped(name: Any) -> Path:
     return recipes_folder() / f"{name}.toml"
 
 
-def _validate(fields: dict[str, Any], where: str) -> Recipe:
+def _kind(fields: Mapping[str, Any], where: str) -> type[Recipe]:
     task = fields.get("task")
     kind = RECIPE_OF_TASK.get(str(task))
     if kind is None:
         raise UsageError(f"{where}: task = {task!r}, expected one of {', '.join(RECIPE_OF_TASK)}")
+    return kind
+
+
+def _validate(fields: dict[str, Any], where: str) -> Recipe:
+    kind = _kind(fields, where)
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -531,9 +550,9 @@ def _explain(problem: Any, known: list[str]) -> str:
     return f"{key} = {problem['input']!r}: {message[0].lower() + message[1:]}"
 
 
-def field_help(recipe: Recipe) -> dict[str, str]:
+def field_help(kind: type[Recipe]) -> dict[str, str]:
     """Return each field's dotted key with its choices and description ('' where the name says it all)."""
-    return dict(_field_descriptions(type(recipe)))
+    return dict(_field_descriptions(kind))
 
 
 def _field_descriptions(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 The usual loop: torchvision's CIFAR-10 data set, per-image transforms, a DataLoader with a worker a core, NCHW, eager
 float32. Same network, batch, augmentation and optimiser; L_G off in both, so that only the loop differs. Blocks of
-steps of all variants take turns, and the ratio is the median over the rounds of that of the same round.
+steps of all variants take turns, and the ratio is the median over the rounds of that of the same round. On a GPU ours
+repeats a CUDA graph a step, as `affsup train` does; `without graph` does not.
 
     python benchmarks/minibatch_training.py --data data
 
@@ -15,7 +16,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from affsup_cli.engine.devices import resolve_device
-from affsup_cli.engine.training import optimizer
+from affsup_cli.engine.recorded import finished, on_own_stream
+from affsup_cli.engine.step import TrainingStep, recorder_for
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
@@ -36,6 +38,7 @@ from data_prep.format import read_manifest, read_split
 WARM_UP = 4
 VARIANTS = {
     "float32": {},
+    "float32 without graph": {"run.graph": "off"},
     "bf16": {"train.precision": "bf16"},
     "bf16 + compile": {"train.precision": "bf16", "train.compile": True},
 }
@@ -86,19 +89,21 @@ def our_loop(data: Path, device: torch.device, fields: dict[str, object]) -> Cal
     base = {"data.name": "cifar10", "affinity.loss": "none", "affinity.measure": False, "run.device": str(device)}
     recipe = load_recipe("minibatch", base | fields)
     task = build_task(recipe, data)
-    sgd = optimizer(task, recipe.train)
+    taken = TrainingStep(task, recipe.train, recorder_for(task, recipe.run.graph))
     task.begin_epoch(0)
     task.model.train()
 
-    def seconds(steps: int) -> float:
+    def steps_of(steps: int) -> Generator[None, None, float]:
+        taken.begin(0, 0)
         for step in range(WARM_UP + steps):
             if step == WARM_UP:
                 begun = now(device)
-            total = task.losses(step).total()
-            sgd.zero_grad(set_to_none=True)
-            total.backward()
-            sgd.step()
+            taken.take(step)
+            yield
         return now(device) - begun
+
+    def seconds(steps: int) -> float:
+        return finished(on_own_stream(steps_of(steps), device) if device.type == "cuda" else steps_of(steps))
 
     return seconds
 
@@ -120,7 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     loops = {"usual loop": usual_loop(arguments.data / "cifar10", device)}
-    loops |= {name: our_loop(arguments.data, device, fields) for name, fields in VARIANTS.items()}
+    variants = {name: fields for name, fields in VARIANTS.items() if device.type == "cuda" or "run.graph" not in fields}
+    loops |= {name: our_loop(arguments.data, device, fields) for name, fields in variants.items()}
     for seconds in loops.values():
         seconds(1)
     rates: dict[str, list[float]] = {name: [] for name in loops}

@@ -61,7 +61,7 @@ def main() -> None:
         torch.autograd.backward(0.01 * form(graph, target))
 
     of_loss = _seconds(supervise, LOSS_ROUNDS, device)
-    data = task._batches(task._train, cached=False)
+    data = task._batches(task._train)
     count = min(len(data), 64)
     plan = [[(index, False)] for index in range(count)]
     begun = time.perf_counter()

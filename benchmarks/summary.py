@@ -71,6 +71,13 @@ BENCHMARKS = (
         lambda rows: _each("ratio", "{variant}")(rows[1:]),
     ),
     Benchmark(
+        "together",
+        "`minibatch` runs an hour, half of them with L_G, as `sweep --together` trains them: side by side in a process "
+        "÷ one after another",
+        "4 on a GPU; on a CPU it is to be correct, not fast",
+        _each("ratio", "({runs} of {arch}, {precision})"),
+    ),
+    Benchmark(
         "affinity_cost",
         "an epoch with L_G ÷ without",
         "1.01 (paper, ResNet-110 on a Titan XP: 1.035)",
@@ -117,6 +124,13 @@ BENCHMARKS = (
             "l_g_share",
             "({arch}, a step {step_seconds} s; the data path gives {images_a_second_of_data} images a second)",
         ),
+    ),
+    Benchmark(
+        "detection_training",
+        "a training step of two images, 300 proposals: torchvision's FasterRCNN on the same backbone and maps, and "
+        "`relnet` with L_G, ÷ `frcnn`; on a CPU by processor time",
+        "at least 1, at most 1.10 (on a GPU)",
+        _each("ratio", "{what} ({arch}, {image}, frcnn {frcnn_seconds} s)"),
     ),
     Benchmark(
         "relation_module",

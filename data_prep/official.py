@@ -177,12 +177,14 @@ class SceneSet(DataSet):
             `annotation` or `picture` match is the file's name for `read`. None where `read` generates the scenes.
         wanted: What to give with `--from`, for messages.
         archives: The official archives where they can be downloaded.
+        categories: Whether every image has a category.
     """
 
     read: Callable[[SceneFiles], OfficialScenes]
     needed: str | None = None
     wanted: str = ""
     archives: tuple[Archive, ...] = ()
+    categories: bool = False
 
     @property
     def embedded(self) -> bool:

@@ -176,6 +176,15 @@ def test_identity_leaves_out_where_the_run_executes_and_nothing_else() -> None:
         assert load_recipe("minibatch", {key: value}).digest() != recipe.digest(), key
 
 
+def test_a_detectors_cache_is_no_part_of_its_identity_and_older_runs_read_without_it(tmp_path: Path) -> None:
+    recipe = load_recipe("relnet")
+    assert load_recipe("relnet", {"run.cache_gb": 0}).digest() == recipe.digest()
+    kept = tmp_path / "recipe.toml"
+    kept.write_text(recipe.to_toml().replace("cache_gb = 2.0\n", ""))
+    assert "cache_gb" not in kept.read_text()
+    assert read_recipe(kept) == recipe
+
+
 def test_differences_names_fields_with_both_values() -> None:
     first, second = load_recipe("minibatch"), load_recipe("minibatch", {"affinity.gamma": 2, "seed": 4})
     assert differences(first.flat(), second.flat()) == {"seed": (0, 4), "affinity.gamma": (4, 2)}
@@ -183,7 +192,7 @@ def test_differences_names_fields_with_both_values() -> None:
 
 def test_every_field_can_be_set_by_the_key_that_show_prints() -> None:
     recipe = load_recipe("minibatch")
-    assert set(field_help(recipe)) == set(recipe.flat())
+    assert set(field_help(type(recipe))) == set(recipe.flat())
     for key, value in recipe.flat().items():
         assert load_recipe("minibatch", {key: value}) == recipe, key
 

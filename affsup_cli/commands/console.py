@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
+from affsup_cli.engine.results import read_train_result
 from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.errors import printable
 
-console = Console(soft_wrap=True, highlight=False)
 
+class _Console(Console):
+    """A console on which names of files and folders cannot steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = _Console(soft_wrap=True, highlight=False)
 
 _SHARES = ("accuracy", "map_", "recall")
 
@@ -37,9 +48,9 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 def print_result(run: RunFolder) -> None:
     """Print the numbers of a finished run, and where its files are."""
-    result = run.result()
-    print_metrics({name: value for name, value in result["metrics"].items() if not name.startswith("train_")})
+    result = read_train_result(run)
+    print_metrics({name: value for name, value in result.metrics.items() if not name.startswith("train_")})
     chosen = "the last" if run.recipe().train.select == "last" else "the best on the validation split"
-    console.print(f"of epoch {result['best_epoch']} of {result['epochs']}, {chosen}")
+    console.print(f"of epoch {result.best_epoch} of {result.epochs}, {chosen}")
     files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
     console.print(f"in {run.path}: {', '.join(files)}", markup=False)

@@ -30,12 +30,13 @@ def export(
     """
     from affsup_cli.commands.console import console
     from affsup_cli.commands.model_card import HEAD, model_card
-    from affsup_cli.engine.run_folder import RunFolder, atomic_file
+    from affsup_cli.engine.results import read_train_result
+    from affsup_cli.engine.run_folder import RunFolder, write_out
     from affsup_cli.engine.trained import export_trained, open_trained
     from affsup_cli.errors import UsageError
 
     folder = RunFolder.open(run_path(run, runs))
-    result = folder.result()
+    result = read_train_result(folder)
     trained = open_trained(folder.path)
     path = out or Path("exports") / f"{folder.name}.safetensors"
     card = path.with_suffix(".md")
@@ -43,6 +44,5 @@ def export(
         raise UsageError(f"{card} is no model card of affsup, and is not overwritten: take another --out")
     text = model_card(trained, result, path.name)
     export_trained(trained, path)
-    with atomic_file(card) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_out(card, text.encode())
     console.print(f"written: {path} ({path.stat().st_size / 2**20:.1f} MiB) and {card}", style="green", markup=False)

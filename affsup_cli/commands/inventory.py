@@ -13,6 +13,7 @@ from rich.table import Table
 import data_prep
 from affsup_cli.commands.console import counted, metric_text
 from affsup_cli.commands.split_table import left_out_lines, split_table
+from affsup_cli.engine.results import TrainResult, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import Recipe, differences, field_help, load_recipe, recipe_names
@@ -71,7 +72,7 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
 
 
 def _describe_recipe(recipe: Recipe) -> Iterable[RenderableType]:
-    explained = field_help(recipe)
+    explained = field_help(type(recipe))
     rows = [
         (key, plain(value), explained.get(key, ""))
         for key, value in recipe.flat().items()
@@ -118,7 +119,8 @@ def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
     rows = [*ran_on.items(), *((f"data.{key}", value) for key, value in data.items())]
     yield table("ran on", ("what", "value"), [(key, plain(value)) for key, value in rows])
     if run.finished:
-        metrics = run.result().get("metrics", {})
+        result = read_result(run)
+        metrics = result.metrics if isinstance(result, TrainResult) else {}
         yield table(
             "result",
             ("metric", "value"),

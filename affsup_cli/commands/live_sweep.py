@@ -47,6 +47,7 @@ class SweepView(Watcher):
         self._waiting = list(steps)
         self._speeds = speeds
         self._parallel = parallel
+        self._elsewhere: set[Step] = set()  # they wait too
         self._jobs: dict[Step, _Job] = {}
         self._counts = dict.fromkeys(("finished", "failed", "not run", "stopped"), 0)
         self._shown = time.monotonic()
@@ -64,6 +65,7 @@ class SweepView(Watcher):
     def started(self, step: Step, where: str) -> None:
         """Say where."""
         self._waiting.remove(step)
+        self._elsewhere.discard(step)
         self._jobs[step] = _Job(where, time.monotonic())
         begins = "goes on" if step.state == "unfinished" else "begins"
         self._say(f"{step.label} {begins} on {where}: {step.folder.path}")
@@ -78,12 +80,21 @@ class SweepView(Watcher):
         if "val_accuracy" in epoch.record:
             self._jobs[step].validated = f"val {metric_text('val_accuracy', epoch.record['val_accuracy'])}"
 
+    def run_elsewhere(self, step: Step) -> None:
+        """Say so, once."""
+        if self._jobs.pop(step, None):
+            self._waiting.append(step)
+        if step not in self._elsewhere:
+            self._elsewhere.add(step)
+            self._say(f"{step.label} is run by another process; waiting for it: {step.folder.path}")
+
     def ended(self, step: Step, outcome: Outcome) -> None:
         """Say how, and with what result."""
         self._counts[outcome.how] += 1
         job = self._jobs.pop(step, None)
         if job is None:
             self._waiting.remove(step)
+            self._elsewhere.discard(step)
         took = f" in {duration(time.monotonic() - job.begun)}" if job else ""
         if outcome.how == "finished":
             self._say(f"{step.label} finished{took}{_headlines(step)}")
@@ -117,7 +128,8 @@ class SweepView(Watcher):
         counted = [
             f"{self._counts['finished']} done",
             f"{len(self._jobs)} running",
-            f"{len(self._waiting)} waiting",
+            f"{len(self._waiting) - len(self._elsewhere)} waiting",
+            *([f"{len(self._elsewhere)} run by another process"] if self._elsewhere else []),
             f"{self._counts['failed'] + self._counts['not run']} failed",
             f"{'–' if left is None else duration(left)} left",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import shlex
@@ -10,7 +11,10 @@ from typing import Any
 
 import data_prep
 from affsup_cli.commands.console import counted, metric_text
+from affsup_cli.commands.options import OPTION_OF_FIELD
+from affsup_cli.engine.results import TrainResult
 from affsup_cli.engine.trained import Trained
+from affsup_cli.errors import printable
 from affsup_cli.recipe import Recipe, RelnetRecipe, SceneSetRecipe, differences, load_recipe, recipe_names
 
 HEAD = "---\nlibrary_name: affsup\n"
@@ -19,12 +23,12 @@ HEAD = "---\nlibrary_name: affsup\n"
 _PAPER = "*Affinity Graph Supervision for Visual Recognition* (CVPR 2020)"
 
 
-def model_card(trained: Trained, result: Mapping[str, Any], file: str) -> str:
+def model_card(trained: Trained, result: TrainResult, file: str) -> str:
     """Return the card as Markdown.
 
     Args:
         trained: the model.
-        result: what its run came to, as result.json has it.
+        result: what its run came to.
         file: name of the exported file, beside which the card lies.
 
     Raises:
@@ -40,7 +44,8 @@ def model_card(trained: Trained, result: Mapping[str, Any], file: str) -> str:
         "Recipe": f"```toml\n{trained.recipe.to_toml()}```",
     }
     what = inspect.getdoc(type(trained.recipe)) or trained.recipe.task
-    begin = f"{HEAD}tags: [affsup, {trained.recipe.task}]\n---\n\n# {trained.name}\n\n{what}\n\n{_network(trained)}"
+    front = f"{HEAD}tags: [affsup, {trained.recipe.task}]\n---"
+    begin = f"{front}\n\n# {_plainly(trained.name)}\n\n{what}\n\n{_network(trained)}"
     return "\n\n".join([begin, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
 
 
@@ -49,14 +54,16 @@ def train_command(recipe: Recipe) -> str | None:
     if recipe.name not in recipe_names():
         return None
     data = str(recipe.flat()["data.name"])
-    plainly = load_recipe(recipe.name, {"data.name": data})
-    changed = {key: value for key, (_, value) in differences(plainly.identity(), recipe.identity()).items()}
-    same_fields = plainly.flat().keys() == recipe.flat().keys()
+    shipped = load_recipe(recipe.name, {"data.name": data})
+    changed = {key: value for key, (_, value) in differences(shipped.identity(), recipe.identity()).items()}
+    same_fields = shipped.flat().keys() == recipe.flat().keys()
     if not same_fields or load_recipe(recipe.name, {"data.name": data, **changed}).digest() != recipe.digest():
         return None
     words = ["affsup", "train", recipe.name, "--dataset", data]
     for key, value in changed.items():
-        words += ["--set", f"{key}={json.dumps(value)}"]  # of such values JSON is TOML
+        option = OPTION_OF_FIELD.get(key)
+        # Of such values JSON is TOML.
+        words += [option, str(value)] if option else ["--set", f"{key}={json.dumps(value)}"]
     return shlex.join(words)
 
 
@@ -75,11 +82,11 @@ def _network(trained: Trained) -> str:
     return "\n".join(lines)
 
 
-def _results(trained: Trained, result: Mapping[str, Any]) -> str:
+def _results(trained: Trained, result: TrainResult) -> str:
     rows = [(name, value) for name, value in trained.metrics.items() if not name.startswith("train_")]
     table = ["| metric | value |", "|---|---:|", *(f"| {name} | {metric_text(name, value)} |" for name, value in rows)]
     chosen = "the last" if trained.recipe.train.select == "last" else "the best on the validation split"
-    of = f"Of epoch {result['best_epoch']} of {result['epochs']}, {chosen}; one run, seed {trained.recipe.seed}."
+    of = f"Of epoch {result.best_epoch} of {result.epochs}, {chosen}; one run, seed {trained.recipe.seed}."
     return "\n".join(table) + f"\n\n{of} `test_mass` is M, the share of the affinity on supervised pairs."
 
 
@@ -97,11 +104,11 @@ def _data(trained: Trained) -> str:
     for what, names in (("class", trained.classes), ("category", data.get("categories", []))):
         if names:
             plural = {"class": "classes", "category": "categories"}[what]
-            lines.append(f"- {len(names)} {plural if len(names) > 1 else what}: {', '.join(names)}")
+            lines.append(f"- {len(names)} {plural if len(names) > 1 else what}: {_plainly(', '.join(names))}")
     return "\n".join(lines)
 
 
-def _training(trained: Trained, result: Mapping[str, Any]) -> str:
+def _training(trained: Trained, result: TrainResult) -> str:
     train, recipe, data = trained.recipe.train, trained.recipe, trained.environment["data"]
     command = train_command(recipe)
     limit = f" --limit {data['limit']}" if data.get("limit") else ""
@@ -114,8 +121,8 @@ def _training(trained: Trained, result: Mapping[str, Any]) -> str:
         f"weight decay {train.weight_decay:g}",
         f"- seed {recipe.seed}",
     ]
-    if seconds := result.get("seconds"):
-        took = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.1f} seconds"
+    if result.seconds:
+        took = f"{result.seconds / 3600:.1f} hours" if result.seconds >= 3600 else f"{result.seconds:.1f} seconds"
         lines.append(f"- {took} of training")
     if command is None:
         lines.append(f"- `{recipe.name}.toml` is the recipe at the end of this page")
@@ -176,6 +183,11 @@ def _environment(trained: Trained) -> str:
         "platform": ran_on.get("platform"),
     }
     return "\n".join(_facts(facts))
+
+
+def _plainly(text: str) -> str:
+    """Return a name so that Markdown shows it as it is."""
+    return html.escape(printable(text).replace("\n", " "), quote=False).replace("`", "\\`")
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:

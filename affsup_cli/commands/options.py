@@ -24,6 +24,20 @@ Set = Annotated[
     ),
 ]
 
+OPTION_OF_FIELD = {
+    "data.name": "--dataset",
+    "model.arch": "--arch",
+    "affinity.loss": "--loss",
+    "affinity.gamma": "--gamma",
+    "affinity.lambda": "--lambda",
+    "affinity.softmax": "--softmax",
+    "affinity.target": "--target",
+    "train.epochs": "--epochs",
+    "seed": "--seed",
+    "run.device": "--device",
+}
+"""The option of `affsup train` for a field of a recipe; others are `--set`."""
+
 DATA_DIR = Path("data")
 RUNS_DIR = Path("runs")
 REPORTS_DIR = Path("reports")

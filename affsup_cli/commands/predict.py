@@ -72,7 +72,6 @@ def predict(
         predict_one = _predicting_category(trained, trained.recipe, device or "auto", out)
     else:
         predict_one = _predicting_objects(trained, device or "auto", reference, score, out)
-    out.mkdir(parents=True, exist_ok=True)
     _each(images, predict_one)
 
 
@@ -142,14 +141,13 @@ def _in_words(prediction: Prediction, classes: Sequence[str], reference: str | N
 def _write_json(content: Mapping[str, Any], path: Path) -> None:
     import json
 
-    from affsup_cli.engine.run_folder import atomic_file
+    from affsup_cli.engine.run_folder import write_out
 
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_out(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
-    from affsup_cli.engine.run_folder import atomic_file
+    from affsup_cli.engine.run_folder import write_out
     from affsup_cli.reporting.relation_picture import picture_of_detections
 
     relation = prediction.relation
@@ -169,18 +167,18 @@ def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
         else [],
     }
     _write_json(content, path.with_name(f"{path.name}.json"))
-    with atomic_file(path.with_name(f"{path.name}.png")) as temporary:
-        temporary.write_bytes(
-            picture_of_detections(
-                prediction.image,
-                prediction.boxes,
-                [
-                    f"{classes[label]} {score:.2f}"
-                    for label, score in zip(prediction.labels, prediction.scores, strict=True)
-                ],
-                relation.reference if relation else None,
-                relation.boxes if relation else [],
-                relation.weights if relation else [],
-                [classes[label] for label in relation.labels] if relation else [],
-            )
-        )
+    write_out(
+        path.with_name(f"{path.name}.png"),
+        picture_of_detections(
+            prediction.image,
+            prediction.boxes,
+            [
+                f"{classes[label]} {score:.2f}"
+                for label, score in zip(prediction.labels, prediction.scores, strict=True)
+            ],
+            relation.reference if relation else None,
+            relation.boxes if relation else [],
+            relation.weights if relation else [],
+            [classes[label] for label in relation.labels] if relation else [],
+        ),
+    )

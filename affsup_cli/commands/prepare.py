@@ -57,7 +57,7 @@ def prepare(
     """
     import data_prep
     from affsup_cli.commands.console import console
-    from affsup_cli.commands.split_table import left_out_lines, split_table
+    from affsup_cli.commands.split_table import empty_category_lines, left_out_lines, split_table
     from affsup_cli.errors import UsageError
 
     if check:
@@ -70,6 +70,8 @@ def prepare(
     console.print(split_table(manifest))
     for line in left_out_lines(manifest):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in empty_category_lines(manifest):
+        console.print(f"warning: {line}", style="yellow", markup=False)
     console.print(f"source: {', '.join(manifest.source.files) or manifest.source.kind}", markup=False, highlight=False)
     console.print(_checksum_line(manifest))
     if not manifest.complete:
@@ -110,7 +112,7 @@ def _with_progress(console: Console, dataset: str, sources: list[Path], data: Pa
     try:
         return data_prep.prepare(dataset, sources=sources, data_dir=data, limit=limit, progress=show)
     finally:
-        bar.stop()
+        bar.live.stop()  # the bar's own would print an empty line into a file or pipe
 
 
 def _checksum_line(manifest: AnyManifest) -> str:

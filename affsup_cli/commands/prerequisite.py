@@ -7,7 +7,7 @@ from pathlib import Path
 
 from affsup_cli.engine.trained import open_trained
 from affsup_cli.errors import UsageError
-from affsup_cli.recipe import Recipe
+from affsup_cli.recipe import RECIPE_OF_TASK, Recipe, recipe_kind
 from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.tasks.launch import data_digest
 
@@ -23,6 +23,24 @@ class Network:
 
     path: Path
     data: str
+
+
+def recipe_of_network(recipe: str, named: Path) -> Recipe:
+    """Return the recipe of the trained network that a person named for `recipe` to build on.
+
+    Raises:
+        UsageError: `recipe` builds on no other run, or `named` is one of another task than it takes.
+        AffsupError: what is named is damaged.
+    """
+    field = recipe_kind(recipe).model_fields.get("network")
+    if field is None:
+        builders = [task for task, kind in RECIPE_OF_TASK.items() if "network" in kind.model_fields]
+        raise UsageError(f"--pretrained is for {', '.join(builders)}: {recipe} builds on no other run")
+    found = open_trained(named).recipe
+    if type(found) is not field.annotation:
+        (wanted,) = (task for task, kind in RECIPE_OF_TASK.items() if kind is field.annotation)
+        raise UsageError(f"{named} is a run of {found.task}; --pretrained takes one of {wanted}")
+    return found
 
 
 def find_network(recipe: Recipe, named: Path | None, data_dir: Path, runs_dir: Path) -> Network | None:

@@ -6,24 +6,26 @@ import contextlib
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
+from rich.table import Table
 
 from affsup_cli.commands.console import console, metric_text
 from affsup_cli.commands.inventory import plain, table
 from affsup_cli.commands.list import State
+from affsup_cli.engine.results import CostResult, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
-from affsup_cli.recipe import field_help, load_recipe, recipe_names
+from affsup_cli.recipe import field_help, recipe_kind, recipe_names
 
 _HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5"}
 _DASH = "–"
-_WIDE = 110  # columns of the terminal; with fewer the name gets what there is, and two others break at their space
-_NARROW = {"on the test split": 8, "started": 10}
+_FEW = 5  # metrics that a message names
+_NARROW = {"on the test split": 8, "started": 10}  # so that they break at their space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ListedRun:
     name: str
     state: State
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     epochs: int | None = None
     seconds: float | None = None
     started: str = ""
@@ -80,18 +82,8 @@ def run_list(
         holds = _condition(condition, found)
         chosen = [run for run in chosen if holds(run)]
     chosen = _sorted(chosen, found, sort, reverse)[:limit]
-    extra = [] if sort in ("name", "started", *_HEADLINES, "test_mass") else [sort]
-    right = ("epochs", "on the test split", "M", *extra)
     of = f"{len(chosen)} of {len(found)} " if len(chosen) < len(found) else ""
-    shown = table(
-        f"{of}runs (in {runs_dir})",
-        ("name", "data", "epochs", "state", "on the test split", "M", *extra, "started"),
-        [_row(run, extra) for run in chosen],
-        right=right,
-    )
-    for column in shown.columns:
-        column.no_wrap = column.header in ("epochs", "state", "M")
-        column.max_width = _NARROW.get(str(column.header)) if console.width < _WIDE else None
+    shown = _fitting_table(f"{of}runs (in {runs_dir})", [_row(run, sort) for run in chosen], sort)
     return Group(shown, *(f"{escape(run.name)} is damaged: {escape(run.fault)}" for run in chosen if run.fault))
 
 
@@ -102,19 +94,16 @@ def _read(folder: RunFolder) -> ListedRun:
         known["started"] = str(folder.environment().get("started", ""))
         if not folder.finished:
             return ListedRun(folder.name, State.UNFINISHED, **known, epochs=len(folder.metrics()))
-        result = folder.result()
-        if result["kind"] == "cost":
+        result = read_result(folder)
+        if isinstance(result, CostResult):
             return ListedRun(folder.name, State.FINISHED, **known)
-        for key, kind in (("metrics", dict), ("epochs", int)):
-            if not isinstance(result.get(key), kind):
-                raise AffsupError(f"{folder.path / 'result.json'} has no '{key}'")
         return ListedRun(
             folder.name,
             State.FINISHED,
             **known,
-            metrics=result["metrics"],
-            epochs=result["epochs"],
-            seconds=result.get("seconds"),
+            metrics=result.metrics,
+            epochs=result.epochs,
+            seconds=result.seconds,
         )
     except AffsupError as error:
         return ListedRun(folder.name, State.DAMAGED, **known, fault=str(error))
@@ -125,7 +114,7 @@ def _condition(text: str, runs: Sequence[ListedRun]) -> Callable[[ListedRun], bo
     if not separator:
         raise UsageError(f"--where {text}: expected KEY=VALUE, such as data.name=voc07 or affinity.gamma=2")
     if not any(key in run.fields for run in runs):
-        known = {field for name in recipe_names() for field in field_help(load_recipe(name))}
+        known = {field for name in recipe_names() for field in field_help(recipe_kind(name))}
         if key not in known:
             raise UsageError(
                 f"--where {text}: no recipe has a field '{key}'{did_you_mean(key, known)}; "
@@ -151,29 +140,58 @@ def _sorted(runs: Sequence[ListedRun], known: Sequence[ListedRun], by: str, reve
     if by not in keys and by not in metrics:
         raise UsageError(
             f"--sort {by}{did_you_mean(by, [*keys, *metrics])}: expected name, started, seconds or a metric "
-            f"of these runs ({', '.join(sorted(metrics)) or 'none is finished'})"
+            f"of these runs ({_a_few(metrics) or 'none is finished'})"
         )
     key: Callable[[ListedRun], Any] = keys.get(by) or (lambda run: run.metrics.get(by))
     there = sorted((run for run in runs if _sortable(key(run))), key=key, reverse=reverse)
     return there + [run for run in runs if not _sortable(key(run))]
 
 
+def _a_few(metrics: Set[str]) -> str:
+    """Name metrics, those of the test split first; of many a few."""
+    names = sorted(metrics, key=lambda metric: (not metric.startswith("test_"), metric))
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+
+
 def _sortable(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
 
 
-def _row(run: ListedRun, extra: Sequence[str]) -> tuple[str, ...]:
-    return (
-        escape(run.name),
-        str(run.fields.get("data.name", _DASH)),
-        _epochs(run),
-        run.state.value,
-        ", ".join(f"{label} {run.metrics[key]:.2%}" for key, label in _HEADLINES.items() if key in run.metrics)
+def _fitting_table(title: str, rows: Sequence[Mapping[str, str]], sort: str) -> Table:
+    """Return the rows as a table in which names, which people copy, stay whole if columns that can go make room."""
+    heads = list(_row(ListedRun("", State.DAMAGED), sort))
+    sorted_by = "M" if sort == "test_mass" else sort
+    can_go = [head for head in ("started", "M") if head != sorted_by]
+    layouts = [[head for head in heads if head not in can_go[:gone]] for gone in range(len(can_go) + 1)]
+    tables = [_drawn(title, heads, rows, narrow=False), *(_drawn(title, left, rows, narrow=True) for left in layouts)]
+    unbounded = console.options.update(max_width=10_000)
+    whole = (each for each in tables if console.measure(each, options=unbounded).maximum <= console.width)
+    return next(whole, tables[1])
+
+
+def _drawn(title: str, heads: Sequence[str], rows: Sequence[Mapping[str, str]], *, narrow: bool) -> Table:
+    right = [head for head in heads if head not in ("name", "data", "state", "started")]
+    shown = table(title, heads, [[row[head] for head in heads] for row in rows], right=right)
+    for column in shown.columns:
+        column.no_wrap = column.header in ("epochs", "state", "M")
+        column.max_width = _NARROW.get(str(column.header)) if narrow else None
+    return shown
+
+
+def _row(run: ListedRun, sort: str) -> dict[str, str]:
+    return {
+        "name": escape(run.name),
+        "data": str(run.fields.get("data.name", _DASH)),
+        "epochs": _epochs(run),
+        "state": run.state.value,
+        "on the test split": ", ".join(
+            f"{label} {run.metrics[key]:.2%}" for key, label in _HEADLINES.items() if key in run.metrics
+        )
         or _DASH,
-        f"{run.metrics['test_mass']:.3f}" if "test_mass" in run.metrics else _DASH,
-        *(_extra(run, key) for key in extra),
-        run.started[:16].replace("T", " ") or _DASH,
-    )
+        "M": f"{run.metrics['test_mass']:.3f}" if "test_mass" in run.metrics else _DASH,
+        **({} if sort in ("name", "started", *_HEADLINES, "test_mass") else {sort: _extra(run, sort)}),
+        "started": run.started[:16].replace("T", " ") or _DASH,
+    }
 
 
 def _epochs(run: ListedRun) -> str:

@@ -25,6 +25,15 @@ def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
         yield f"left out: {entry.count:,} {what}, {entry.reason}: {'; '.join(entry.examples)}{more}"
 
 
+def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
+    """Say which categories cannot be learned."""
+    table = manifest.category_table() if isinstance(manifest, SceneManifest) else []
+    empty = [name for name, train, _ in table if not train]
+    if empty:
+        named = ", ".join(empty[:EXAMPLES]) + (", ..." if len(empty) > EXAMPLES else "")
+        yield f"{len(empty)} of {len(table)} categories have no training image ({named})"
+
+
 def _images_table(manifest: Manifest) -> Table:
     table = _table(f"{manifest.dataset}: images of each split", "class", manifest)
     *classes, total = manifest.split_table()

@@ -39,6 +39,14 @@ def sweep(
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at the same time on each GPU; on the CPU, whose cores they share.")
     ] = 1,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Train image classifiers that differ in seed and L_G alone side by side in one process: on a GPU much "
+            "faster. --jobs then counts such packs.",
+        ),
+    ] = False,
     launcher: Annotated[
         Where, typer.Option(help="slurm: submit each run as a job of a Slurm cluster, and leave.")
     ] = Where.LOCAL,
@@ -62,10 +70,10 @@ def sweep(
 ) -> None:
     """Run what tables and figures lack, and only that.
 
-    A process a run, on all GPUs at once; runs that several tables share, and runs that others build on, are done once.
-    One that fails stops no other: it is named at the end, with its log. Stopped and called again, the sweep goes on.
-    The order is seed by seed, so that every cell has its first run early. Runs with --set depart from the recipe: the
-    table marks them.
+    One process a GPU, which does run after run; runs that several tables share, or others build on, are done once. One
+    that fails stops no other: it is named at the end, with its log. Stopped and called again, the sweep goes on; what
+    another process runs, such as another sweep, it waits for. The order is seed by seed, so that every cell has its
+    first run early. Runs with --set depart from the recipe: the table marks them.
 
     On a cluster a run asks for one GPU and 240 minutes, if --slurm says nothing else; one that needs longer, or is
     pre-empted, goes on from its checkpoint in another turn. --status and --cancel work from anywhere, at any time.
@@ -75,6 +83,7 @@ def sweep(
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup sweep table1 table5 table6 --only voc07 --seeds 1
     affsup sweep table3 --seeds 2 --set train.epochs=10 --jobs 2
+    affsup sweep table3 --seeds 10 --together
     affsup sweep table4
     affsup sweep all --dry-run
     affsup sweep table3 --launcher slurm --slurm partition=gpu --slurm cpus_per_task=4
@@ -90,7 +99,7 @@ def sweep(
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
 
     on_cluster = launcher is Where.SLURM
-    _refuse_contradictions(on_cluster, jobs, slurm, status, cancel)
+    _refuse_contradictions(on_cluster, jobs, together, slurm, status, cancel)
     extra = dict(parse_override(text) for text in settings or [])
     if device is not None:
         extra["run.device"] = device
@@ -112,7 +121,7 @@ def sweep(
     if not dry_run:
         prepare_embedded(needed_recipes(wanted), data)
     plan = plan_sweep(wanted, data, runs, {place.name for place in places})
-    print_plan(plan, title, places)
+    print_plan(plan, title, places, together)
     if dry_run:
         for obstacle in plan.obstacles:
             console.print(obstacle, style="yellow", markup=False)
@@ -122,13 +131,13 @@ def sweep(
     if on_cluster:
         sweep_cluster.submit_plan(plan, data, runs, asked)
         return
-    run_plan(plan, data, places)
+    run_plan(plan, data, places, together)
     elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
     console.print(f"all runs of this sweep are finished; `affsup report {title}{elsewhere}` shows them", markup=False)
 
 
 def _refuse_contradictions(
-    on_cluster: bool, jobs: int, slurm: Sequence[str] | None, status: bool, cancel: bool
+    on_cluster: bool, jobs: int, together: bool, slurm: Sequence[str] | None, status: bool, cancel: bool
 ) -> None:
     from affsup_cli.errors import UsageError
 
@@ -140,19 +149,29 @@ def _refuse_contradictions(
         raise UsageError(
             f"--jobs {jobs} is for this machine: on a cluster --slurm array_parallelism={jobs} bounds them"
         )
+    if on_cluster and together:
+        raise UsageError("--together is for this machine: on a cluster each run is a job of its own")
 
 
-def print_plan(plan: Plan, title: str, places: Sequence[Place]) -> None:
-    """Print a plan: what it comes to, then a line a cell, and what cannot be read; without places, of a cluster."""
+def print_plan(plan: Plan, title: str, places: Sequence[Place], together: bool = False) -> None:
+    """Print a plan: what it comes to, then a line a cell, and what cannot be read; without places, of a cluster.
+
+    `together`: also which runs train side by side.
+    """
     from affsup_cli.commands.console import console, counted
+    from affsup_cli.sweeps.local import packs_of
 
     where = ", ".join(dict.fromkeys(place.device for place in places)) or "slurm"
     at_once = f", {len(places)} at a time" if len(places) > 1 else ""
     summary = f"{counted(len(plan.steps), 'run')}, {len(plan.to_do)} to do on {where}{at_once}"
     console.print(f"{title}: {summary}{_total(plan, max(1, len(places)))}", style="bold", markup=False)
     console.print(_plan_table(plan), soft_wrap=False)
-    if sum(map(len, plan.by_cells().values())) > len(plan.steps):
-        console.print("A run that several cells share stands in the line of each.")
+    if any(shared for _, _, shared in _lines(plan)):
+        console.print("+: runs that these cells share with lines above, and that are counted there")
+    for pack in packs_of(plan, len(places), together):
+        if len(pack) > 1:
+            cells = ", ".join(dict.fromkeys(cell for step in pack for cell in step.cells))
+            console.print(f"side by side: {counted(len(pack), 'run')} of {cells}", markup=False)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
@@ -174,14 +193,28 @@ def _plan_table(plan: Plan) -> Table:
     # Narrow, so that the longest key of table 3 has room in 80 columns.
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     shown.add_column("cell", overflow="fold")
-    for column in ("runs", "finished", "unfinished", "to do", "time"):
+    lines = _lines(plan)
+    sharing = ["+"] if any(shared for _, _, shared in lines) else []
+    for column in ("runs", *sharing, "finished", "unfinished", "to do", "time"):
         shown.add_column(column, justify="right")
-    for cells, steps in plan.by_cells().items():
+    for cells, steps, shared in lines:
         states = [step.state for step in steps]
         finished = states.count("finished")
-        counts = (len(steps), finished, states.count("unfinished"), len(steps) - finished)
-        shown.add_row("\n".join(cells), *map(str, counts), _time(plan, steps))
+        counts = (finished, states.count("unfinished"), len(steps) - finished)
+        beside = [f"+{shared}" if shared else "" for _ in sharing]
+        shown.add_row("\n".join(cells), str(len(steps)), *beside, *map(str, counts), _time(plan, steps))
     return shown
+
+
+def _lines(plan: Plan) -> list[tuple[tuple[str, ...], list[Step], int]]:
+    """Return the cells of each line, their runs that stand in no line above, and the number of those that do."""
+    lines = []
+    counted: set[Step] = set()
+    for cells, steps in plan.by_cells().items():
+        own = [step for step in steps if step not in counted]
+        counted.update(own)
+        lines.append((cells, own, len(steps) - len(own)))
+    return lines
 
 
 def _time(plan: Plan, steps: Sequence[Step]) -> str:
@@ -192,8 +225,8 @@ def _time(plan: Plan, steps: Sequence[Step]) -> str:
     return duration(sum(known)) if left and len(known) == len(left) else "–"
 
 
-def run_plan(plan: Plan, data: Path, places: Sequence[Place]) -> None:
-    """Do what a plan has to do, and show it.
+def run_plan(plan: Plan, data: Path, places: Sequence[Place], together: bool = False) -> None:
+    """Do what a plan has to do, and show it; `together`: a process trains runs that are alike side by side.
 
     Raises:
         AffsupError: runs have failed, or the sweep was stopped; the message names what is not there.
@@ -204,7 +237,7 @@ def run_plan(plan: Plan, data: Path, places: Sequence[Place]) -> None:
     from affsup_cli.sweeps.local import run_here
 
     with SweepView(console, plan.to_do, plan.speeds, len(places)) as view:
-        outcomes = run_here(plan, data, places, view)
+        outcomes = run_here(plan, data, places, view, together)
     lines = _failures(outcomes)
     left = sum(step not in outcomes or outcomes[step].how != "finished" for step in plan.to_do)
     stopped = any(step not in outcomes or outcomes[step].how == "stopped" for step in plan.to_do)

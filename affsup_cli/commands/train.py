@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
+from affsup_cli.commands.options import DATA_DIR, OPTION_OF_FIELD, RUNS_DIR, DataDir, Device, RunsDir, Set
 
 if TYPE_CHECKING:
     from affsup_cli.recipe import Recipe
@@ -79,24 +79,17 @@ def train(
     from affsup_cli.errors import UsageError
     from affsup_cli.recipe import NAME, load_recipe, parse_override
 
-    shortcuts = {
-        "data.name": dataset,
-        "model.arch": arch,
-        "affinity.loss": loss,
-        "affinity.gamma": gamma,
-        "affinity.lambda": weight,
-        "affinity.softmax": softmax,
-        "affinity.target": target,
-        "train.epochs": epochs,
-        "seed": seed,
-        "run.device": device,
-    }
-    given: dict[str, Any] = {key: value for key, value in shortcuts.items() if value is not None}
+    values = (dataset, arch, loss, gamma, weight, softmax, target, epochs, seed, device)
+    shortcuts = zip(OPTION_OF_FIELD, values, strict=True)
+    given: dict[str, Any] = {key: value for key, value in shortcuts if value is not None}
+    _refuse_options_of_others(recipe, given)
+    if pretrained == "":
+        raise UsageError("--pretrained '': expected a run folder, its name under --runs, or an exported file")
     named = model_path(pretrained, runs) if pretrained is not None else None
     if named is not None:
-        from affsup_cli.engine.trained import open_trained
+        from affsup_cli.commands.prerequisite import recipe_of_network
 
-        given["network"] = open_trained(named).recipe.model_dump(mode="json", by_alias=True)
+        given["network"] = recipe_of_network(recipe, named).model_dump(mode="json", by_alias=True)
     resolved = load_recipe(recipe, {**given, **dict(parse_override(text) for text in settings or [])})
     if name is not None and not re.fullmatch(NAME, name):
         raise UsageError(
@@ -116,6 +109,19 @@ def train(
         together = joined(resolved.run.device)
     with together:
         _train(resolved, data, runs, name, resume, named)
+
+
+def _refuse_options_of_others(recipe: str, given: Mapping[str, Any]) -> None:
+    """Refuse options for fields that such a recipe lacks."""
+    from affsup_cli.errors import UsageError
+    from affsup_cli.recipe import field_help, recipe_kind
+
+    fields = field_help(recipe_kind(recipe))
+    for key, value in given.items():
+        if key not in fields:
+            of_network = f"network.{key}"
+            hint = f": part A's is --set {of_network}={value}" if of_network in fields else f": it has no field {key}"
+            raise UsageError(f"{OPTION_OF_FIELD[key]} is not for {recipe}{hint}")
 
 
 def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: bool, named: Path | None) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class DeviceImages:
         self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
     ) -> None:
         self.images = images.to(device)
+        self._padded = {0: self.images}
         self.labels = labels.to(device)
         # One multiply-add from bytes to normalised floats: x / 255 - mean over std.
         self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().to(device)
@@ -49,6 +51,15 @@ class DeviceImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def padded(self, pad: int) -> Tensor:
+        """Return the images with `pad` black pixels on each side, `[n, H + 2 pad, W + 2 pad, C]`; made once."""
+        if pad not in self._padded:
+            count, height, width, channels = self.images.shape
+            wide = self.images.new_zeros(count, height + 2 * pad, width + 2 * pad, channels)
+            wide[:, pad : pad + height, pad : pad + width] = self.images
+            self._padded[pad] = wide
+        return self._padded[pad]
 
     @property
     def device(self) -> torch.device:
@@ -85,58 +96,64 @@ class AugmentedEpochs:
         self._share = share
         self.batch_size = batch_size
         self.steps = -(-len(data) // batch_size)
-        pad = augmentation.pad
-        count, height, width, channels = data.images.shape
-        padded = data.images
-        if pad:
-            padded = data.images.new_zeros(count, height + 2 * pad, width + 2 * pad, channels)
-            padded[:, pad : pad + height, pad : pad + width] = data.images
-        self._pixels = padded.view(-1, channels)
-        self._image_stride, self._row_stride = padded.stride(0) // channels, padded.stride(1) // channels
+        self._padded = data.padded(augmentation.pad)
+        _, height, width, _ = data.images.shape
         self._rows = torch.arange(height, device=data.device)
         self._columns = torch.arange(width, device=data.device)
-        self._order = self._top = self._left = torch.empty(0, dtype=torch.int64)
-        self._mirrored = torch.empty(0, dtype=torch.bool)
+        self._mirrored_columns = self._columns.flip(0)
+        self._places = torch.arange(batch_size, device=data.device)
+        # Each epoch's numbers take the place of the last one's in the same memory.
+        self._order, self._top, self._left = torch.zeros(3, len(data), dtype=torch.int64, device=data.device)
+        self._mirrored = torch.zeros(len(data), dtype=torch.bool, device=data.device)
 
     def begin(self, epoch: int) -> None:
         """Draw the order, crops and mirrorings of `epoch`."""
         generator = epoch_generator(self._seed, epoch)
-        count, device = len(self._data), self._data.device
-        offsets = 2 * self._augmentation.pad + 1
-        self._order = torch.randperm(count, generator=generator).to(device)
-        self._top = torch.randint(offsets, (count,), generator=generator).to(device)
-        self._left = torch.randint(offsets, (count,), generator=generator).to(device)
+        count, offsets = len(self._data), 2 * self._augmentation.pad + 1
+        self._order.copy_(torch.randperm(count, generator=generator))
+        self._top.copy_(torch.randint(offsets, (count,), generator=generator))
+        self._left.copy_(torch.randint(offsets, (count,), generator=generator))
         mirrored = torch.randint(2, (count,), generator=generator).bool()
-        self._mirrored = (mirrored & self._augmentation.flip).to(device)
+        self._mirrored.copy_(mirrored & self._augmentation.flip)
 
-    def size(self, step: int) -> int:
-        """Return how many images batch `step` has, those of all processes."""
+    def size(self, step: int | Tensor) -> int:
+        """Return how many images batch `step` has, those of all processes; one known to the device alone is full."""
+        if isinstance(step, Tensor):
+            return self.batch_size
         return min(self.batch_size, len(self._data) - step * self.batch_size)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
         """Return batch `step` of the epoch: float32 `[B, C, H, W]` in channels_last memory, and labels `[B]`.
 
         Of several processes each gets its share, or a stand-in (see `Share.stand_in`).
         """
-        share, first = self._share.stand_in(self.size(step)), step * self.batch_size
-        part = slice(first + share.start, first + share.stop)
-        index = self._order[part]
-        rows = self._top[part, None] + self._rows
-        columns = torch.where(self._mirrored[part, None], self._columns.flip(0), self._columns) + self._left[part, None]
-        where = (
-            (index * self._image_stride)[:, None, None] + (rows * self._row_stride)[:, :, None] + columns[:, None, :]
-        )
-        pixels = self._pixels[where.view(-1)].view(*where.shape, -1)
+        part = self._places[self._share.stand_in(self.size(step))] + step * self.batch_size
+        index, mirrored = self._order[part], self._mirrored[part].unsqueeze(1)
+        rows = self._top[part].unsqueeze(1) + self._rows
+        columns = self._left[part].unsqueeze(1) + torch.where(mirrored, self._mirrored_columns, self._columns)
+        _, height, width, channels = self._padded.shape
+        where = ((index.view(-1, 1, 1) * height) + rows.unsqueeze(2)) * width + columns.unsqueeze(1)
+        pixels = self._padded.view(-1, channels)[where.view(-1)].view(*where.shape, channels)
         return self._data._floats(pixels), self._data.labels[index]
 
 
+_loaded: weakref.WeakValueDictionary[tuple[Path, str, str, torch.device], DeviceImages] = weakref.WeakValueDictionary()
+
+
 def load_images(folder: Path, manifest: Manifest, split: str, device: torch.device) -> DeviceImages:
-    """Load one split ("train", "val" or "test") of the prepared data set in `folder` onto `device`."""
-    stored = read_split(folder, manifest, split)
-    return DeviceImages(
-        torch.from_numpy(stored.images),
-        torch.from_numpy(stored.labels),
-        manifest.channel_mean,
-        manifest.channel_std,
-        device,
-    )
+    """Load one split ("train", "val" or "test") of the prepared data set in `folder` onto `device`.
+
+    Where it is in use already, in this process and with the same content, that is returned: nobody changes it.
+    """
+    key = (folder.resolve(), manifest.digest, split, device)
+    images = _loaded.get(key)
+    if images is None:
+        stored = read_split(folder, manifest, split)
+        images = _loaded[key] = DeviceImages(
+            torch.from_numpy(stored.images),
+            torch.from_numpy(stored.labels),
+            manifest.channel_mean,
+            manifest.channel_std,
+            device,
+        )
+    return images

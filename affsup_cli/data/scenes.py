@@ -6,10 +6,12 @@ An epoch's order is a function of `(seed, epoch)` alone, so that a resumed run n
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +26,6 @@ from affsup_cli.data.share import ALONE, Share
 from data_prep.format import Objects
 
 SIZE_MULTIPLE = 32  # of padded images: every backbone's maps then cover them
-CACHE_BYTES = 2 * 2**30  # scaled images are kept in memory where all of a split fits into this
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 2 * THREADS  # batches being made while one is used
 NO_OBJECT = -1  # pads labels
@@ -71,6 +72,11 @@ class SceneBatch:
     labels: Tensor
     relations: Tensor
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> SceneBatch:
+        """Return the batch with `function` of each of its tensors in the tensor's place."""
+        images, *annotated = map(function, (self.images, self.scales, self.boxes, self.labels, self.relations))
+        return SceneBatch(self.index, images, self.sizes, *annotated)
+
 
 @dataclass(frozen=True)
 class _Scene:
@@ -91,17 +97,18 @@ class SceneBatches:
         short_side: pixels that the shorter side is scaled to.
         long_side: pixels that the longer side has at most, which may leave the shorter one shorter.
         device: where the batches go.
-        cached: keep the scaled images in memory where all of them fit; for what is passed many times.
+        cache_bytes: scaled images are kept in memory, as many as fit into this; for what is passed many times.
     """
 
     def __init__(
-        self, source: SceneSource, short_side: int, long_side: int, device: torch.device, cached: bool = False
+        self, source: SceneSource, short_side: int, long_side: int, device: torch.device, cache_bytes: int = 0
     ) -> None:
         self._source = source
         self._device = device
         self._sizes = [_scaled_size(int(w), int(h), short_side, long_side) for w, h in source.sizes]
-        self._cached = cached and sum(3 * w * h for w, h in self._sizes) <= CACHE_BYTES
+        self._room = cache_bytes
         self._images: dict[int, Tensor] = {}
+        self._keeping = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="scenes")
 
     def __len__(self) -> int:
@@ -119,15 +126,16 @@ class SceneBatches:
 
         Of several processes each gets its share, or a stand-in (see `Share.stand_in`), padded as the whole batch is.
         """
-        own = [entries[share.stand_in(len(entries))] for entries in plan]
-        making: OrderedDict[int, list[Future[_Scene]]] = OrderedDict()
-        for step in range(begin, len(plan)):
-            for coming in range(step, min(step + AHEAD, len(plan))):
-                if coming not in making:
-                    making[coming] = [self._threads.submit(self._scene, *entry) for entry in own[coming]]
-            scenes = [future.result() for future in making.pop(step)]
-            canvas = self._canvas(index for index, _ in plan[step])
-            yield self._batch(tuple(index for index, _ in own[step]), scenes, canvas)
+        making: deque[Future[SceneBatch]] = deque()
+        coming = (
+            self._threads.submit(self._made, entries[share.stand_in(len(entries))], entries)
+            for entries in islice(plan, begin, None)
+        )
+        making.extend(islice(coming, AHEAD))
+        while making:
+            ready = making.popleft().result()
+            making.extend(islice(coming, 1))
+            yield self._on_device(ready)
 
     def in_order(self, most: int, share: Share = ALONE) -> Iterator[SceneBatch]:
         """Yield all images as they are, up to `most` at a time, but only neighbours of one size together.
@@ -173,8 +181,10 @@ class SceneBatches:
         if (pixels.shape[1], pixels.shape[0]) != size:
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
         image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
-        if self._cached:
-            self._images[index] = image
+        with self._keeping:
+            if index not in self._images and image.nbytes <= self._room:
+                self._images[index] = image
+                self._room -= image.nbytes
         return image
 
     def _canvas(self, images: Iterable[int]) -> tuple[int, int]:
@@ -182,22 +192,27 @@ class SceneBatches:
         width, height = (max(side) for side in zip(*(self._sizes[index] for index in images), strict=True))
         return -(-height // SIZE_MULTIPLE) * SIZE_MULTIPLE, -(-width // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
-    def _batch(self, index: tuple[int, ...], scenes: Sequence[_Scene], canvas: tuple[int, int]) -> SceneBatch:
-        sizes = [(int(scene.image.shape[1]), int(scene.image.shape[2])) for scene in scenes]
-        images = torch.zeros(len(scenes), 3, *canvas, dtype=torch.uint8)
+    def _made(self, own: Sequence[tuple[int, bool]], whole: Sequence[tuple[int, bool]]) -> SceneBatch:
+        """Make the batch of `own` on the host, padded as that of `whole` is."""
+        scenes = [self._scene(*entry) for entry in own]
+        images = torch.zeros(len(scenes), 3, *self._canvas(index for index, _ in whole), dtype=torch.uint8)
         for place, scene in enumerate(scenes):
             images[place, :, : scene.image.shape[1], : scene.image.shape[2]] = scene.image
-        labels = [scene.labels for scene in scenes]
-        relations = [scene.relations for scene in scenes]
         return SceneBatch(
-            index,
-            images.to(self._device),
-            sizes,
-            torch.stack([scene.scale for scene in scenes]).to(self._device),
-            pad_sequence([scene.boxes for scene in scenes], True).to(self._device),
-            pad_sequence(labels, True, NO_OBJECT).to(self._device),
-            pad_sequence(relations, True, NO_RELATION).to(self._device),
-        )
+            tuple(index for index, _ in own),
+            images,
+            [(int(scene.image.shape[1]), int(scene.image.shape[2])) for scene in scenes],
+            torch.stack([scene.scale for scene in scenes]),
+            pad_sequence([scene.boxes for scene in scenes], True),
+            pad_sequence([scene.labels for scene in scenes], True, NO_OBJECT),
+            pad_sequence([scene.relations for scene in scenes], True, NO_RELATION),
+        ).mapped(self._pinned)
+
+    def _pinned(self, value: Tensor) -> Tensor:
+        return value.pin_memory() if self._device.type == "cuda" else value
+
+    def _on_device(self, batch: SceneBatch) -> SceneBatch:
+        return batch.mapped(lambda value: value.to(self._device, non_blocking=True))
 
 
 class SceneEpochs:

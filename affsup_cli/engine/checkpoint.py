@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affsup_cli.engine.run_folder import atomic_file
+from affsup_cli.engine.run_folder import RESUME, atomic_file
 from affsup_cli.errors import AffsupError
 
-_WHAT_NOW = "begin the run anew with another --name"
+ANEW = "begin the run anew with another --name"
+"""What to do when something that a run keeps is damaged."""
+
+_ONE_KEY = re.compile(r'(?:Missing|Unexpected) key\(s\) in state_dict: "[^"]*"')
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -24,7 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         AffsupError: the disk is full.
     """
-    with atomic_file(path) as temporary:
+    with atomic_file(path, RESUME) as temporary:
         torch.save(state, temporary)
 
 
@@ -101,15 +105,19 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: the run has finished no epoch yet; --resume continues it") from None
     except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors
-        raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {_WHAT_NOW}") from error
+        raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {ANEW}") from error
     if not isinstance(state, dict):
-        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {_WHAT_NOW}")
+        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {ANEW}")
     return state
 
 
 @contextlib.contextmanager
-def fitting(path: Path) -> Iterator[None]:
+def fitting(path: Path, cure: str = ANEW) -> Iterator[None]:
     """Turn what fails when a checkpoint's content is put to use into one message about `path`.
+
+    Args:
+        path: the file.
+        cure: what to do then.
 
     Raises:
         AffsupError: something is missing in it, or is of another shape.
@@ -117,8 +125,18 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        first = str(error).splitlines()[0]
-        raise AffsupError(f"{path} is not of this run ({type(error).__name__}: {first}): {_WHAT_NOW}") from error
+        raise AffsupError(
+            f"{path} is not of this run ({type(error).__name__}: {_first_fault(error)}): {cure}"
+        ) from error
+
+
+def _first_fault(error: Exception) -> str:
+    """Return what an error says first; of torch's list of faults in a state dict the first, with its one key."""
+    lines = [line.strip() for line in str(error).splitlines()] or [""]
+    if len(lines) == 1 or not lines[0].endswith(":"):
+        return lines[0]
+    key = _ONE_KEY.match(lines[1])
+    return key[0] if key else lines[1].rstrip(".")
 
 
 def random_state() -> dict[str, Any]:

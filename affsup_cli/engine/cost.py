@@ -6,19 +6,20 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from affsup_cli.engine.recorded import WARM_UP, finished, on_own_stream
+from affsup_cli.engine.step import TrainingStep, recorder_for
 from affsup_cli.engine.task import Task
-from affsup_cli.engine.training import clipped_step, optimizer
 from affsup_cli.recipe import Training
 
 BuildTask = Callable[[], Task]
 
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = WARM_UP + 1  # the last one records, where steps are recorded
 LEAST_STEPS = 2
 ROUND_SECONDS = 0.5
 MEMORY_STEPS = 3
@@ -68,7 +69,7 @@ def peak_megabytes(task: BuildTask, train: Training) -> float:
 
 
 class StepClock:
-    """Takes a task's steps in a row, over as many epochs as it takes: forward, losses, backward and optimiser.
+    """Takes a task's steps in a row, over as many epochs as it takes.
 
     Attributes:
         steps: an epoch's.
@@ -76,9 +77,8 @@ class StepClock:
 
     def __init__(self, task: Task, train: Training) -> None:
         self._task = task
-        self._optimizer = optimizer(task, train)
-        self._clip_norm = train.clip_norm
         self._device = next(task.model.parameters()).device
+        self._steps = TrainingStep(task, train, recorder_for(task))
         self._taken = 0
         self.steps = task.steps
         task.model.train()
@@ -87,16 +87,20 @@ class StepClock:
         """Take so many steps; returns how long that took, to the end of the device's work."""
         self._wait()
         begun = time.perf_counter()
+        pieces = self._pieces(steps)
+        finished(on_own_stream(pieces, self._device) if self._device.type == "cuda" else pieces)
+        self._wait()
+        return time.perf_counter() - begun
+
+    def _pieces(self, steps: int) -> Generator[None, None, None]:
         for _ in range(steps):
             epoch, step = divmod(self._taken, self.steps)
             if step == 0:
                 self._task.begin_epoch(epoch)
-            self._optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(self._task.losses(step).total())
-            clipped_step(self._optimizer, self._clip_norm)
+                self._steps.begin(epoch, step)
+            self._steps.take(step)
             self._taken += 1
-        self._wait()
-        return time.perf_counter() - begun
+            yield
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

@@ -29,12 +29,25 @@ from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, read_recipe
 
 
+class RunInUse(AffsupError):
+    """Another process holds the run folder."""
+
+
+RESUME = "call again (train --resume)"
+"""What to do when there is room again for what a run keeps."""
+
+
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it replaces `path` in one step, on failure `path` is left as it was."""
+def atomic_file(path: Path, then: str = "call again") -> Iterator[Path]:
+    """Yield a temporary path; on success it replaces `path` in one step, on failure `path` is left as it was.
+
+    Args:
+        path: what is to be written.
+        then: what to do after making room on a full disk, for the message.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _failed_writes_explained(path):
+        with _failed_writes_explained(path, then):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -43,8 +56,26 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_out(path: Path, content: bytes) -> None:
+    """Write a file that a person asked for, and its folder, in one step.
+
+    Raises:
+        AffsupError: it cannot be written there.
+    """
+    elsewhere = "Name another place with --out"
+    blocking = next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None)
+    if blocking:
+        raise AffsupError(f"cannot write {path}: {blocking} is not a folder. {elsewhere}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise AffsupError(f"cannot write {path}: {error.strerror}. {elsewhere}") from error
+
+
 @contextlib.contextmanager
-def _failed_writes_explained(path: Path) -> Iterator[None]:
+def _failed_writes_explained(path: Path, then: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -52,9 +83,7 @@ def _failed_writes_explained(path: Path) -> Iterator[None]:
             raise AffsupError(f"{path.parent} is gone: it was moved or deleted while it was written to") from error
         if _no_space(error):
             free = shutil.disk_usage(path.parent).free
-            raise AffsupError(
-                f"no space to write {path}: {free / 2**20:.0f} MiB free. Make room and call again (train --resume)"
-            ) from error
+            raise AffsupError(f"no space to write {path}: {free / 2**20:.0f} MiB free. Make room and {then}") from error
         raise
 
 
@@ -124,7 +153,7 @@ class RunFolder:
         """Hold the folder for this process; the operating system lets go of it even after kill -9.
 
         Raises:
-            AffsupError: another process holds it.
+            RunInUse: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -133,9 +162,22 @@ class RunFolder:
                     litter.unlink()
                 yield
         except Timeout:
-            raise AffsupError(
+            raise RunInUse(
                 f"{self.path} is in use by another process; wait for it, or give this run a --name of its own"
             ) from None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether some process holds the folder; one that cannot be locked at all is held by none."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with self.lock():
+                return False
+        except RunInUse:
+            return True
+        except OSError:
+            return False
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Store the resolved recipe."""
@@ -165,7 +207,7 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one epoch's line."""
-        with _failed_writes_explained(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+        with _failed_writes_explained(self._metrics, RESUME), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -178,12 +220,15 @@ class RunFolder:
         """
         if not self._metrics.is_file():
             return []
-        lines = self._metrics.read_bytes().split(b"\n")[:-1]
+        try:
+            lines = self._metrics.read_bytes().split(b"\n")[:-1]
+        except OSError as error:
+            raise AffsupError(f"{self._metrics} cannot be read: {error.strerror}") from error
         records = []
         for number, line in enumerate(lines, start=1):
             try:
                 records.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise AffsupError(f"{self._metrics}, line {number} is not valid JSON: {error}") from error
             if not isinstance(records[-1], dict) or records[-1].get("epoch") != number:
                 raise AffsupError(f"{self._metrics}, line {number} is not the record of epoch {number}")
@@ -236,19 +281,28 @@ class RunFolder:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise AffsupError(f"{path} is missing: the run folder is incomplete") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise AffsupError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise AffsupError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict) or needed not in content:
             raise AffsupError(f"{path} is damaged: expected an object with the key '{needed}'")
         return content
 
     def _write(self, path: Path, text: str) -> None:
-        with atomic_file(path) as temporary:
+        with atomic_file(path, RESUME) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 def run_folders(root: Path) -> list[RunFolder]:
-    """Return every run under `root`, by name."""
+    """Return every run under `root`, by name.
+
+    Raises:
+        UsageError: `root` is a run itself.
+    """
     if not root.is_dir():
         return []
-    return [run for run in (RunFolder(path) for path in sorted(root.iterdir()) if path.is_dir()) if run.exists]
+    found = [run for run in (RunFolder(path) for path in sorted(root.iterdir()) if path.is_dir()) if run.exists]
+    if not found and RunFolder(root).exists:
+        raise UsageError(f"{root} is a run folder: --runs is the folder above it, {root.resolve().parent}")
+    return found

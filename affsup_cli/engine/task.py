@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -137,3 +137,14 @@ class Task(Protocol):
 
     def export(self, folder: Path, split: str) -> None:
         """Write what reports need of a split beyond numbers into the run folder; `evaluate(split)` came before."""
+
+
+@runtime_checkable
+class StaticTask(Task, Protocol):
+    """A task most of whose steps are the same work each time, on the same memory (see `recorded`)."""
+
+    static_steps: int
+    """So many steps of an epoch are alike, from the first: of one size, with no random numbers and no wait."""
+
+    def losses(self, step: int | Tensor) -> Losses:
+        """Run the model on batch `step` of the epoch; a tensor on the device may say which of the `static_steps`."""

@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from affsup_cli.engine.checkpoint import load_checkpoint
-from affsup_cli.engine.run_folder import RunFolder, atomic_file
+from affsup_cli.engine.checkpoint import ANEW, load_checkpoint
+from affsup_cli.engine.results import read_train_result
+from affsup_cli.engine.run_folder import RunFolder, write_out
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe
 
@@ -61,6 +62,11 @@ class Trained:
             raise AffsupError(f"the run of {self.path} names no classes (data.classes in its environment): damaged")
         return classes
 
+    @property
+    def cure(self) -> str:
+        """What to do when the weights do not fit the recipe."""
+        return _EXPORT_AGAIN if self.path.suffix == SUFFIX else ANEW
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights: of every name, type, shape and content. A run and its export have the same.
@@ -84,7 +90,7 @@ class Trained:
             return _read_weights(self.path, device)
         state = load_checkpoint(self.path, device).get("model")
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise AffsupError(f"{self.path} holds no model: begin the run anew with another --name")
+            raise AffsupError(f"{self.path} holds no model: {ANEW}")
         return state
 
 
@@ -100,12 +106,10 @@ def open_trained(path: Path) -> Trained:
     if path.is_file():
         raise UsageError(f"{path}: expected a run folder, or a {SUFFIX} file that `affsup export` wrote")
     run = RunFolder.open(path)
-    result = run.result() if run.finished else {}
-    if result.get("kind") == "cost":
-        raise UsageError(f"{path} compares costs and keeps no model: `affsup list runs` names the others")
+    metrics = read_train_result(run).metrics if run.finished else {}
     if not run.best.is_file():
         raise AffsupError(f"{run.best} is missing: the run has finished no epoch yet; train --resume continues it")
-    return Trained(run.best, run.name, run.recipe(), run.environment(), result.get("metrics", {}))
+    return Trained(run.best, run.name, run.recipe(), run.environment(), metrics)
 
 
 def export_trained(trained: Trained, path: Path) -> None:
@@ -113,7 +117,7 @@ def export_trained(trained: Trained, path: Path) -> None:
 
     Raises:
         UsageError: `path` does not end in .safetensors, or is something else than an exported file.
-        AffsupError: the weights cannot be read, or the disk is full.
+        AffsupError: the weights cannot be read, or the file cannot be written.
     """
     if path.suffix != SUFFIX:
         raise UsageError(f"{path}: expected a name that ends in {SUFFIX}")
@@ -130,9 +134,7 @@ def export_trained(trained: Trained, path: Path) -> None:
     }
     state = {name: value.contiguous() for name, value in trained.state(torch.device("cpu")).items()}
     content = save(state, metadata={_ENTRY: json.dumps(known)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
+    write_out(path, content)
 
 
 def _is_export(path: Path) -> bool:

@@ -5,53 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from affsup_cli.engine import distributed
-from affsup_cli.engine.checkpoint import (
-    BackgroundSaver,
-    copied_state,
-    fitting,
-    load_checkpoint,
-    random_state,
-    set_random_state,
-)
+from affsup_cli.engine.checkpoint import BackgroundSaver, fitting, load_checkpoint, random_state, set_random_state
 from affsup_cli.engine.observer import Observer, Progress
+from affsup_cli.engine.recorded import finished, on_own_stream
 from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.engine.step import DIVERGED, TrainingStep, learning_rate, recorder_for
 from affsup_cli.engine.stop import Stopped, StopRequest
-from affsup_cli.engine.task import Losses, Task, over_processes
+from affsup_cli.engine.task import Task
 from affsup_cli.errors import AffsupError
-from affsup_cli.metrics.average import Averages
-from affsup_cli.recipe import Recipe, Training
+from affsup_cli.recipe import Recipe
 
 LOOK_EVERY = 50  # steps, at most, between two measurements of the gradient share and two looks at the loss
 LOOKS = 8  # at least, in an epoch
 REFRESH_SECONDS = 0.5
 ASK_SECONDS = 1.0  # between two times that several processes ask each other whether to stop or to save
-_DIVERGED = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
-
-
-def learning_rate(train: Training, epoch: int) -> float:
-    """Return the learning rate of `epoch` (0, 1, ...): divided by 10 at each milestone passed (section 6.2)."""
-    return train.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
-
-
-def optimizer(task: Task, train: Training) -> torch.optim.Optimizer:
-    """Return SGD with momentum and weight decay on every parameter (section 6.2), its steps fused."""
-    return torch.optim.SGD(
-        task.model.parameters(), train.learning_rate, train.momentum, weight_decay=train.weight_decay, fused=True
-    )
-
-
-def clipped_step(steps: torch.optim.Optimizer, clip_norm: float) -> None:
-    """Take a step along the gradients there are, cut down to the norm `clip_norm` if that is not 0."""
-    if clip_norm:
-        torch.nn.utils.clip_grad_norm_([p for group in steps.param_groups for p in group["params"]], clip_norm)
-    steps.step()
 
 
 class Trainer:
@@ -70,21 +43,28 @@ class Trainer:
         recipe: its recipe; the folder holds the same.
         run: the run folder, locked by the caller.
         observers: who is told.
+        clock: seconds, of which epochs take so many; where runs take turns, this one's share of them.
     """
 
-    def __init__(self, task: Task, recipe: Recipe, run: RunFolder, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        run: RunFolder,
+        observers: Sequence[Observer] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._task = task
         self._train = recipe.train
         self._checkpoint_seconds = recipe.run.checkpoint_seconds
         self._run = run
         self._observers = observers
+        self._clock = clock
         self._device = next(task.model.parameters()).device
-        self._optimizer = optimizer(task, recipe.train)
+        self._recorder = recorder_for(task, recipe.run.graph)
+        self._steps = TrainingStep(task, recipe.train, self._recorder)
         self._seed = recipe.seed
-        self._same = distributed.SameModel(task.model)
         self._saver = BackgroundSaver()
-        self._averages = Averages()
-        self._watch = LossWatch(0, 0)
         self._epoch = 0
         self._step = 0
         self._images = 0
@@ -99,15 +79,31 @@ class Trainer:
             Stopped: a signal asked for it; the checkpoint is written.
             AffsupError: the loss is not finite, or the disk is full.
         """
+        with StopRequest() as stop:
+            return finished(self.pieces(stop))
+
+    def pieces(self, stop: StopRequest) -> Generator[None, None, dict[str, Any]]:
+        """Do what `run` does, a step at a time: between two pieces other runs may have their turn.
+
+        These must leave torch's global random numbers as they find them.
+
+        Args:
+            stop: entered by the caller.
+        """
+        pieces = self._pieces(stop)
+        apart = self._recorder is not None and self._device.type == "cuda"
+        return (yield from on_own_stream(pieces, self._device) if apart else pieces)
+
+    def _pieces(self, stop: StopRequest) -> Generator[None, None, dict[str, Any]]:
         if distributed.first_decides(self._run.checkpoint.exists):
             self._load()
         elif distributed.rank():
             self._draw_apart()
         if self._writes:
             self._run.keep_metrics(self._epoch)
-        with StopRequest() as stop, self._saver:
+        with self._saver:
             while self._epoch < self._train.epochs:
-                self._train_epoch(stop)
+                yield from self._train_epoch(stop)
                 self._end_epoch()
                 if self._epoch < self._train.epochs:
                     self._leave_if(distributed.highest(stop.requested)[0])
@@ -130,30 +126,22 @@ class Trainer:
                 "the same call with --resume continues there"
             )
 
-    def _train_epoch(self, stop: StopRequest) -> None:
+    def _train_epoch(self, stop: StopRequest) -> Generator[None, None, None]:
         self._task.begin_epoch(self._epoch)
         self._task.model.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._train, self._epoch)
-        self._watch = LossWatch(self._epoch, self._step)
-        resumed_seconds = self._epoch_seconds
-        begun = saved = refreshed = asked = time.perf_counter()
+        self._steps.begin(self._epoch, self._step)
+        resumed_seconds, begun = self._epoch_seconds, self._clock()
+        saved = refreshed = asked = time.perf_counter()
         asked_at, ask_at = self._step, self._step + 1
         while self._step < self._task.steps:
             looking = self._step % min(LOOK_EVERY, math.ceil(self._task.steps / LOOKS)) == 0
-            losses = self._task.losses(self._step)
-            whole, part = over_processes(losses)
-            total = part.total()
-            self._record(whole, part, total, looking)
-            self._optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(total)
-            self._same.sum_gradients(losses.size / whole.size)
-            clipped_step(self._optimizer, self._train.clip_norm)
+            self._images += self._steps.take(self._step, looking)
             self._step += 1
+            yield
             now = time.perf_counter()
-            self._epoch_seconds = resumed_seconds + now - begun
+            self._epoch_seconds = resumed_seconds + self._clock() - begun
             if looking:
-                self._watch.check()
+                self._steps.watch.check()
             if self._step == 1 or now - refreshed > REFRESH_SECONDS:
                 self._report()
                 refreshed = now
@@ -167,33 +155,20 @@ class Trainer:
                     self._leave_if(stopping)
                     saved = time.perf_counter()
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self._epoch_seconds = resumed_seconds + time.perf_counter() - begun
-        self._watch.check()
+            torch.cuda.current_stream(self._device).synchronize()
+            yield
+            self._epoch_seconds = resumed_seconds + self._clock() - begun
+        self._steps.watch.check()
 
     def _steps_between_questions(self, seconds_a_step: float) -> int:
         return 1 if distributed.count() == 1 else max(1, int(ASK_SECONDS / max(seconds_a_step, 1e-9)))
-
-    def _record(self, losses: Losses, part: Losses, total: Tensor, looking: bool) -> None:
-        """Take down a step: `losses` of the whole batch, `part` this process's of it, with the sum `total`."""
-        loss = total if losses is part else losses.total()
-        values = {"loss": loss, **losses.main, **losses.metrics}
-        if losses.affinity is not None:
-            values["affinity_loss"] = losses.affinity
-            if looking:
-                self._averages.add({"gradient_share": part.gradient_share()}, losses.size)
-        self._averages.add({f"train_{name}": value for name, value in values.items()}, losses.size)
-        for name, (value, count) in losses.of_some.items():
-            self._averages.add({f"train_{name}": value}, count)
-        self._watch.look(values)
-        self._images += losses.size
 
     def _report(self) -> None:
         rate = self._images / self._epoch_seconds
         done = self._step / self._task.steps
         left = self._epoch_seconds / done * (self._train.epochs - self._epoch - done)
         progress = Progress(
-            self._epoch + 1, self._train.epochs, self._step, self._task.steps, self._averages.read(), rate, left
+            self._epoch + 1, self._train.epochs, self._step, self._task.steps, self._steps.averages.read(), rate, left
         )
         for observer in self._observers:
             observer.progressed(progress)
@@ -204,7 +179,7 @@ class Trainer:
         record: dict[str, Any] = {
             "epoch": self._epoch + 1,
             "learning_rate": learning_rate(self._train, self._epoch),
-            **self._averages.read(),
+            **self._steps.averages.read(),
             **_of_split("val", validation),
         }
         if self._train.test_curve:
@@ -217,7 +192,7 @@ class Trainer:
         if improved:
             self._best = {"epoch": self._epoch + 1, "score": score}
         self._epoch, self._step, self._images, self._epoch_seconds = self._epoch + 1, 0, 0, 0.0
-        self._averages = Averages()
+        self._steps.averages.reset()
         self._saver.wait()
         if self._writes:
             self._run.append_metrics(record)
@@ -257,20 +232,20 @@ class Trainer:
 
     def _save(self) -> None:
         """Have the run's position written, once what was to be written before is: a step waits for a copy alone."""
-        self._watch.check()
+        self._steps.watch.check()
         own, *others = distributed.gathered(random_state())
         if not self._writes:
             return
         self._saver.wait()
         state = {
             "model": self._task.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._steps.state_dict(),
             "random": own,
             "random_of_others": others,
             "epoch": self._epoch,
             "step": self._step,
             "images": self._images,
-            "averages": self._averages.state_dict(),
+            "averages": self._steps.averages.state_dict(),
             "epoch_seconds": self._epoch_seconds,
             "seconds": self._seconds,
             "best": self._best,
@@ -286,9 +261,8 @@ class Trainer:
         state = load_checkpoint(self._run.checkpoint, self._device)
         with fitting(self._run.checkpoint):
             self._task.model.load_state_dict(state["model"])
-            # Tensors that are kept must not hold on to a file that the next checkpoint takes the place of.
-            self._optimizer.load_state_dict(copied_state(state["optimizer"]))
-            self._averages.load_state_dict(state["averages"], self._device)
+            self._steps.load_state_dict(state["optimizer"])
+            self._steps.averages.load_state_dict(state["averages"])
             self._epoch, self._step, self._images = state["epoch"], state["step"], state["images"]
             self._epoch_seconds, self._seconds, self._best = state["epoch_seconds"], state["seconds"], state["best"]
             random = [state["random"], *state.get("random_of_others", [])]
@@ -300,56 +274,16 @@ class Trainer:
             self._save_best()
 
 
-class LossWatch:
-    """Remembers, on the device, the first step of an epoch whose loss is not finite.
-
-    Args:
-        epoch: 0, 1, ...
-        step: steps of the epoch that are done already.
-    """
-
-    def __init__(self, epoch: int, step: int) -> None:
-        self._epoch = epoch
-        self._done = step
-        self._names: tuple[str, ...] = ()
-        self._seen: Tensor | None = None
-
-    def look(self, values: Mapping[str, Tensor]) -> None:
-        """Take note of the next step's scalars, of which `values["loss"]` decides."""
-        self._names = tuple(values)
-        numbers = torch.stack([value.detach().double() for value in values.values()])
-        bad = (~torch.isfinite(values["loss"].detach())).double()
-        if self._seen is None:
-            self._seen = torch.cat([bad.view(1), torch.full_like(bad, self._done + 1).view(1), numbers])
-            return
-        following = torch.cat([bad.view(1), self._seen[1:2] + 1, numbers])
-        self._seen = torch.where(self._seen[0] > 0, self._seen, following)
-
-    def check(self) -> None:
-        """Read the device.
-
-        Raises:
-            AffsupError: some step's loss was not finite; its numbers are in the message.
-        """
-        if self._seen is None:
-            return
-        bad, step, *numbers = self._seen.tolist()
-        if bad:
-            said = ", ".join(f"{name} = {number:.6g}" for name, number in zip(self._names, numbers, strict=True))
-            place = f"epoch {self._epoch + 1}, step {step:.0f}"
-            raise AffsupError(f"the loss is not finite in {place}: {said}. The run ends here: {_DIVERGED}")
-
-
 def _refuse_weights_that_are_not_finite(state: Mapping[str, Any]) -> None:
     if not all(bool(value.isfinite().all()) for value in state["model"].values()):
         place = f"epoch {state['epoch'] + 1}, step {state['step']}"
-        raise AffsupError(f"the weights are not finite in {place}: {_DIVERGED}")
+        raise AffsupError(f"the weights are not finite in {place}: {DIVERGED}")
 
 
 def _refuse_non_finite(metrics: Mapping[str, float], when: str) -> None:
     broken = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        raise AffsupError(f"not finite {when}: {', '.join(broken)}. The run ends here: {_DIVERGED}")
+        raise AffsupError(f"not finite {when}: {', '.join(broken)}. The run ends here: {DIVERGED}")
 
 
 def _of_split(split: str, metrics: Mapping[str, float]) -> dict[str, float]:

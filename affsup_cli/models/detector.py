@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection._utils import BoxCoder, encode_boxes
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import clip_boxes_to_image, roi_pool
+from torchvision.ops import box_iou, clip_boxes_to_image, roi_pool
 
 from affsup_cli.affinity import match_proposals
 from affsup_cli.affinity.precision import without_autocast
@@ -50,7 +50,7 @@ class Regions:
 
     Attributes:
         boxes: the N proposals of each image, float32 `[B, N, 4]` in pixels of its input, padded with zeros.
-        present: bool `[B, N]`, false where a proposal only pads.
+        present: bool `[B, N]`, false where a proposal only pads; those come last.
         pooled: RoI features of the queries (proposals, in training the annotated boxes after them),
             `[B, Q, channels * 7 * 7]`: what the head starts from.
         entered: what the first layer of the head gives and the first relation module takes (F_in), `[B, Q, width]`.
@@ -78,7 +78,11 @@ class Regions:
 
 
 class Proposals(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's region proposal network on one map, with NMS that stops when it has enough."""
+    """torchvision's region proposal network on one map, with NMS that stops when it has enough.
+
+    Nothing here waits for a GPU but what is torchvision's: NMS, the sampler of anchors and the losses, whose results
+    have lengths that the host must know, and the constants of its box coder.
+    """
 
     def filter_proposals(
         self,
@@ -87,19 +91,43 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         image_shapes: Sequence[tuple[int, int]],
         num_anchors_per_level: Sequence[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Choose each image's proposals, the most object-like first (overrides torchvision's)."""
+        """Choose each image's proposals, the most object-like first (overrides torchvision's).
+
+        Where an image has too few, zeros may follow them, with confidence 0.
+        """
         chosen, scores = [], []
         candidates = min(self.pre_nms_top_n(), proposals.shape[1])
         best, order = objectness.detach().reshape(len(proposals), -1).topk(candidates)
         for boxes, confidence, rows, shape in zip(proposals, best, order, image_shapes, strict=True):
             inside = clip_boxes_to_image(boxes[rows], shape)
-            # A box without an area overlaps nothing, itself included, and would fill the list.
+            # A box without an area overlaps nothing, itself included, and would fill the list: such boxes go last.
             solid = ((inside[:, 2:] - inside[:, :2]) >= self.min_size).all(dim=1)
-            inside, confidence = inside[solid], confidence[solid]
+            confidence = confidence.masked_fill(~solid, -torch.inf)
             kept = first_nms(inside, confidence, self.nms_thresh, self.post_nms_top_n())
-            chosen.append(inside[kept])
+            chosen.append(inside[kept].masked_fill(~solid[kept].unsqueeze(1), 0))
             scores.append(confidence[kept].sigmoid())
         return chosen, scores
+
+    def assign_targets_to_anchors(self, anchors: list[Tensor], targets: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Label all images' anchors at once (overrides torchvision's, which goes image by image).
+
+        Args:
+            anchors: `[A, 4]` of each image, the same of all.
+            targets: the annotated boxes `[B, G, 4]`, padded with zeros.
+
+        Returns:
+            Of each image the labels `[A]` (1 object, 0 none, -1 neither) and the boxes `[A, 4]` that those of label 1
+            should become.
+        """
+        targets = F.pad(targets, (0, 0, 0, 1))  # there is always a box to read then
+        real = _real(targets).unsqueeze(-1)
+        overlap = box_iou(targets.flatten(0, 1), anchors[0]).view(*targets.shape[:2], -1).masked_fill(~real, -1)
+        best, match = overlap.max(dim=1)
+        nearest = (real & (overlap == overlap.amax(dim=2, keepdim=True))).any(dim=1)
+        low, high = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
+        positive = nearest | (best >= high)
+        labels = positive.float().masked_fill(~positive & (best >= low), -1)
+        return list(labels), list(targets.gather(1, match.unsqueeze(-1).expand(-1, -1, 4)))
 
 
 class Described(NamedTuple):
@@ -157,6 +185,10 @@ class DetectorNetwork(nn.Module):
         relation: its relation modules, the recipe's `[relation]`; None for a plain Faster R-CNN.
     """
 
+    _box_weights: Tensor
+    _somewhere: Tensor
+    """A box that can be encoded."""
+
     def __init__(self, backbone: Backbone, classes: int, options: Detector, relation: Relation | None = None) -> None:
         super().__init__()
         self._options = options
@@ -183,6 +215,9 @@ class DetectorNetwork(nn.Module):
             for layer in (self.reduce, *self.head.layers):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self._coder = BoxCoder(BOX_WEIGHTS)
+        # On the device from the start: a constant made in a step would have it wait for its copy.
+        self.register_buffer("_box_weights", torch.tensor(BOX_WEIGHTS), persistent=False)
+        self.register_buffer("_somewhere", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
 
     def forward(
         self, images: Tensor, sizes: list[tuple[int, int]], gt_boxes: Tensor | None = None
@@ -218,9 +253,8 @@ class DetectorNetwork(nn.Module):
     ) -> tuple[Regions, dict[str, Tensor]]:
         """Do what `forward` does, from the `maps` of the images on."""
         map_of_proposals, map_of_head = maps
-        targets = None if gt_boxes is None else [{"boxes": boxes[_real(boxes)]} for boxes in gt_boxes]
         with without_autocast(map_of_proposals):  # boxes of 8 bits would lie on a grid of several pixels
-            boxes, losses = self.proposals(ImageList(images, sizes), {"0": map_of_proposals.float()}, targets)
+            boxes, losses = self.proposals(ImageList(images, sizes), {"0": map_of_proposals.float()}, gt_boxes)
         padded, present = self._padded(boxes)
         queries = padded if gt_boxes is None else torch.cat([padded, gt_boxes], dim=1)
         pooled = self._pool(self.reduce(map_of_head).relu(), queries)
@@ -285,13 +319,22 @@ class DetectorNetwork(nn.Module):
 
     def detections(self, regions: Regions, sizes: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         """Return each image's refined boxes `[n, 4]`, in pixels of its input, and class probabilities `[n, C]`."""
-        found = []
-        for boxes, present, logits, deltas, size in zip(
-            regions.boxes, regions.present, regions.class_logits, regions.box_deltas, sizes, strict=True
-        ):
-            refined = self._coder.decode_single(deltas[: len(boxes)][present], boxes[present])
-            found.append((clip_boxes_to_image(refined, size), logits[: len(boxes)][present].softmax(dim=1)[:, 1:]))
-        return found
+        refined, probabilities = self.refined(regions, sizes)
+        counts = regions.present.sum(dim=1).tolist()
+        return [
+            (boxes[:count], shares[:count]) for boxes, shares, count in zip(refined, probabilities, counts, strict=True)
+        ]
+
+    def refined(self, regions: Regions, sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return all proposals' refined boxes `[B, N, 4]`, in pixels of the input, and class probabilities `[B, N, C]`.
+
+        Those of proposals that only pad have no meaning.
+        """
+        count = regions.boxes.shape[1]
+        deltas = regions.box_deltas[:, :count].flatten(0, 1)
+        moved = self._coder.decode_single(deltas, regions.boxes.flatten(0, 1)).view_as(regions.boxes)
+        refined = torch.stack([clip_boxes_to_image(boxes, size) for boxes, size in zip(moved, sizes, strict=True)])
+        return refined, regions.class_logits[:, :count].softmax(dim=2)[:, :, 1:]
 
     def _padded(self, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """All images' proposals to N of them: `[B, N, 4]`, and which are there."""
@@ -312,11 +355,10 @@ class DetectorNetwork(nn.Module):
         """Smooth L1 of each region `[B, Q]`, 0 where it has no object."""
         matched = (match >= 0).unsqueeze(-1)
         # A region without an object gets some box that can be encoded, and then its own answer for a target.
-        somewhere = queries.new_tensor([0.0, 0.0, 1.0, 1.0])
-        places = torch.where(matched, queries, somewhere)
+        places = torch.where(matched, queries, self._somewhere)
         objects = F.pad(gt_boxes, (0, 0, 1, 0)).gather(1, (match + 1).unsqueeze(-1).expand(-1, -1, 4))
-        objects = torch.where(matched, objects, somewhere)
-        wanted = self._coder.encode_single(objects.flatten(0, 1), places.flatten(0, 1)).view_as(deltas)
+        objects = torch.where(matched, objects, self._somewhere)
+        wanted = encode_boxes(objects.flatten(0, 1), places.flatten(0, 1), self._box_weights).view_as(deltas)
         wanted = torch.where(matched, wanted, deltas.detach())
         return F.smooth_l1_loss(deltas, wanted, reduction="none", beta=1.0).sum(dim=-1)
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from matplotlib.ticker import MaxNLocator
 
-from affsup_cli.engine.run_folder import RunFolder, atomic_file
-from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.engine.results import read_train_result
+from affsup_cli.engine.run_folder import RunFolder, write_out
+from affsup_cli.errors import UsageError, printable
 from affsup_cli.reporting.document import csv_bytes
 from affsup_cli.reporting.figure import PALETTE, new_figure, png_bytes, style
 
@@ -136,7 +137,7 @@ def write_curves(comparison: Comparison, out: Path) -> tuple[Path, ...]:
         The files written; none where the runs have no curve in common.
 
     Raises:
-        AffsupError: the disk is full.
+        AffsupError: they cannot be written there.
     """
     if not comparison.curves:
         return ()
@@ -147,14 +148,12 @@ def write_curves(comparison: Comparison, out: Path) -> tuple[Path, ...]:
         for run in begun
         for record in run.records
     ]
-    out.mkdir(parents=True, exist_ok=True)
     files = {
         out / "compare.png": _draw(comparison, begun),
         out / "compare.csv": csv_bytes(rows, ("run", "epoch", *metrics)),
     }
     for path, content in files.items():
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(content)
+        write_out(path, content)
     return tuple(files)
 
 
@@ -162,12 +161,7 @@ def _read(folder: RunFolder, label: str) -> ComparedRun:
     recipe, records = folder.recipe(), folder.metrics()
     metrics: Any = records[-1] if records else {}
     if folder.finished:
-        result = folder.result()
-        if result["kind"] == "cost":
-            raise UsageError(f"{folder.path} compares costs: compare takes training runs")
-        metrics = result.get("metrics")
-        if not isinstance(metrics, dict):
-            raise AffsupError(f"{folder.path / 'result.json'} is damaged: expected an object under 'metrics'")
+        metrics = read_train_result(folder).metrics
     numbers = {key: value for key, value in metrics.items() if key.startswith(_SPLITS) and _is_number(value)}
     return ComparedRun(label, recipe.task, folder.finished, len(records), recipe.train.epochs, numbers, records)
 
@@ -238,6 +232,6 @@ def _draw(comparison: Comparison, runs: Sequence[ComparedRun]) -> bytes:
                     linewidth=1.6,
                     marker="o" if len(values) < 3 else None,
                 )
-        state = [run.label if run.finished else f"{run.label} (so far)" for run in runs]
+        state = [printable(run.label) + ("" if run.finished else " (so far)") for run in runs]
         figure.legend(all_axes[0].lines, state, loc="outside lower left", fontsize=8)
         return png_bytes(figure)

@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from affsup_cli.engine.results import Measurement
 from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import Cell, spec_cells
 from affsup_cli.reporting.match import departures
-from affsup_cli.reporting.runs import MeasuredRun, Measurement, RunIndex
+from affsup_cli.reporting.runs import MeasuredRun, RunIndex
 from affsup_cli.reporting.spec import CostBlock, CostRow, CostSpec
 from affsup_cli.reporting.statistics import summarize
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from affsup_cli.errors import printable
 from affsup_cli.reporting.runs import Run, RunData
 
 DASH = "\N{EN DASH}"
@@ -153,7 +154,8 @@ def csv_bytes(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> byte
     """Return CSV in UTF-8; numbers in full precision, None as an empty field."""
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n").encode()
+    text = pd.DataFrame(rows, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+    return printable(text).encode()
 
 
 def _markdown_table(table: Table) -> str:

@@ -21,6 +21,7 @@ from affsup_cli.reporting.spec import (
     TargetsSpec,
 )
 
+_MOST_SEEDS = 10_000
 _Outline = tuple[str, str, dict[str, Any], int, dict[str, Any]]
 
 
@@ -123,10 +124,10 @@ def experiments(spec: Spec, seeds: int | None = None, extra: Mapping[str, Any] |
         extra: overrides of every recipe, such as a shorter schedule.
 
     Raises:
-        UsageError: `seeds` is below 1, or `extra` is refused (see `spec_cells`).
+        UsageError: `seeds` is below 1 or above 10,000, or `extra` is refused (see `spec_cells`).
     """
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"--seeds {seeds}: expected at least 1")
+    if seeds is not None and not 1 <= seeds <= _MOST_SEEDS:
+        raise UsageError(f"--seeds {seeds}: expected 1 to {_MOST_SEEDS}")
     cells = spec_cells(spec, extra)
     wanted = [cell.seeds if seeds is None or cell.baseline else seeds for cell in cells]
     found: dict[str, Experiment] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -30,6 +31,7 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
+    "text.parse_math": False,  # names of runs may hold "$"
 }
 
 
@@ -67,5 +69,7 @@ def png_bytes(figure: Figure) -> bytes:
     """Return the figure as PNG, without date or version."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")  # it draws a box: names say more
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from affsup_cli.engine.run_folder import atomic_file
-from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.engine.run_folder import write_out
+from affsup_cli.errors import UsageError, printable
 from affsup_cli.reporting.document import Content, Report, csv_bytes, markdown
 from affsup_cli.reporting.experiments import experiments, spec_cells
 from affsup_cli.reporting.match import changed_fields
@@ -65,7 +65,7 @@ def build_report(name: str, runs: RunIndex, out: Path, formats: Iterable[str] = 
     paths = []
     for ending, data in _files(report, formats).items():
         path = out / f"{name}{ending}"
-        _write(path, data)
+        write_out(path, data)
         paths.append(path)
     return dataclasses.replace(report, paths=tuple(paths))
 
@@ -79,14 +79,14 @@ def write_index(reports: Iterable[Report], runs: RunIndex, out: Path) -> Path:
     from affsup_cli.reporting.page import index_page
 
     path = out / INDEX
-    _write(path, index_page(list(reports), runs.warnings).encode())
+    write_out(path, printable(index_page(list(reports), runs.warnings)).encode())
     return path
 
 
 def _files(report: Report, formats: Iterable[str]) -> dict[str, bytes]:
     """Return a report's files by their endings."""
     content = report.content
-    files = {".md": markdown(report).encode()} if "md" in formats else {}
+    files = {".md": printable(markdown(report)).encode()} if "md" in formats else {}
     files |= {ending: data for ending, data in content.files.items() if "csv" in formats or not ending.endswith(".csv")}
     if "csv" in formats and content.footnotes:
         lines = [dict(zip(("mark", "text"), line.split(" ", 1), strict=True)) for line in content.footnotes]
@@ -94,7 +94,7 @@ def _files(report: Report, formats: Iterable[str]) -> dict[str, bytes]:
     if "tex" in formats and content.tables:
         from affsup_cli.reporting.latex import latex_tables
 
-        files[".tex"] = latex_tables(report).encode()
+        files[".tex"] = printable(latex_tables(report)).encode()
     return files
 
 
@@ -163,12 +163,3 @@ def _missing(spec: Spec, runs: RunIndex) -> int:
     """Count the runs of the full table that are not there."""
     found = [runs.find(experiment.recipe, experiment.kind) for experiment in experiments(spec)]
     return sum(folder is None or not folder.finished for folder in found)
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise AffsupError(f"cannot write {path}: {error.strerror}. Name another folder with --out") from error

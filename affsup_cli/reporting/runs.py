@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
+from affsup_cli.engine.results import CostResult, TrainResult, first_fault, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import OBSERVING, Recipe, trains_the_same
@@ -57,42 +58,8 @@ class Environment(BaseModel):
         return f"affsup {self.affsup}, commit {self.commit[:12]}{' and uncommitted changes' if self.dirty else ''}"
 
 
-class TrainResult(BaseModel):
-    """What a training run came to. Metrics as the task names them; accuracies in 0..1."""
-
-    kind: Literal["train"]
-    epochs: int
-    best_epoch: int
-    metrics: dict[str, Any]
-
-
-class Measurement(BaseModel):
-    """One variant of a cost comparison: seconds of an epoch, one value a round, and the peak over all rounds."""
-
-    seconds_per_epoch: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
-    peak_megabytes: float | None
-
-
-class CostResult(BaseModel):
-    """What a cost comparison came to: round i of both variants was measured back to back."""
-
-    kind: Literal["cost"]
-    baseline: Measurement
-    treatment: Measurement
-
-    @model_validator(mode="after")
-    def _rounds_pair_up(self) -> CostResult:
-        if len(self.baseline.seconds_per_epoch) != len(self.treatment.seconds_per_epoch):
-            raise ValueError("baseline and treatment have different numbers of rounds")
-        return self
-
-
 _OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax")
 _OF_THE_BACKBONE = ("network.model.arch", "network.model.weights", "network.model.pixels")
-
-_RESULT: TypeAdapter[TrainResult | CostResult] = TypeAdapter(
-    Annotated[TrainResult | CostResult, Field(discriminator="kind")]
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,14 +123,12 @@ class RunIndex:
         recipe = folder.recipe()
         try:
             environment = Environment.model_validate(folder.environment())
-            if not folder.finished:
-                self.unfinished.append(Run(folder, recipe, environment))
-                return
-            result = _RESULT.validate_python(folder.result())
         except ValidationError as error:
-            fault = error.errors()[0]
-            field = ".".join(map(str, fault["loc"]))
-            raise AffsupError(f"{folder.path}: {error.title}: {field}: {fault['msg']}") from error
+            raise AffsupError(f"{folder.path / 'environment.json'} is damaged: {first_fault(error)}") from error
+        if not folder.finished:
+            self.unfinished.append(Run(folder, recipe, environment))
+            return
+        result = read_result(folder)
         if isinstance(result, TrainResult):
             self.trained.append(TrainedRun(folder, recipe, environment, result))
         else:

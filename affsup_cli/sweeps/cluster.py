@@ -219,6 +219,8 @@ def _standing(
     ended = read_end(step.folder.path, job)
     if ended is not None and ended.how == "failed":
         return Standing("failed", job, ended.reason, _log(step, job, runs_dir))
+    if ended is not None and ended.how == "busy":
+        return Standing("cancelled", job, "another process had it; sweep again to go on")
     if ended is not None or (queued is not None and queued.state == "CANCELLED"):
         return Standing("cancelled", job, "sweep again to go on")
     said = f"Slurm says {queued.state}" if queued else f"the job has left the queue (`sacct -j {job}` may know why)"

@@ -6,28 +6,44 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from affsup_cli.engine.stop import StopRequest
+from affsup_cli.sweeps.packs import Pack, alone, packed
 from affsup_cli.sweeps.places import Place
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import Outcome, Watcher, run_steps
 from affsup_cli.sweeps.workers import LocalWorkers
 
 
-def run_here(plan: Plan, data_dir: Path, places: Sequence[Place], watcher: Watcher) -> dict[Step, Outcome]:
+def packs_of(plan: Plan, places: int, together: bool) -> list[Pack]:
+    """Return the training runs that a plan has to do as packs: `together` those that are alike, else each alone."""
+    trainings = [step for step in plan.to_do if step.baseline is None]
+    return packed(trainings, places) if together else alone(trainings)
+
+
+def run_here(
+    plan: Plan, data_dir: Path, places: Sequence[Place], watcher: Watcher, together: bool = False
+) -> dict[Step, Outcome]:
     """Do what a plan has to do: training runs side by side, then cost comparisons, each alone on the machine.
 
     The first Ctrl-C or SIGTERM lets all runs save and leave, a second Ctrl-C kills them.
+
+    Args:
+        plan: whose runs.
+        data_dir: where the data sets are prepared.
+        places: room for a process each.
+        watcher: told of all that happens.
+        together: a process trains all runs of a pack at once.
 
     Returns:
         What became of each step; those that a stop kept from beginning are missing.
     """
     outcomes: dict[Step, Outcome] = {}
-    trainings = [step for step in plan.to_do if step.baseline is None]
-    comparisons = [step for step in plan.to_do if step.baseline is not None]
+    trainings = packs_of(plan, len(places), together)
+    comparisons = alone([step for step in plan.to_do if step.baseline is not None])
     with StopRequest() as stop:
-        for steps, room in ((trainings, places), (comparisons, [places[0].alone()])):
+        for packs, room in ((trainings, places), (comparisons, [places[0].alone()])):
             workers = LocalWorkers(room)
             try:
-                outcomes |= run_steps(steps, data_dir, workers, watcher, stop)
+                outcomes |= run_steps(packs, data_dir, workers, watcher, stop)
             finally:
                 workers.close()
     return outcomes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import data_prep
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError, UsageError
+from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import OBSERVING, Recipe
 from affsup_cli.reporting.experiments import Experiment, experiments
 from affsup_cli.reporting.runs import RunIndex, training_key
@@ -20,6 +21,7 @@ from affsup_cli.tasks.launch import data_digest, run_name
 from data_prep.format import read_manifest
 
 _NO_FILE = ("imagenet", "none")
+_CELLS_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,9 +117,17 @@ def wanted_experiments(
             if only is None or any(_matches(f"{name}/{key}", only) for key in experiment.keys):
                 wanted.append(dataclasses.replace(experiment, keys=cells))
     if not wanted:
-        there = ", ".join(dict.fromkeys(known))
-        raise UsageError(f"no cell of {', '.join(names)} matches '{only}'; its cells are {there}")
+        raise UsageError(_no_such_cell(names, list(dict.fromkeys(known)), str(only)))
     return wanted
+
+
+def _no_such_cell(names: Sequence[str], cells: Sequence[str], only: str) -> str:
+    """Say what there is instead, the nearest first."""
+    parts = dict.fromkeys(part for cell in cells for part in (cell, *cell.split("/")))
+    nearest = difflib.get_close_matches(only, cells, n=_CELLS_NAMED, cutoff=0.0)
+    others = f" and {len(cells) - len(nearest)} others, which --dry-run shows" if len(cells) > len(nearest) else ""
+    said = f"no cell of {', '.join(names)} matches '{only}'{did_you_mean(only, parts)}"
+    return f"{said}; its cells are {', '.join(nearest)}{others}"
 
 
 def _matches(key: str, pattern: str) -> bool:
@@ -187,7 +197,8 @@ class _Planner:
         before = experiment.recipe.prerequisite() if key[0] == "train" and not begun else None
         needs = None
         if before is not None:
-            needs = self.add(Experiment((), before.model_copy(update={"run": experiment.recipe.run})))
+            run = before.run.model_copy(update=dict(experiment.recipe.run))
+            needs = self.add(Experiment((), before.model_copy(update={"run": run})))
         self._drafts[key] = _Draft(experiment, found, needs)
         return key
 

@@ -8,7 +8,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, cast
 
 from affsup_cli.engine.own_process import own_process
@@ -18,11 +18,22 @@ from affsup_cli.sweeps.places import Place
 
 @dataclasses.dataclass(eq=False)
 class _Worker:
-    """A process, which lives until its standard input is closed; `number` is of the run that it does, if any."""
+    """A process, which lives until its standard input is closed.
+
+    Attributes:
+        place: where it is.
+        process: the process.
+        numbers: of the runs that it was last told to do, in their order.
+        at_work: those of them that have not ended.
+        failed: one of them has not come to a good end.
+        leaving: it was told to leave.
+    """
 
     place: Place
     process: subprocess.Popen[bytes]
-    number: int | None = None
+    numbers: list[int] = dataclasses.field(default_factory=list)
+    at_work: set[int] = dataclasses.field(default_factory=set)
+    failed: bool = False
     leaving: bool = False
 
     @classmethod
@@ -37,11 +48,12 @@ class _Worker:
         )
         return cls(place, process)
 
-    def send(self, order: Order) -> None:
-        orders = cast(IO[bytes], self.process.stdin)
+    def send(self, orders: Mapping[int, Order]) -> None:
+        self.numbers, self.at_work = list(orders), set(orders)
+        line = cast(IO[bytes], self.process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it has died: the end of its output says so
-            orders.write(order.to_line())
-            orders.flush()
+            line.write(Order.line_of(list(orders.values())))
+            line.flush()
 
     def dismiss(self) -> None:
         """Let it leave, after a checkpoint if it is at work."""
@@ -66,23 +78,18 @@ class LocalWorkers:
         """Say whether a place is free."""
         return self._idle() is not None or bool(self._free_places())
 
-    def start(self, number: int, order: Order) -> str:
-        """Give the order to an idle worker or to a new one; returns its device."""
+    def start(self, orders: Mapping[int, Order]) -> str:
+        """Give the orders to an idle worker or to a new one; returns its device."""
         worker = self._idle() or self._hire(self._free_places()[0])
-        worker.number = number
-        recipe = worker.place.recipe(order.recipe)
-        baseline = worker.place.recipe(order.baseline) if order.baseline else None
-        worker.send(dataclasses.replace(order, recipe=recipe, baseline=baseline))
+        worker.send({number: _at(worker.place, order) for number, order in orders.items()})
         return worker.place.device
 
     def events(self, seconds: float) -> Iterator[tuple[int, Event]]:
-        """Yield what the workers report, the death of one as a failure of its run."""
+        """Yield what the workers report, the death of one as a failure of its runs."""
         with contextlib.suppress(queue.Empty):
             worker, line = self._heard.get(timeout=seconds)
             while True:
-                number, event = worker.number, self._event(worker, line)
-                if number is not None:
-                    yield number, event
+                yield from self._events(worker, line)
                 worker, line = self._heard.get_nowait()
 
     def stop(self) -> None:
@@ -93,27 +100,29 @@ class LocalWorkers:
     def close(self) -> None:
         """Dismiss those that are idle and kill the others."""
         for worker in self._workers:
-            if worker.number is not None:
+            if worker.at_work:
                 worker.process.kill()
             worker.dismiss()
         for worker in self._workers:
             worker.process.wait()
 
-    def _event(self, worker: _Worker, line: bytes) -> Event:
-        if line:
-            event = event_from_line(line)
-        else:
+    def _events(self, worker: _Worker, line: bytes) -> list[tuple[int, Event]]:
+        if not line:
             self._workers.remove(worker)
             cause = _cause_of_death(worker.process.wait())
-            event = Ended("stopped") if worker.leaving else Ended("failed", cause)
+            ended = Ended("stopped") if worker.leaving else Ended("failed", cause)
+            return [(number, ended) for number in sorted(worker.at_work)]
+        place, event = event_from_line(line)
+        number = worker.numbers[place]
         if isinstance(event, Ended):
-            worker.number = None
-            if event.how != "finished":  # what an error leaves behind in a process is nobody's to know
+            worker.at_work.remove(number)
+            worker.failed = worker.failed or event.how != "finished"
+            if worker.failed and not worker.at_work:  # what an error leaves in a process is nobody's to know
                 worker.dismiss()
-        return event
+        return [(number, event)]
 
     def _idle(self) -> _Worker | None:
-        return next((worker for worker in self._workers if worker.number is None and not worker.leaving), None)
+        return next((worker for worker in self._workers if not worker.at_work and not worker.leaving), None)
 
     def _free_places(self) -> list[Place]:
         taken = [worker.place for worker in self._workers]
@@ -131,6 +140,11 @@ class LocalWorkers:
                 if line.endswith(b"\n"):  # a process that is killed may leave half of one
                     self._heard.put((worker, line))
         self._heard.put((worker, b""))
+
+
+def _at(place: Place, order: Order) -> Order:
+    baseline = place.recipe(order.baseline) if order.baseline else None
+    return dataclasses.replace(order, recipe=place.recipe(order.recipe), baseline=baseline)
 
 
 def _cause_of_death(code: int) -> str:

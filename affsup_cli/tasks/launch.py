@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from affsup_cli.engine.cost import peak_megabytes, time_in_turns
 from affsup_cli.engine.environment import environment
 from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
+from affsup_cli.engine.stop import StopRequest
+from affsup_cli.engine.together import Pieces, SharedClock, take_turns
 from affsup_cli.engine.trained import open_trained
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError, UsageError
@@ -71,8 +75,66 @@ def train_run(
             nothing to resume, or there are more processes than images in a batch.
         AffsupError: the data set is not prepared or has changed, another process trains here, the training failed.
     """
+    with _ready_to_train(recipe, data_dir, run, resume, observers, pretrained) as trainer:
+        if trainer is not None:
+            trainer.run()
+    return run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a pack, trained beside others.
+
+    Attributes:
+        recipe: what to train.
+        run: where to; need not exist; an unfinished run is continued.
+        observers: makes those who watch, once everything has been checked.
+    """
+
+    recipe: Recipe
+    run: RunFolder
+    observers: Callable[[], Sequence[Observer]] = tuple
+
+
+def train_together(pack: Sequence[Planned], data_dir: Path) -> Iterator[tuple[int, Exception | None]]:
+    """Train runs side by side in this process, on one device, each in its folder as `train_run` alone would.
+
+    On a CPU each ends bit-identical to a run of its own. Seconds and images a second are a run's share of the process.
+    Ctrl-C or SIGTERM lets all save and leave.
+
+    Yields:
+        The place of each run that has come to its end, and what it failed with, None if it is finished.
+    """
+    clock = SharedClock()
+    with StopRequest() as stop:
+        yield from take_turns([_pieces(planned, data_dir, stop, clock, len(pack)) for planned in pack], clock)
+
+
+def _pieces(planned: Planned, data_dir: Path, stop: StopRequest, clock: SharedClock, together: int) -> Pieces:
+    recipe, run = planned.recipe, planned.run
+    ready = _ready_to_train(recipe, data_dir, run, run.exists, planned.observers, None, clock, together)
+    with ready as trainer:
+        yield
+        if trainer is not None:
+            yield from trainer.pieces(stop)
+    return run
+
+
+@contextmanager
+def _ready_to_train(
+    recipe: Recipe,
+    data_dir: Path,
+    run: RunFolder,
+    resume: bool,
+    observers: Callable[[], Sequence[Observer]],
+    pretrained: Path | None,
+    clock: Callable[[], float] = time.perf_counter,
+    together: int = 1,
+) -> Iterator[Trainer | None]:
+    """Build what trains `recipe` and hold its folder; None where the run is finished. See `train_run`."""
     if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
-        return run
+        yield None
+        return
     processes = division(recipe)
     fresh = not distributed.first_decides(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
@@ -81,20 +143,24 @@ def train_run(
     with run.lock() if writes else nullcontext():
         # Another process may have come first.
         if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
-            return run
-        now = environment(next(task.model.parameters()).device, task.data, task.begun_from) | {"processes": processes}
+            yield None
+            return
+        now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
+        now |= {"processes": processes, "together": together}
         if not writes:
             pass
         elif resume:
             refuse_other_data(run, now["data"])
             if fresh:
                 _refuse_other_weights(run, task.begun_from)
+            elif pretrained:
+                _refuse_other_weights(run, {"network": {"digest": open_trained(pretrained).digest}})
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
         watching = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
         try:
-            Trainer(task, recipe, run, watching).run()
+            yield Trainer(task, recipe, run, watching, clock)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
@@ -105,7 +171,6 @@ def train_run(
         finally:
             for observer in watching:
                 observer.close()
-    return run
 
 
 def division(recipe: Recipe) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class MinibatchTask:
             self._splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._share
         )
         self.steps = self._epochs.steps
+        self.static_steps = len(self._splits["train"]) // recipe.train.batch_size if self._share == ALONE else 0
         self.data = manifest.for_a_run()
         self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
@@ -64,7 +65,7 @@ class MinibatchTask:
         """Draw the epoch's order and augmentation."""
         self._epochs.begin(epoch)
 
-    def losses(self, step: int) -> Losses:
+    def losses(self, step: int | Tensor) -> Losses:
         """Run one augmented batch; metrics: accuracy, M, and whether the target was empty."""
         images, labels = self._epochs.batch(step)
         features, logits = self._forward(images)

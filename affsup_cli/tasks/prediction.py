@@ -84,7 +84,7 @@ class Predictor:
         configure_cuda(recipe.train.precision)
         self.classes: Sequence[str] = trained.classes
         self._model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
-        with fitting(trained.path):
+        with fitting(trained.path, trained.cure):
             self._model.load_state_dict(trained.state(self._device))
 
     def predict(self, path: Path, reference: str | None, least: float) -> Prediction:

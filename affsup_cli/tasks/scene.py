@@ -147,7 +147,7 @@ def build_scene_classifier(
     part_a = build_network(recipe.network, classes, pretrained=fresh and not from_run)
     begun_from: dict[str, Any] = {"weights": None, "network": None}
     if from_run and network:
-        with fitting(network.path):
+        with fitting(network.path, network.cure):
             part_a.load_state_dict(network.state(torch.device("cpu")))
         ran_on = network.environment
         begun_from["weights"] = ran_on.get("weights")

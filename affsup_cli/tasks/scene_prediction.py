@@ -39,7 +39,7 @@ class ScenePredictor:
             raise AffsupError(f"the run of {trained.path} names no categories (data.categories in its environment)")
         self._model, _ = build_scene_classifier(recipe, len(self._categories), fresh=False)
         self._model.to(self._device).eval()
-        with fitting(trained.path):
+        with fitting(trained.path, trained.cure):
             self._model.load_state_dict(trained.state(self._device))
 
     @torch.no_grad()

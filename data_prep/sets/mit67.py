@@ -43,7 +43,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
 
 
 def _listed(files: SceneFiles, listing: str) -> list[str]:
-    lines = files.annotation(listing).decode("utf-8", errors="replace").splitlines()
+    lines = files.annotation(listing).decode("utf-8-sig", errors="replace").splitlines()
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()
@@ -84,4 +84,5 @@ DATASET = SceneSet(
     needed=rf"(?P<annotation>{re.escape(_TRAIN)}|{re.escape(_TEST)})|(?P<picture>Images/[^/]+/[^/]+)",
     wanted=f"indoorCVPR_09.tar or the Images folder unpacked from it, and a folder with {_TRAIN} and {_TEST}, each "
     "with a --from of its own, or one folder with all (https://web.mit.edu/torralba/www/indoor.html)",
+    categories=True,
 )

@@ -42,4 +42,5 @@ DATASET = SceneSet(
     summary="800 + 400 generated scenes of coloured shapes, 128x128, 7 categories told by which two classes meet",
     official_counts=_COUNTS,
     read=_read,
+    categories=True,
 )

@@ -266,6 +266,7 @@ def test_two_processes_cannot_train_in_one_folder(
         (["sweep", "table33"], 2, "table3"),
         (["sweep", "table3", "--only", "cifar12/*"], 2, "no cell of table3 matches"),
         (["sweep", "table3", "--jobs", "0"], 2, "--jobs"),
+        (["sweep", "table3", "--launcher", "slurm", "--together"], 2, "--together is for this machine"),
         (["sweep", "table3", "--device", "tpu"], 2, "run.device = 'tpu'"),
         (["sweep", "table3", "--only", "cifar10"], 1, "affsup prepare cifar10"),
         (["sweep", "table3", "--seeds", "0"], 2, "--seeds 0"),

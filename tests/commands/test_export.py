@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from affsup_cli.commands.export import export
 from affsup_cli.commands.model_card import train_command
+from affsup_cli.commands.options import OPTION_OF_FIELD
 from affsup_cli.commands.predict import predict
 from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
@@ -110,9 +111,13 @@ def test_the_card_says_what_the_model_is_and_came_to(here: Path) -> None:
 
 def recipe_of(command: str) -> Recipe:
     """What `affsup train` makes of a command."""
-    _, _, name, _, data, *rest = shlex.split(command)
-    assert rest[::2] == ["--set"] * (len(rest) // 2)
-    return load_recipe(name, {"data.name": data, **dict(parse_override(each) for each in rest[1::2])})
+    _, _, name, *rest = shlex.split(command)
+    fields = {option: field for field, option in OPTION_OF_FIELD.items()}
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    return load_recipe(
+        name,
+        dict(parse_override(value if option == "--set" else f"{fields[option]}={value}") for option, value in pairs),
+    )
 
 
 def test_the_cards_command_trains_the_same(here: Path) -> None:
@@ -134,6 +139,11 @@ def test_any_shipped_recipe_has_a_command(name: str, fields: dict[str, object]) 
     command = train_command(recipe)
     assert command is not None
     assert recipe_of(command) == recipe
+
+
+def test_a_command_uses_the_options_that_there_are() -> None:
+    recipe = load_recipe("relnet", {"data.name": "vg", "affinity.target": "relationship", "affinity.gamma": 3})
+    assert train_command(recipe) == "affsup train relnet --dataset vg --gamma 3.0 --target relationship"
 
 
 def test_a_recipe_of_ones_own_has_none(tmp_path: Path) -> None:
@@ -227,3 +237,65 @@ def test_nothing_of_anyone_elses_is_overwritten(here: Path, out: str, foreign: s
     assert said in str(error)
     assert sorted(path.name for path in here.iterdir()) == before
     assert foreign is None or (here / foreign).read_text() == "mine"
+
+
+WHOLE = {"kind": "train", "epochs": 1, "best_epoch": 1, "metrics": {}}
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"kind": "train"}, "train.epochs: field required"),
+        ({**WHOLE, "metrics": {"test_mass": "much"}}, "train.metrics.test_mass: input should be a valid number"),
+        ({**WHOLE, "metrics": {"test_mass": None}}, "train.metrics.test_mass: input should be a valid number"),
+        ({**WHOLE, "metrics": []}, "train.metrics: input should be a valid dictionary"),
+        ({**WHOLE, "seconds": "long"}, "train.seconds: input should be a valid number"),
+        ({"kind": "other"}, "input tag 'other'"),
+    ],
+)
+def test_a_damaged_result_is_named_before_anything_is_written(here: Path, result: dict[str, Any], said: str) -> None:
+    (here / "runs" / "mine" / "result.json").write_text(json.dumps(result))
+    error = invoke(export, "mine").exception
+    assert isinstance(error, AffsupError)
+    assert str(error).startswith("runs/mine/result.json is damaged: ")
+    assert said in str(error)
+    assert not (here / "exports").exists()
+
+
+def test_weights_that_do_not_fit_are_named_with_the_cure(here: Path) -> None:
+    Image.new("RGB", (60, 90)).save(here / "p.png")
+    best = here / "runs" / "mine" / "best.pt"
+    state = torch.load(best, weights_only=True)["model"]
+    name = list(state)[3]
+    save_checkpoint(best, {"model": state | {name: torch.zeros(1, 2)}})
+    assert invoke(export, "mine", "--out", "x.safetensors").exit_code == 0
+    for model, cure in (("x.safetensors", "export the run again"), ("mine", "begin the run anew")):
+        error = invoke(predict, model, "p.png", "--device", "cpu").exception
+        assert isinstance(error, AffsupError)
+        assert f"size mismatch for {name}: " in str(error)
+        assert "torch.Size([1, 2])" in str(error)
+        assert cure in str(error)
+
+
+def test_a_place_that_cannot_be_written_to_is_named(here: Path) -> None:
+    (here / "file").write_text("mine")
+    for out, said in (
+        ("/proc/x.safetensors", "cannot write /proc/x.safetensors: "),
+        ("file/x.safetensors", "cannot write file/x.safetensors: file is not a folder"),
+    ):
+        error = invoke(export, "mine", "--out", out).exception
+        assert isinstance(error, AffsupError)
+        assert said in str(error)
+        assert "--out" in str(error)
+        assert ".tmp" not in str(error)
+
+
+def test_a_name_stands_in_the_card_as_it_is(here: Path) -> None:
+    (here / "runs" / "mine").rename(here / "runs" / "<img src=x>&`a`\n# b\x1b[31m")
+    assert invoke(export, "<img src=x>&`a`\n# b\x1b[31m", "--out", "x.safetensors").exit_code == 0
+    assert "\n# &lt;img src=x&gt;&amp;\\`a\\` # b\\x1b[31m\n" in (here / "x.md").read_text()
+
+
+def test_a_card_says_whether_the_loss_was_there(here: Path) -> None:
+    invoke(export, "mine")
+    assert "or not" not in card(here).partition("## Results")[0]

@@ -142,3 +142,58 @@ def test_a_cost_comparison_is_shown_with_both_sides() -> None:
 
 def test_a_run_that_stands_in_several_cells_is_counted_once() -> None:
     assert "7 runs in all, some of them in several cells" in invoke(show, "figure5").output
+
+
+def test_an_odd_file_makes_its_run_damaged_and_no_other(make: RunMaker) -> None:
+    environment = make.root / "base" / "environment.json"
+    environment.unlink()
+    environment.mkdir()
+    (make.root / "going" / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    result = invoke(list_, "runs", "--runs", str(make.root), "--state", "damaged")
+    assert result.exit_code == 0, result.exception
+    assert "3 of 6 runs" in result.output
+    assert "base is damaged: " in result.output
+    assert "going is damaged: " in result.output
+
+
+def test_a_name_does_not_steer_the_terminal(make: RunMaker) -> None:
+    make.train(BASE, 0.5, name="red\x1b[31m\x9b1m\u202e\udcff")
+    (make.root / "broken").rename(make.root / "broken\x1b[31m")
+    output = invoke(list_, "runs", "--runs", str(make.root)).output
+    assert not set(output) & {"\x1b", "\x9b", "\u202e", "\udcff"}
+    assert r"red\x1b[31m\x9b1m\u202e\udcff" in output
+    assert r"broken\x1b[31m is damaged" in output
+
+
+@pytest.mark.parametrize(
+    ("width", "sort", "there"),
+    [
+        (160, "name", {"started", "M"}),
+        (117, "name", {"started", "M"}),
+        (107, "name", {"M"}),
+        (99, "name", set()),
+        (109, "started", {"started"}),
+        (60, "name", {"started", "M"}),
+    ],
+)
+def test_columns_make_room_for_whole_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, sort: str, there: set[str]
+) -> None:
+    make = RunMaker(tmp_path / "runs")
+    make.train({**AFFINITY, "data.name": "tiny-imagenet"}, 0.5, name=LONG)
+    monkeypatch.setattr(console, "width", width)
+    _, *shown = invoke(list_, "runs", "--runs", str(make.root), "--sort", sort).output.splitlines()
+    heads = next(line.split() for line in shown if line.startswith("name"))
+    assert set(heads) & {"started", "M"} == there
+    assert max(map(len, shown)) <= width
+    assert any(LONG in line for line in shown) == (width > 60)
+
+
+def test_of_many_metrics_a_few_are_named(tmp_path: Path) -> None:
+    make = RunMaker(tmp_path / "runs")
+    make.finish(BASE, {f"{split}_recall@{k}": 0.5 for split in ("test", "train") for k in range(10)})
+    result = invoke(list_, "runs", "--runs", str(make.root), "--sort", "test_recal@3")
+    assert isinstance(result.exception, UsageError)
+    assert "did you mean 'test_recall@3'" in str(result.exception)
+    assert str(result.exception).count("recall@") == 6
+    assert "test_recall@4 and 15 more)" in str(result.exception)

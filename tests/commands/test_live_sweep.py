@@ -55,9 +55,7 @@ def test_off_a_terminal_there_is_a_line_for_each_beginning_and_end_and_a_summary
         view._shown -= live_sweep.SECONDS_BETWEEN_SUMMARIES
         view.ticked()
     # 50 s of the first; 60 s of the second and of each that waits, as the first's epoch took 6 s; two at a time.
-    assert shown.getvalue().splitlines()[4:] == [
-        "0 done · 2 running · 2 waiting · 1 failed · 1:55 left · epoch 2/10"
-    ]
+    assert shown.getvalue().splitlines()[4:] == ["0 done · 2 running · 2 waiting · 1 failed · 1:55 left · epoch 2/10"]
 
 
 def test_on_a_terminal_one_table_shows_all_that_run() -> None:
@@ -71,3 +69,28 @@ def test_on_a_terminal_one_table_shows_all_that_run() -> None:
     assert ["cell", "seed", "0", "cuda:0", "epoch", "2/10", "25%", "0:50", "0.125", "val", "75.00%"] in rows
     assert ["cell", "seed", "1", "cuda:1", "starting"] in rows
     assert "0 done · 2 running · 2 waiting · 1 failed" in text
+
+
+def test_a_run_of_another_process_is_named_once_and_counted_apart_until_it_begins_or_ends_here() -> None:
+    place, shown = console(terminal=False)
+    first, second, _ = of = steps(3)
+    with SweepView(place, of, Speeds(), parallel=2) as view:
+        view.run_elsewhere(first)
+        view.run_elsewhere(first)
+        view.started(second, "cuda:0")
+        view.run_elsewhere(second)
+        view._shown -= live_sweep.SECONDS_BETWEEN_SUMMARIES
+        view.ticked()
+        view.started(second, "cuda:1")
+        view.ended(first, Outcome("stopped"))
+        view._shown -= live_sweep.SECONDS_BETWEEN_SUMMARIES
+        view.ticked()
+    assert shown.getvalue().splitlines() == [
+        "cell seed 0 is run by another process; waiting for it: runs/0",
+        "cell seed 1 begins on cuda:0: runs/1",
+        "cell seed 1 is run by another process; waiting for it: runs/1",
+        "0 done · 0 running · 1 waiting · 2 run by another process · 0 failed · – left",
+        "cell seed 1 begins on cuda:1: runs/1",
+        "cell seed 0 stopped: it begins anew next time",
+        "0 done · 1 running · 1 waiting · 0 failed · – left",
+    ]

@@ -176,3 +176,17 @@ def test_generated_scenes_take_no_source(cli: typer.Typer, tmp_path: Path) -> No
     error = call(cli, "shapes", "--data", tmp_path, "--from", tmp_path).exception
     assert isinstance(error, UsageError)
     assert "'shapes' needs no source" in str(error)
+
+
+def test_categories_without_a_training_image_are_named(cli: typer.Typer, tmp_path: Path) -> None:
+    few = call(cli, "shape-scenes", "--data", tmp_path / "few", "--limit", 3)
+    assert few.exit_code == 0, few.output
+    (warning,) = [line for line in few.output.splitlines() if line.startswith("warning: ")]
+    assert re.match(r"warning: [456] of 7 categories have no training image \(\w+, .*\)$", warning)
+    assert "warning" not in call(cli, "shape-scenes", "--data", tmp_path / "many", "--limit", 100).output
+
+
+def test_a_mistake_comes_without_an_empty_line(cli: typer.Typer, tmp_path: Path) -> None:
+    result = call(cli, "cifar10", "--data", tmp_path, "--from", tmp_path / "absent")
+    assert isinstance(result.exception, AffsupError)
+    assert result.output == ""

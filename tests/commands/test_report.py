@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from affsup_cli.commands.report import report
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.reporting.spec import paper_names
 from tests.reporting.fake_runs import BASE, SHORT, RunMaker
 
@@ -139,3 +139,17 @@ heavy = {"torch", "pandas", "matplotlib", "numpy", "pydantic"} & sys.modules.key
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_folder_in_place_of_the_folder_above_is_said(make: RunMaker, tmp_path: Path) -> None:
+    run = make.train(BASE, 0.9)
+    result = invoke("table3", "--runs", str(run.path), "--out", str(tmp_path / "out"))
+    assert isinstance(result.exception, UsageError)
+    assert f"{run.path} is a run folder: --runs is the folder above it" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_no_folder_is_said(make: RunMaker) -> None:
+    result = invoke("table3", "--runs", str(make.root), "--out", "/dev/full")
+    assert isinstance(result.exception, AffsupError)
+    assert "cannot write /dev/full/table3.md: /dev/full is not a folder. " in str(result.exception)

@@ -84,11 +84,21 @@ def test_without_a_name_part_a_is_found_by_its_recipe(call: Call, place: Path, c
 def test_pretrained_is_for_recipes_that_build_on_a_run(call: Call, trained: RunFolder) -> None:
     code, _, error = call("train", "minibatch", "--pretrained", "mine")
     assert code == 2
-    assert "no field 'network'" in error
+    assert "--pretrained is for scene: minibatch builds on no other run" in error
     untrained = OF_SCENES | {"model.pretrained": False, "model.features": "scene"}
     code, _, error = call("train", "scene", "--pretrained", "mine", *settings(untrained))
     assert code == 2
     assert "builds on no other run" in error
+
+
+def test_pretrained_takes_a_run_of_the_network_alone(call: Call, place: Path, categorised: RunFolder) -> None:
+    assert call("export", "scenes", "--out", "other.safetensors")[0] == 0
+    for named in ("scenes", "other.safetensors"):
+        code, _, error = call("train", "scene", "--pretrained", named, "--name", "none", *settings(OF_SCENES))
+        assert code == 2
+        assert f"{named} is a run of scene; --pretrained takes one of relnet" in error
+        assert len(error) < 300
+    assert not (place / "runs" / "none").exists()
 
 
 def test_the_scene_of_a_picture_is_predicted_from_the_run_and_from_its_export(
@@ -234,7 +244,13 @@ def test_predict_refuses_a_run_of_a_classifier(
 
 def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> None:
     for arguments, said in (
-        (["frcnn", "--loss", "none"], "recipe frcnn: no field 'affinity'"),
+        (["frcnn", "--loss", "none"], "--loss is not for frcnn: it has no field affinity.loss"),
+        (["scene", "--loss", "none"], "--loss is not for scene: part A's is --set network.affinity.loss=none"),
+        (["scene", "--gamma", "2"], "--gamma is not for scene: part A's is --set network.affinity.gamma=2.0"),
+        (["scene", "--arch", "resnet101"], "--set network.model.arch=resnet101"),
+        (["scene", "--pretrained", ""], "--pretrained '': expected a run folder"),
+        (["scene", "--dataset", "voc07"], "'voc07' holds scenes without categories, which scene cannot"),
+        (["scene", "--set", "network.data.name=digits"], "'digits' holds labelled images, which relnet cannot"),
         (["relnet", "--set", "train.select=best"], "sets of scenes have no validation split"),
         (["relnet", "--target", "neighbours"], "affinity.target"),
         (["relnet", "--arch", "vgg16"], "vgg16"),
@@ -272,3 +288,9 @@ def test_too_little_memory_is_said_with_what_to_do(call: Call, monkeypatch: pyte
     assert code == 1
     assert "out of memory" in error
     assert "Traceback" not in error
+
+
+def test_what_was_typed_does_not_steer_the_terminal(call: Call) -> None:
+    code, _, error = call("show", "bell\x07\nline")
+    assert code == 2
+    assert "'bell\\x07\nline'" in error

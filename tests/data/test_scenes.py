@@ -47,8 +47,8 @@ def paintings() -> Paintings:
     )
 
 
-def batches(source: Paintings, cached: bool = False) -> SceneBatches:
-    return SceneBatches(source, 40, 60, torch.device("cpu"), cached)
+def batches(source: Paintings, cache_bytes: int = 0) -> SceneBatches:
+    return SceneBatches(source, 40, 60, torch.device("cpu"), cache_bytes)
 
 
 def white_box(batch: SceneBatch, place: int) -> list[int]:
@@ -165,13 +165,23 @@ def test_batches_hold_images_of_one_orientation_where_they_come_out_even() -> No
 
 
 def test_a_small_split_that_is_passed_many_times_is_kept_decoded(paintings: Paintings) -> None:
-    epochs = SceneEpochs(batches(paintings, cached=True), True, 2, seed=0)
+    epochs = SceneEpochs(batches(paintings, 2**20), True, 2, seed=0)
     everything(epochs, 0)
     before = dict(paintings.decoded)
     everything(epochs, 1)
     assert dict(paintings.decoded) == before
     list(batches(paintings).in_order(2))
     assert dict(paintings.decoded) != before
+
+
+def test_of_a_split_too_large_for_the_cache_as_many_images_are_kept_as_fit(paintings: Paintings) -> None:
+    one = 3 * 60 * 40  # bytes of the largest of the three, scaled
+    data = batches(paintings, 2 * one)
+    plan = [[(index, False)] for index in (0, 1, 4, 0, 1, 4)]
+    first = list(data.batches(plan[:3]))
+    again = list(data.batches(plan[3:]))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    assert sorted(paintings.decoded[index] for index in (0, 1, 4)) == [1, 1, 2]
 
 
 def test_an_image_that_cannot_be_read_stops_the_batch_with_its_error() -> None:

@@ -173,3 +173,11 @@ def test_the_real_lists_have_the_official_counts_and_categories(real_data: Path)
         assert (record.images, min(record.per_category), max(record.per_category)) == (count, fewest, most)
     assert "nursery/baby's_room.jpg.jpg" in read.test.names
     assert "movietheater/sala-31.jpg" in read.train.names
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(prepare: Preparing) -> None:
+    files = places()
+    outcome = prepare(files, TrainImages=b"\xef\xbb\xbf" + files["TrainImages.txt"])
+    assert left_out(outcome) == {}
+    assert outcome.manifest.categories == ["bakery", "bar"]
+    assert len(read_scenes(outcome.folder, outcome.manifest, "train")) == 6

@@ -15,6 +15,7 @@ import torch
 
 from affsup_cli.engine.checkpoint import (
     BackgroundSaver,
+    fitting,
     load_checkpoint,
     random_state,
     save_checkpoint,
@@ -174,3 +175,27 @@ def test_a_loaded_state_outlives_its_file(tmp_path: Path) -> None:
     state["w"] += 1
     assert torch.equal(state["w"], torch.arange(1000) + 1)
     assert load_checkpoint(tmp_path / "c.pt", CPU)["w"].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"weight": torch.zeros(2, 5)},
+            "RuntimeError: size mismatch for weight: copying a param with shape torch.Size([2, 5])",
+        ),
+        ({"other": torch.zeros(1), "more": torch.zeros(1)}, 'RuntimeError: Unexpected key(s) in state_dict: "other")'),
+    ],
+)
+def test_what_does_not_fit_is_named_with_the_cure(change: dict[str, Any], said: str) -> None:
+    layer = torch.nn.Linear(3, 2)
+    with pytest.raises(AffsupError) as error, fitting(Path("c.pt"), "take another"):
+        layer.load_state_dict(layer.state_dict() | change)
+    assert str(error.value).startswith("c.pt is not of this run (")
+    assert said in str(error.value)
+    assert str(error.value).endswith("): take another")
+
+
+def test_a_fault_without_words_is_named_by_its_kind() -> None:
+    with pytest.raises(AffsupError, match="ValueError"), fitting(Path("c.pt")):
+        raise ValueError

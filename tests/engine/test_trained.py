@@ -100,7 +100,8 @@ def test_an_unfinished_run_has_a_model_and_no_numbers(run: RunFolder) -> None:
 
 
 def test_a_cost_comparison_is_no_model(run: RunFolder) -> None:
-    run.write_result({"kind": "cost"})
+    measured = {"seconds_per_epoch": [1.0], "peak_megabytes": None}
+    run.write_result({"kind": "cost", "baseline": measured, "treatment": measured})
     with pytest.raises(UsageError, match="compares costs"):
         open_trained(run.path)
 

@@ -12,8 +12,9 @@ import torch
 from affsup_cli.engine.checkpoint import load_checkpoint, save_checkpoint
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.engine.step import clipped_step, learning_rate
 from affsup_cli.engine.stop import Stopped
-from affsup_cli.engine.training import Trainer, clipped_step, learning_rate
+from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe, load_recipe
 from tests.engine.toy import ToyTask

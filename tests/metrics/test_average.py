@@ -32,7 +32,7 @@ def test_a_stored_state_continues_to_the_same_bits(device: torch.device) -> None
         whole.add({"a": value}, weight=7)
     for value in values[:4]:
         first.add({"a": value}, weight=7)
-    second.load_state_dict(first.state_dict(), device)
+    second.load_state_dict(first.state_dict())
     for value in values[4:]:
         second.add({"a": value}, weight=7)
     assert second.read() == whole.read()
@@ -46,5 +46,5 @@ def test_a_weight_may_be_a_count_on_the_device_and_what_never_counted_is_not_rea
     averages.add({"loss": torch.tensor(2.0, device=device)}, 4)
     assert averages.read() == pytest.approx({"mass": (3 * 0.5 + 0.9) / 4, "loss": 2})
     resumed = Averages()
-    resumed.load_state_dict(averages.state_dict(), device)
+    resumed.load_state_dict(averages.state_dict())
     assert resumed.read() == averages.read()

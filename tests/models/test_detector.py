@@ -106,6 +106,39 @@ def test_proposals_are_those_of_torchvision(objects: tuple[Tensor, Tensor]) -> N
     assert all(map(torch.equal, confidence, expected_confidence))
 
 
+def test_boxes_without_an_area_leave_zeros_after_the_proposals_of_torchvision() -> None:
+    proposals = network(proposals=8).proposals
+    corners = torch.arange(0, 60, 10.0).view(1, 6, 1).expand(1, 6, 2)
+    boxes = torch.cat([corners, corners + 9], dim=2).clone()
+    boxes[0, ::2, 2] = boxes[0, ::2, 0] + 0.5
+    scores = torch.arange(6, 0, -1.0).view(1, 6)
+    expected, _ = RegionProposalNetwork.filter_proposals(proposals, boxes, scores, [SIZE], [6])
+    (chosen,), (confidence,) = proposals.filter_proposals(boxes, scores, [SIZE], [6])
+    assert expected[0].shape == (3, 4)
+    assert torch.equal(chosen[:3], expected[0])
+    assert not chosen[3:].any()
+    assert not confidence[3:].any()
+
+
+def test_anchors_are_labelled_as_by_torchvision(objects: tuple[Tensor, Tensor]) -> None:
+    proposals = network().proposals
+    gt_boxes = torch.cat([objects[0], torch.zeros(1, 3, 4)])
+    gt_boxes[1, 1] = torch.tensor([90, 1, 92, 3])  # far below the least overlap with every anchor
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(400, 2, generator=generator) * 70
+    anchors = torch.cat([corners, corners + 4 + torch.rand(400, 2, generator=generator) * 40], dim=1)
+    anchors = torch.cat([anchors, gt_boxes[0] + 1])
+    targets = [{"boxes": boxes[boxes.any(dim=1)]} for boxes in gt_boxes]
+    expected = RegionProposalNetwork.assign_targets_to_anchors(proposals, [anchors] * 3, targets)
+    found = proposals.assign_targets_to_anchors([anchors] * 3, gt_boxes)
+    for label, wanted, box, wanted_box in zip(found[0], expected[0], found[1], expected[1], strict=True):
+        assert torch.equal(label, wanted)
+        assert torch.equal(box[label == 1], wanted_box[label == 1])
+    assert set(found[0][0].tolist()) == {-1, 0, 1}
+    assert (found[0][1] == 1).sum() > 1
+    assert not found[0][2].any()
+
+
 def test_an_image_without_proposals_has_no_regions_and_finite_losses(objects: tuple[Tensor, Tensor]) -> None:
     model = network().train()
     model.proposals.min_size = 1e6

@@ -170,3 +170,11 @@ def test_a_damaged_run_is_named(make: RunMaker, content: str) -> None:
     (damaged.path / "result.json").write_text(content)
     with pytest.raises(AffsupError, match=r"broken/result\.json"):
         compare_runs([make.train(BASE, 0.5), damaged])
+
+
+def test_any_name_of_a_run_is_drawn_without_a_warning(make: RunMaker) -> None:
+    names = ("実験1", "a$^$b", "red\x1b[31m")
+    runs = [make.train(BASE, 0.5, name=name, curve=decay(3, 0.5, 0.3)) for name in names]
+    picture, table = write_curves(compare_runs(runs), make.root.parent / "out")
+    assert pixels(picture.read_bytes()).size
+    assert "実験1" in table.read_text(encoding="utf-8")

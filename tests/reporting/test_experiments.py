@@ -19,6 +19,12 @@ def test_table3_asks_for_ten_cifar_runs_and_five_tiny_imagenet_runs_a_cell() -> 
     assert {count for key, count in counts.items() if key.startswith("tiny")} == {5}
 
 
+@pytest.mark.parametrize("seeds", [0, 10_001, 1_000_000_000])
+def test_no_table_has_so_many_seeds(seeds: int) -> None:
+    with pytest.raises(UsageError, match=f"^--seeds {seeds}: expected 1 to 10000$"):
+        experiments(load_spec("demo"), seeds)
+
+
 def test_all_cells_of_a_seed_come_before_the_next_seed() -> None:
     wanted = experiments(load_spec("table3"), seeds=2)
     assert [experiment.recipe.seed for experiment in wanted] == [0] * 18 + [1] * 18

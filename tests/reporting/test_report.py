@@ -8,7 +8,7 @@ import pytest
 
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.reporting.document import MINUS, Footnotes
-from affsup_cli.reporting.report import build_report, read_formats
+from affsup_cli.reporting.report import build_report, read_formats, write_index
 from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.reporting.spec import report_names
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, blobs, decay
@@ -184,3 +184,13 @@ def test_a_report_without_runs_says_what_it_will_show(name: str, tmp_path: Path)
     content = build_report(name, RunIndex(tmp_path / "runs"), tmp_path / "out").content
     assert len(content.caption) > 60
     assert content.files.keys() <= {".csv", ".cells.csv"}
+
+
+def test_any_name_of_a_run_can_be_reported(make: RunMaker, tmp_path: Path) -> None:
+    make.train(BASE, 0.5, name="red\x1b[31m\udcff")
+    index = RunIndex(make.root)
+    report = build_report("table3", index, tmp_path / "out", ("csv", "md", "tex"))
+    write_index([report], index, tmp_path / "out")
+    for path in (tmp_path / "out").iterdir():
+        assert "\x1b" not in path.read_text(encoding="utf-8")
+    assert r"red\x1b[31m\udcff" in (tmp_path / "out" / "table3.cells.csv").read_text(encoding="utf-8")

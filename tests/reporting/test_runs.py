@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.runs import RunIndex
 from tests.reporting.fake_runs import AFFINITY, BASE, RunMaker
@@ -127,3 +128,52 @@ def test_a_run_that_records_more_than_is_asked_for_serves(
     make.train({**BASE, "train.test_curve": recorded}, 0.9)
     wanted = load_recipe("minibatch", {**BASE, "train.test_curve": asked})
     assert (RunIndex(make.root).find(wanted) is not None) == found
+
+
+def spoil(path: Path, how: str) -> None:
+    """Put something odd in the place of a file."""
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how == "own loop":
+        path.symlink_to(path)
+    else:
+        path.write_text({"deep": "[" * 100_000, "a = deep": "a = " + "[" * 100_000, "long": "9" * 5000}[how])
+
+
+ODD = [
+    ("environment.json", "folder"),
+    ("environment.json", "deep"),
+    ("environment.json", "long"),
+    ("environment.json", "own loop"),
+    ("result.json", "deep"),
+    ("recipe.toml", "a = deep"),
+]
+
+
+@pytest.mark.parametrize(("file", "how"), ODD)
+def test_an_odd_file_leaves_its_run_out_and_no_other(make: RunMaker, file: str, how: str) -> None:
+    spoil(make.train(BASE, 0.9, name="odd").path / file, how)
+    make.train(BASE, 0.9, seed=1, name="whole")
+    index = RunIndex(make.root)
+    assert [run.folder.name for run in index.trained] == ["whole"]
+    assert f"run odd is left out: {make.root / 'odd' / file} " in index.warnings[0]
+
+
+def test_an_odd_line_of_metrics_is_named(make: RunMaker) -> None:
+    run = make.start(BASE)
+    (run.path / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(AffsupError, match=r"metrics\.jsonl, line 1 is not valid JSON"):
+        run.metrics()
+
+
+def test_a_damaged_result_is_named_by_its_field(make: RunMaker) -> None:
+    run = make.train(BASE, 0.9)
+    (run.path / "result.json").write_text('{"kind": "train", "best_epoch": 1, "metrics": {}}')
+    assert RunIndex(make.root).warnings[0].endswith("result.json is damaged: train.epochs: field required")
+
+
+def test_a_run_folder_is_not_a_folder_of_runs(make: RunMaker) -> None:
+    run = make.train(BASE, 0.9)
+    with pytest.raises(UsageError, match=r"is a run folder: --runs is the folder above it, .*/runs$"):
+        RunIndex(run.path)

@@ -176,6 +176,7 @@ def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
         ("CANCELLED", Ended("stopped"), "cancelled", "sweep again to go on"),
         ("CANCELLED", None, "cancelled", "sweep again to go on"),
         (None, Ended("stopped"), "cancelled", "sweep again to go on"),
+        (None, Ended("busy"), "cancelled", "another process had it; sweep again to go on"),
         ("OUT_OF_MEMORY", None, "failed", "Slurm says OUT_OF_MEMORY"),
         (None, None, "failed", "the job has left the queue (`sacct -j 7` may know why)"),
     ],

@@ -31,6 +31,13 @@ def test_an_order_is_a_line_that_says_all_of_it(order: Order) -> None:
     ],
 )
 def test_an_event_is_a_line_that_says_all_of_it(event: Event) -> None:
-    line = event_to_line(event)
+    line = event_to_line(3, event)
     assert line.count(b"\n") == 1
-    assert event_from_line(line) == event
+    assert event_from_line(line) == (3, event)
+
+
+def test_orders_for_one_process_are_a_line() -> None:
+    orders = [Order(load_recipe("minibatch", {"seed": seed}), None, Path("d"), Path("r"), None) for seed in (0, 1)]
+    line = Order.line_of(orders)
+    assert line.count(b"\n") == 1
+    assert Order.several_from_line(line) == orders

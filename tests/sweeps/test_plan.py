@@ -42,9 +42,17 @@ def test_only_finds_whole_parts_of_keys_wherever_they_stand(pattern: str, cells:
     assert sorted(next(key for key in each.keys if key in cells) for each in wanted) == sorted(cells)
 
 
-def test_only_that_fits_nothing_names_the_cells_there_are() -> None:
-    with pytest.raises(UsageError, match=r"no cell of table1, figure5 matches 'amma2'; .*table1/voc07/gamma2"):
-        wanted_experiments(["table1", "figure5"], only="amma2")
+def test_only_that_fits_nothing_names_the_nearest_of_the_cells_there_are() -> None:
+    nearest = (
+        r"no cell of table1, table3 matches 'amma2' \(did you mean 'gamma2'\?\); its cells are table1/voc07/gamma2, "
+    )
+    with pytest.raises(UsageError, match=nearest) as refused:
+        wanted_experiments(["table1", "table3"], only="amma2")
+    cells, others = str(refused.value).partition("its cells are ")[2].split(" and ")
+    assert len(cells.split(", ")) == 10
+    assert others == "15 others, which --dry-run shows"  # of 7 and 18
+    with pytest.raises(UsageError, match=r"matches 'nonsense'; its cells are [^,]*/affinity, [^,]*/base$"):
+        wanted_experiments(["demo"], only="nonsense")
 
 
 def test_runs_that_several_tables_share_are_one_and_record_what_either_needs(make: RunMaker) -> None:
@@ -92,6 +100,17 @@ def test_what_runs_build_on_is_the_run_of_a_cell_if_there_is_one(make: RunMaker)
 def test_nothing_is_built_for_runs_that_are_finished(make: RunMaker) -> None:
     make.finish(ATTENTION, {"test_accuracy": 0.5}, recipe_name="scene")
     assert [step.state for step in planned(make, [scene()]).steps] == ["finished"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_a_run_builds_on_is_built_again_only_if_the_run_has_no_checkpoint(make: RunMaker, begun: bool) -> None:
+    run = make.start(ATTENTION, recipe_name="scene")
+    if begun:
+        run.checkpoint.touch()
+    steps = planned(make, [scene()]).steps
+    assert [step.state for step in steps] == (["unfinished"] if begun else ["missing", "unfinished"])
+    assert steps[-1].folder.path == run.path
+    assert steps[-1].needs is (None if begun else steps[0])
 
 
 def test_a_damaged_folder_keeps_its_own_step_from_running_and_no_other(make: RunMaker) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import StopRequest
 from affsup_cli.recipe import load_recipe
+from affsup_cli.sweeps import schedule
 from affsup_cli.sweeps.messages import Ended, Event, Order
+from affsup_cli.sweeps.packs import alone
 from affsup_cli.sweeps.plan import Step
 from affsup_cli.sweeps.schedule import Watcher, run_steps
 
@@ -22,17 +25,20 @@ class Machine:
         self.running: dict[int, str] = {}
         self.story: list[str] = []
         self.orders: list[Order] = []
+        self.rounds = 0
 
     def has_room(self) -> bool:
         return len(self.running) < self.room
 
-    def start(self, number: int, order: Order) -> str:
-        self.running[number] = order.folder.name
-        self.orders.append(order)
-        self.story.append(f"+{order.folder.name}")
+    def start(self, orders: Mapping[int, Order]) -> str:
+        self.running |= {number: order.folder.name for number, order in orders.items()}
+        self.orders += orders.values()
+        self.story.append("+" + "".join(order.folder.name for order in orders.values()))
         return "here"
 
     def events(self, seconds: float) -> Iterator[tuple[int, Event]]:
+        self.rounds += 1
+        assert self.rounds < 100, f"it goes on for ever: {self.story}"
         for number, name in list(self.running.items())[:1]:
             del self.running[number]
             self.story.append(f"-{name}")
@@ -50,7 +56,7 @@ def step(name: str, needs: Step | None = None, state: str = "missing") -> Step:
 
 
 def run(steps: list[Step], machine: Machine, watcher: Watcher | None = None) -> dict[str, tuple[str, str]]:
-    outcomes = run_steps(steps, Path("data"), machine, watcher or Watcher(), StopRequest())
+    outcomes = run_steps(alone(steps), Path("data"), machine, watcher or Watcher(), StopRequest())
     return {step.cells[0]: (outcome.how, outcome.reason) for step, outcome in outcomes.items()}
 
 
@@ -104,7 +110,7 @@ def test_after_a_stop_nothing_begins_and_all_that_run_are_told() -> None:
 
     machine = Machine(room=2)
     steps = [step(name) for name in "abcd"]
-    outcomes = run_steps(steps, Path("data"), machine, Impatient(), stop)
+    outcomes = run_steps(alone(steps), Path("data"), machine, Impatient(), stop)
     assert machine.story == ["+a", "+b", "-a", "-b"]
     assert {step.cells[0]: outcome.how for step, outcome in outcomes.items()} == {"a": "finished", "b": "stopped"}
 
@@ -122,3 +128,93 @@ def test_a_watcher_hears_of_every_end(room: int) -> None:
 
     run([step("a"), step("b", state="damaged")], Machine(room), Listener())
     assert heard == ["-b", "+a here", "-a"]
+
+
+def test_the_runs_of_a_pack_begin_in_one_process_and_end_each_for_itself() -> None:
+    a, b, c, d = (step(name) for name in "abcd")
+    machine = Machine(room=1, fates={"a": Ended("failed", "diverged")})
+    machine.has_room = lambda: not machine.running  # type: ignore[method-assign]
+    outcomes = run_steps([(a, c), (b, d)], Path("data"), machine, Watcher(), StopRequest())
+    assert machine.story == ["+ac", "-a", "-c", "+bd", "-b", "-d"]
+    assert [outcomes[each].how for each in (a, b, c, d)] == ["failed", "finished", "finished", "finished"]
+
+
+def test_a_damaged_run_keeps_none_of_its_pack_from_running() -> None:
+    a, b, c = step("a"), step("b", state="damaged"), step("c")
+    machine = Machine(room=3)
+    outcomes = run_steps([(a, b, c)], Path("data"), machine, Watcher(), StopRequest())
+    assert machine.story == ["+ac", "-a", "-c"]
+    assert outcomes[b].how == "failed"
+
+
+class Elsewhere(Watcher):
+    """Hears which steps another process runs, and does something each time."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.heard: list[str] = []
+        self.then = then
+
+    def run_elsewhere(self, step: Step) -> None:
+        self.heard.append(step.cells[0])
+        self.then()
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_what_another_process_runs_is_waited_for_and_done_here_only_if_it_is_let_go_unfinished(
+    finishes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schedule, "AGAIN_SECONDS", 0.0)
+    network = step("network")
+    with ExitStack() as held:
+        held.enter_context(network.folder.lock())
+
+        def then() -> None:
+            if len(watcher.heard) == 3:
+                if finishes:
+                    network.folder.write_result({"kind": "train"})
+                held.close()
+
+        watcher, machine = Elsewhere(then), Machine(room=2)
+        outcomes = run([network, step("scene", network), step("free")], machine, watcher)
+    assert watcher.heard == ["network"] * 3
+    assert machine.story == ["+free", "-free", *([] if finishes else ["+network", "-network"]), "+scene", "-scene"]
+    assert outcomes == dict.fromkeys(("network", "scene", "free"), ("finished", ""))
+
+
+def test_a_run_that_another_process_begins_at_the_same_moment_waits_with_what_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(schedule, "AGAIN_SECONDS", 0.0)
+    machine = Machine(room=1, fates={"network": Ended("busy")})
+    watcher = Elsewhere(machine.fates.clear)
+    network = step("network")
+    outcomes = run([network, step("scene", network)], machine, watcher)
+    assert watcher.heard == ["network"]
+    assert machine.story == ["+network", "-network", "+network", "-network", "+scene", "-scene"]
+    assert {how for how, _ in outcomes.values()} == {"finished"}
+
+
+def test_a_run_of_another_process_is_left_alone_for_a_while_and_a_stop_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(schedule, "AGAIN_SECONDS", float("inf"))
+    stop = StopRequest()
+    machine, watcher = Machine(room=1, fates={"a": Ended("busy")}), Elsewhere()
+
+    def tick() -> None:
+        stop.requested = machine.rounds == 20
+
+    monkeypatch.setattr(watcher, "ticked", tick)
+    assert run_steps(alone([step("a")]), Path("data"), machine, watcher, stop) == {}
+    assert machine.story == ["+a", "-a"]
+    assert watcher.heard == ["a"]
+
+
+def test_a_folder_that_cannot_be_locked_is_left_to_whoever_runs_it_to_complain_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = step("a")
+    (one.folder.path / ".lock").mkdir(parents=True)
+    assert run([one], Machine(room=1, fates={"a": Ended("failed", "is a directory")}))["a"][0] == "failed"

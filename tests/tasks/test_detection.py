@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 from affsup_cli.affinity import (
@@ -25,13 +27,15 @@ from affsup_cli.affinity import (
 )
 from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.engine.step import clipped_step, optimizer
 from affsup_cli.engine.stop import Stopped
-from affsup_cli.engine.training import Trainer, clipped_step, optimizer
+from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.metrics import RelationshipRecall
 from affsup_cli.metrics.average import Averages
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
+from affsup_cli.tasks.behind import behind
 from affsup_cli.tasks.detection import DetectionTask, _mass
 from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import train_run
@@ -115,6 +119,58 @@ def test_the_base_network_measures_the_mass_and_has_no_loss_of_it(shapes: Path) 
     assert losses.of_some["mass"][0] > 0
     assert not losses.of_some["mass"][0].requires_grad
     assert not build(shapes, affinity__loss="none", affinity__measure=False).losses(0).of_some
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would make the host wait for a GPU: reading a value, a shape that values decide, a constant copied."""
+
+    READING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal", "lift_fresh")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: list[str] = []
+        self.torchvisions: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if name in self.READING or by_mask:
+            frame: Any = sys._getframe(1)
+            while not any(part in ("affsup_cli", "torchvision") for part in Path(frame.f_code.co_filename).parts):
+                frame = frame.f_back
+            path = Path(frame.f_code.co_filename)
+            noted = self.ours if "affsup_cli" in path.parts else self.torchvisions
+            noted.append(f"{name} at {path.name}:{frame.f_lineno}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["frcnn", "relnet", "relpn"])
+def test_nothing_of_ours_in_a_step_or_an_evaluation_waits_for_the_device(shapes: Path, name: str) -> None:
+    task = build(shapes, name, model__pooling="pool")
+    with Waits() as in_a_step:
+        task.losses(0).total().backward()
+    scenes = read_scenes(shapes / "shapes", read_scene_manifest(shapes / "shapes"), "test")
+    with Waits() as in_a_batch:
+        next(task._seen(scenes))
+    assert in_a_step.ours == in_a_batch.ours == []
+    assert in_a_step.torchvisions  # what it notes, if it is there
+
+
+def test_an_evaluation_counted_in_a_thread_is_the_same(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = build(shapes)
+    written = []
+    measured = []
+    for folder in (tmp_path / "in turn", tmp_path / "behind"):
+        folder.mkdir()
+        measured.append(task.evaluate("test"))
+        task.export(folder, "test")
+        written.append([path.read_bytes() for path in sorted(folder.iterdir())])
+        monkeypatch.setattr("affsup_cli.tasks.detection.map", behind, raising=False)
+    assert measured[0] == measured[1]
+    assert written[0] == written[1]
+    assert len(written[0]) == 3
 
 
 @pytest.mark.parametrize("name", ["frcnn", "relnet", "relpn"])
@@ -330,6 +386,7 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
     epochs = task._epochs
     (batch,) = epochs._data.batches([[(i, False) for i in four]])
     epochs.batch = lambda step: batch  # type: ignore[method-assign]
+    epochs.size = lambda step: len(four)  # type: ignore[method-assign]
     steps = optimizer(task, task._recipe.train)
     task.model.train()
     for _ in range(250):

@@ -183,3 +183,10 @@ def test_what_cannot_be_built_is_refused_with_its_name(
 def test_the_gpu_runs_the_same_step(digits: Path, device: torch.device) -> None:
     here, there = build(digits).losses(0), build(digits, run__device=str(device)).losses(0)
     assert there.total().item() == pytest.approx(here.total().item(), rel=1e-3)
+
+
+def test_data_in_use_is_loaded_once(digits: Path) -> None:
+    first, second = build(digits), build(digits)
+    assert first._splits["train"] is second._splits["train"]
+    assert first._epochs._padded.data_ptr() == second._epochs._padded.data_ptr()
+    assert first._epochs._order.data_ptr() != second._epochs._order.data_ptr()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.engine.trained import Trained, export_trained, open_trained
@@ -189,6 +191,30 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_left_alone(
         "test_accuracy",
         "test_accuracy_macro",
     }
+
+
+def test_a_run_is_not_resumed_from_another_part_a(
+    shape_scenes: Path, part_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, run, save = small_scene(), RunFolder(tmp_path / "run"), Trainer._save
+
+    def stop(self: Trainer) -> None:
+        save(self)
+        raise Stopped("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_save", stop)
+        with pytest.raises(Stopped):
+            train_run(recipe, shape_scenes, run, pretrained=part_a)
+    other = RunFolder(tmp_path / "other")
+    shutil.copytree(part_a, other.path)
+    state = open_trained(part_a).state(torch.device("cpu"))
+    save_checkpoint(other.best, {"model": {name: value + 1 for name, value in state.items()}})
+    with pytest.raises(UsageError, match="was begun from pretrained network with SHA-256"):
+        train_run(recipe, shape_scenes, run, resume=True, pretrained=other.path)
+    assert not run.finished
+    export_trained(open_trained(part_a), tmp_path / "same.safetensors")
+    assert train_run(recipe, shape_scenes, run, resume=True, pretrained=tmp_path / "same.safetensors").finished
 
 
 def test_the_run_says_what_it_was_begun_from(shape_scenes: Path, part_a: Path, tmp_path: Path) -> None:

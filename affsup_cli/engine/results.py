@@ -1,0 +1,79 @@
+"""What result.json holds, checked. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StrictFloat, TypeAdapter, ValidationError, model_validator
+
+from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.errors import AffsupError, UsageError
+
+
+class TrainResult(BaseModel):
+    """What a training run came to. Metrics as the task names them; accuracies in 0..1."""
+
+    kind: Literal["train"]
+    epochs: int
+    best_epoch: int
+    metrics: dict[str, StrictFloat]
+    seconds: float | None = None
+
+
+class Measurement(BaseModel):
+    """One variant of a cost comparison: seconds of an epoch, one value a round, and the peak over all rounds."""
+
+    seconds_per_epoch: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
+    peak_megabytes: float | None
+
+
+class CostResult(BaseModel):
+    """What a cost comparison came to: round i of both variants was measured back to back."""
+
+    kind: Literal["cost"]
+    baseline: Measurement
+    treatment: Measurement
+
+    @model_validator(mode="after")
+    def _rounds_pair_up(self) -> CostResult:
+        if len(self.baseline.seconds_per_epoch) != len(self.treatment.seconds_per_epoch):
+            raise ValueError("baseline and treatment have different numbers of rounds")
+        return self
+
+
+_RESULT: TypeAdapter[TrainResult | CostResult] = TypeAdapter(
+    Annotated[TrainResult | CostResult, Field(discriminator="kind")]
+)
+
+
+def read_result(run: RunFolder) -> TrainResult | CostResult:
+    """Read what a run came to.
+
+    Raises:
+        AffsupError: it is not finished, or its result.json is damaged.
+    """
+    content: dict[str, Any] = run.result()
+    try:
+        return _RESULT.validate_python(content)
+    except ValidationError as error:
+        raise AffsupError(f"{run.path / 'result.json'} is damaged: {first_fault(error)}") from error
+
+
+def read_train_result(run: RunFolder) -> TrainResult:
+    """Read what a training run came to.
+
+    Raises:
+        UsageError: the run compares costs.
+        AffsupError: as for `read_result`.
+    """
+    result = read_result(run)
+    if isinstance(result, CostResult):
+        raise UsageError(f"{run.path} compares costs and keeps no model: `affsup list runs` names training runs")
+    return result
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return where the first thing that is wrong stands, and what is wrong with it."""
+    fault = error.errors()[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, fault['loc']))}: {message[0].lower() + message[1:]}"

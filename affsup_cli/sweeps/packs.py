@@ -1,0 +1,49 @@
+"""Which runs of a sweep train side by side in one process."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+from affsup_cli.recipe import MinibatchRecipe
+from affsup_cli.sweeps.plan import Step
+
+Pack = tuple[Step, ...]
+"""Steps that one process does at the same time; of one alone."""
+
+
+def alone(steps: Sequence[Step]) -> list[Pack]:
+    """Return each step as a pack of its own."""
+    return [(step,) for step in steps]
+
+
+def packed(steps: Sequence[Step], places: int) -> list[Pack]:
+    """Put training runs together that differ in seed and L_G alone.
+
+    Only image classification packs: other tasks fill a device by themselves. Runs that are alike are spread over the
+    places that would be idle otherwise.
+
+    Args:
+        steps: in the order in which they should begin.
+        places: how many packs run at the same time.
+    """
+    groups: dict[str, list[Step]] = {}
+    for number, step in enumerate(steps):
+        groups.setdefault(_likeness(step) or str(number), []).append(step)
+    parts = math.ceil(places / max(1, len(groups)))
+    packs = [tuple(group[part::parts]) for group in groups.values() for part in range(min(parts, len(group)))]
+    return sorted(packs, key=lambda pack: steps.index(pack[0]))
+
+
+def _likeness(step: Step) -> str | None:
+    """Return what the steps of a pack have in common, None for one that packs with no other."""
+    if not isinstance(step.recipe, MinibatchRecipe) or step.baseline is not None or step.state == "damaged":
+        return None
+    own = ("name", "seed")
+    common = {
+        key: value
+        for key, value in step.recipe.identity().items()
+        if key not in own and not key.startswith("affinity.")
+    }
+    return json.dumps(common, sort_keys=True)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from affsup_cli.bench import run, speeds
+from affsup_cli.bench.parts import Sizes
+from affsup_cli.commands.bench import bench
+from affsup_cli.errors import UsageError
+from tests.commands.calling import invoke
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "SECONDS", 0.05)
+    monkeypatch.setattr(run, "Sizes", lambda: Sizes(nodes=32, images=2, proposals=8, rounds=1))
+
+
+def test_bench_prints_speeds_ratios_and_hours_and_keeps_them(tmp_path: Path) -> None:
+    out = tmp_path / "bench.csv"
+    result = invoke(bench, "demo", "--device", "cpu", "--out", str(out))
+    assert result.exit_code == 0, result.exception
+    assert "minibatch resnet20 digits" in result.output
+    assert "minibatch with L_G ÷" in result.output
+    assert "hours on this CPU" in result.output
+    (line,) = (line for line in result.output.splitlines() if line.startswith("demo "))
+    assert line.split()[1] == "6"
+    with out.open(newline="", encoding="utf-8") as file:
+        kept = {row["what"]: row for row in csv.DictReader(file)}
+    assert kept["table"]["name"] == "demo"
+    assert float(kept["step"]["value"]) > 0
+
+
+def test_bench_refuses_a_table_that_there_is_not(tmp_path: Path) -> None:
+    result = invoke(bench, "table9", "--out", str(tmp_path / "bench.csv"))
+    assert isinstance(result.exception, UsageError)
+    assert not (tmp_path / "bench.csv").exists()

@@ -1,0 +1,66 @@
+"""A recorder for the CPU that is as strict as a CUDA graph: operators are taken down and repeated in the same memory.
+
+No Python of the work runs in a repetition, so that whatever the work leaves to the host stands still; what a graph
+cannot hold is refused while it is taken down.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+FROM_THE_HOST = {"aten::lift_fresh", "aten::lift_fresh_copy"}
+RANDOM = {"aten::bernoulli_", "aten::native_dropout", "aten::randperm", "aten::randint", "aten::rand", "aten::randn"}
+
+
+class NotRepeatableError(Exception):
+    """The work waits for the device, takes something from the host, has sizes that depend on values, or draws."""
+
+
+class Recording(TorchDispatchMode):
+    """Notes every operator, and refuses those that no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, tags = func.name().partition(".")[0], func.tags
+        waits = name == "aten::_local_scalar_dense" or torch.Tag.data_dependent_output in tags
+        sized_by_values = torch.Tag.dynamic_output_shape in tags
+        if name == "aten::index":  # by integers it is as large as these
+            sized_by_values = any(index.dtype == torch.bool for index in tensors(args[1]))
+        if waits or sized_by_values or name in FROM_THE_HOST | RANDOM:
+            raise NotRepeatableError(name)
+        output = func(*args, **kwargs)
+        self.operators.append((func, args, kwargs, output))
+        return output
+
+    def repeat(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, noted in self.operators:
+                given = {leaf.untyped_storage().data_ptr() for leaf in tensors((args, kwargs))}
+                for mine, new in zip(tensors(noted), tensors(func(*args, **kwargs)), strict=True):
+                    if mine.untyped_storage().data_ptr() not in given:
+                        mine.copy_(new)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def record(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Take `work` down; unlike CUDA, a CPU does it meanwhile, so that the first repetition has nothing left to do."""
+    with Recording() as recording:
+        returned = work()
+    turns = itertools.chain([lambda: None], itertools.repeat(recording.repeat))
+    return lambda: next(turns)(), returned

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from affsup_cli.engine import recorded, training
+from affsup_cli.engine.recorded import Recorder, Repeated
+from affsup_cli.engine.step import TrainingStep
+from affsup_cli.engine.training import Trainer
+from affsup_cli.errors import AffsupError
+from affsup_cli.recipe import load_recipe
+from affsup_cli.tasks import build_task
+from affsup_cli.tasks.minibatch import MinibatchTask
+from tests.engine.recording import NotRepeatableError, Recording, record
+from tests.engine.test_training import assert_same_end, folder, recipe
+from tests.engine.toy import ToyTask
+
+FORMS = ("none", "focal", "log", "l2", "smooth_l1", "bce")
+OPTIONS = itertools.cycle(itertools.product(("matrix", "row"), ("float32", "bf16"), ("exclude", "keep")))
+GRAPHS = [(form, *next(OPTIONS)) for _, form in itertools.product(range(2), FORMS)]
+
+
+def minibatch(digits: Path, **fields: Any) -> MinibatchTask:
+    overrides = {"run.device": "cpu", "train.batch_size": 16, "train.milestones": [1]}
+    task = build_task(load_recipe("minibatch", overrides | fields), digits)
+    assert isinstance(task, MinibatchTask)
+    return task
+
+
+def some_steps(task: MinibatchTask, record: Recorder[Any] | None) -> tuple[dict[str, float], list[int]]:
+    """Steps of epochs with different learning rates, the short last one among them; where they are, counted here."""
+    if record is None:
+        task.static_steps = 0
+    steps = TrainingStep(task, task._recipe.train, record)
+    sizes = []
+    for epoch in (0, 1):
+        task.begin_epoch(epoch)
+        task.model.train()
+        steps.begin(epoch, 0)
+        sizes += [steps.take(step, looking=step > 1) for step in range(4)]
+    task.begin_epoch(2)
+    steps.begin(2, task.steps - 2)
+    sizes += [steps.take(step) for step in (task.steps - 2, task.steps - 1)]
+    steps.watch.check()
+    return steps.averages.read(), sizes
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have work recorded when it comes for the second time."""
+    monkeypatch.setattr(recorded, "WARM_UP", 1)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(("form", "softmax", "precision", "diagonal"), GRAPHS)
+def test_a_repeated_step_is_the_step_itself(
+    digits: Path, form: str, softmax: str, precision: str, diagonal: str
+) -> None:
+    graph = {"affinity.loss": form, "affinity.softmax": softmax, "affinity.diagonal": diagonal}
+    tasks = [minibatch(digits, **graph, **{"train.precision": precision, "train.clip_norm": 5.0}) for _ in range(2)]
+    (plain, sizes), (repeated, repeated_sizes) = some_steps(tasks[0], None), some_steps(tasks[1], record)
+    assert repeated == plain
+    assert repeated_sizes == sizes == [16] * 9 + [tasks[0]._epochs.size(tasks[0].steps - 1)]
+    for one, other in zip(tasks[0].model.state_dict().values(), tasks[1].model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("fields", [{"affinity.features": "logits", "affinity.normalize": True}, {"train.momentum": 0}])
+def test_other_fields_leave_it_repeatable(digits: Path, fields: dict[str, Any]) -> None:
+    tasks = [minibatch(digits, **fields) for _ in range(2)]
+    assert some_steps(tasks[0], None) == some_steps(tasks[1], record)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("softmax", ["matrix", "row"])
+def test_a_graph_in_tiles_is_repeatable(digits: Path, softmax: str) -> None:
+    tasks = [minibatch(digits, **{"affinity.softmax": softmax}) for _ in range(2)]
+    for task in tasks:
+        task._affinity.tile = 8
+    assert some_steps(tasks[0], None) == some_steps(tasks[1], record)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_loss_that_is_not_finite_is_found_in_the_repetition_that_it_was_in(digits: Path) -> None:
+    task = minibatch(digits)
+    steps = TrainingStep(task, task._recipe.train, record)
+    task.begin_epoch(0)
+    steps.begin(0, 0)
+    for step in range(7):
+        if step == 4:
+            task.model.head.bias.data.fill_(float("nan"))
+        steps.take(step)
+    with pytest.raises(AffsupError, match="epoch 1, step 5: loss = nan"):
+        steps.watch.check()
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_run_of_repeated_steps_ends_as_any_other(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe(train__epochs=2, train__batch_size=160, train__milestones=[1], run__device="cpu")
+    plain, repeated = folder(tmp_path / "plain"), folder(tmp_path / "repeated")
+    Trainer(build_task(wanted, digits), wanted, plain).run()
+    taken = []
+    monkeypatch.setattr(training, "recorder_for", lambda *_: lambda work: (taken.append(1), record(work))[1])
+    Trainer(build_task(wanted, digits), wanted, repeated).run()
+    assert len(taken) == 2  # with and without a look at the gradient share
+    assert_same_end(plain, repeated)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x + torch.tensor([1.0, 2.0]),
+        lambda x: torch.nn.functional.dropout(x),
+    ],
+)
+def test_what_no_graph_can_hold_is_refused_here_too(work: Callable[[torch.Tensor], Any]) -> None:
+    with pytest.raises(NotRepeatableError), Recording():
+        work(torch.ones(2))
+
+
+def test_work_is_recorded_by_its_name_after_it_was_done_as_it_is() -> None:
+    heard: list[str] = []
+
+    def note(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        heard.append("recorded")
+        return lambda: heard.append("repeated"), work()
+
+    repeated = Repeated(note)
+    for _ in range(recorded.WARM_UP + 2):
+        assert repeated("a", lambda: heard.append("a") or 7) == 7
+    assert heard == ["a"] * recorded.WARM_UP + ["recorded", "a", "repeated", "repeated"]
+    repeated("b", lambda: heard.append("b"))
+    assert heard[-1] == "b"
+
+
+def test_without_a_recorder_everything_is_done_as_it_is() -> None:
+    repeated = Repeated(None)
+    assert [repeated("a", lambda value=value: value) for value in range(9)] == list(range(9))
+
+
+def test_a_task_that_does_not_promise_static_steps_is_never_recorded() -> None:
+    task = ToyTask()
+    steps = TrainingStep(task, recipe().train, lambda _: pytest.fail("recorded"))
+    task.begin_epoch(0)
+    steps.begin(0, 0)
+    assert [steps.take(step) for step in [0, 1, 2, 3] * 2] == [8] * 8
+
+
+def gpu_run(digits: Path, path: Path, **fields: Any) -> dict[str, float]:
+    base = {"run.device": "cuda", "train.epochs": 2, "train.milestones": [1], "train.batch_size": 64}
+    wanted = load_recipe("minibatch", base | fields)
+    run = folder(path)
+    Trainer(build_task(wanted, digits), wanted, run).run()
+    return run.metrics()[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"affinity.loss": form} for form in FORMS),
+        {"affinity.softmax": "row", "affinity.diagonal": "keep"},
+        {"train.precision": "bf16", "train.clip_norm": 5.0},
+        {"train.compile": True},
+    ],
+)
+def test_on_a_gpu_a_graph_is_recorded_and_trains_as_plain_steps_do(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    plain = gpu_run(digits, tmp_path / "plain", **{"run.graph": "off"}, **fields)
+    taken = []
+    call = recorded.CudaGraphs.__call__
+    monkeypatch.setattr(recorded.CudaGraphs, "__call__", lambda self, work: (taken.append(1), call(self, work))[1])
+    repeated = gpu_run(digits, tmp_path / "repeated", **fields)
+    assert taken
+    assert repeated.keys() == plain.keys()
+    assert repeated["train_loss"] == pytest.approx(plain["train_loss"], rel=0.05)
+    assert repeated["train_accuracy"] == pytest.approx(plain["train_accuracy"], abs=0.05)
