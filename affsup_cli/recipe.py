@@ -483,6 +483,11 @@ def _file_of(name: str) -> Path:
     return path
 
 
+def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return `differences` between what is stored and what is asked for, in words."""
+    return "; ".join(f"{key} is {stored!r} there, {asked!r} here" for key, (stored, asked) in changed.items())
+
+
 def _assembled(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Put together what a file extends, its own fields, those for its data set, and overrides."""
     fields = _extended(parse_toml(path))

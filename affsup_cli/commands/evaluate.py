@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir
+from affsup_cli.commands.places import run_path
 
 
 class Split(StrEnum):
@@ -40,5 +40,5 @@ def evaluate(
     from affsup_cli.engine.run_folder import RunFolder
     from affsup_cli.tasks.evaluation import evaluate_run
 
-    folder = RunFolder.open(Path(run) if Path(run).is_dir() else runs / run)
+    folder = RunFolder.open(run_path(run, runs))
     print_metrics(evaluate_run(folder, data, split.value, device or "auto"))

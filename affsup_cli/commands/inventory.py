@@ -12,6 +12,7 @@ from rich.table import Table
 
 import data_prep
 from affsup_cli.commands.console import counted, metric_text
+from affsup_cli.commands.places import run_path
 from affsup_cli.commands.split_table import left_out_lines, split_table
 from affsup_cli.engine.results import TrainResult, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
@@ -64,7 +65,7 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
         return _describe_table(name)
     if name in data_prep.datasets():
         return _describe_dataset(read_manifest(data_dir / name))
-    run = RunFolder(Path(name) if Path(name).is_dir() else runs_dir / name)
+    run = RunFolder(run_path(name, runs_dir))
     if run.exists:
         return _describe_run(run)
     known = [*recipe_names(), *report_names(), *data_prep.datasets(), *(run.name for run in run_folders(runs_dir))]

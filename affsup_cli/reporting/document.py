@@ -14,6 +14,7 @@ from affsup_cli.reporting.runs import Run, RunData
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+_NEGATIVE = re.compile(r"(?<![\w)])-(?=\d)")
 _LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 _PLAIN = str.maketrans(_LETTERS, "abcdefghijklmnoprstuvwxyz")
 _MARKS = re.compile(rf"(?: [{_LETTERS}]+)+$")
@@ -79,6 +80,11 @@ class Footnotes:
     def lines(self) -> tuple[str, ...]:
         """Return the footnotes, each after its mark."""
         return tuple(f"{mark} {text}" for text, mark in self._marks.items())
+
+
+def with_minus(text: str) -> str:
+    """Return `text` with a minus sign in place of the hyphen before a number."""
+    return _NEGATIVE.sub(MINUS, text)
 
 
 def split_marks(text: str) -> tuple[str, list[str]]:

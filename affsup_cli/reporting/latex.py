@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from affsup_cli.reporting.document import MINUS, Report, Table, plain_mark, split_marks
+from affsup_cli.reporting.document import Report, Table, plain_mark, split_marks, with_minus
 
 _SIZES = ((62, "small"), (80, "footnotesize"), (125, "scriptsize"))
 _LONG = 40  # characters of a field from which its column wraps
@@ -28,7 +28,6 @@ _COMMANDS = {
     "…": r"\ldots{}",
 }
 _PART = re.compile(r"\b[LF]_(?:G|S|C|in)\b|.", re.DOTALL)
-_NEGATIVE = re.compile(r"(?<![\w)])-(?=\d)")
 
 
 def latex_tables(report: Report) -> str:
@@ -75,7 +74,7 @@ def _escaped(part: str) -> str:
 def _field(text: str) -> str:
     """Return a field: a hyphen before a number is a minus, marks are raised."""
     shown, marks = split_marks(text)
-    return latex_text(_NEGATIVE.sub(MINUS, shown)) + "".join(map(_superscript, marks))
+    return latex_text(with_minus(shown)) + "".join(map(_superscript, marks))
 
 
 def _superscript(mark: str) -> str:

@@ -16,13 +16,12 @@ from pathlib import Path
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import trains_the_same
 from affsup_cli.reporting.curves_svg import Curve, curves, number, ranges
-from affsup_cli.reporting.document import MINUS, Report, Source, Table, plain_mark, split_marks
+from affsup_cli.reporting.document import Report, Source, Table, plain_mark, split_marks, with_minus
 from affsup_cli.reporting.runs import MeasuredRun, Run, TrainedRun
 
 _TITLE = "Affinity graph supervision: tables and figures"
 _STYLE = Path(__file__).with_name("page.css")
 _INLINE = re.compile(r"`([^`]+)`|\b([LF])_(G|S|C|in)\b")
-_NEGATIVE = re.compile(r"(?<![\w)])-(?=\d)")
 _SHARES = ("accuracy", "map_", "recall")
 _METRICS = {
     "accuracy_macro": "accuracy, mean over classes",
@@ -194,7 +193,7 @@ def _table(report: Report, table: Table, links: _Links) -> str:
 def _field(report: Report, text: str, source: Source | None = None, links: _Links | None = None) -> str:
     """Return a field: its number leads to its runs, its marks to their footnotes."""
     shown, marks = split_marks(text)
-    inner = _inline(_NEGATIVE.sub(MINUS, shown))
+    inner = _inline(with_minus(shown))
     if source and links:
         inner = f'<a href="#{links.of_source(source)}">{inner}</a>'
     notes = dict(line.split(" ", 1) for line in report.content.footnotes) if marks else {}

@@ -24,7 +24,7 @@ from affsup_cli.engine.together import Pieces, SharedClock, take_turns
 from affsup_cli.engine.trained import open_trained
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError, UsageError
-from affsup_cli.recipe import Recipe, differences
+from affsup_cli.recipe import Recipe, differences, in_words
 from affsup_cli.tasks import build_task
 from data_prep.format import read_manifest
 
@@ -202,12 +202,8 @@ def _refuse_other_recipe(recipe: Recipe, run: RunFolder) -> None:
     changed = differences(run.recipe().identity(), recipe.identity())
     if changed:
         raise UsageError(
-            f"{run.path} holds a run of another recipe: {_in_words(changed)}. Use the same fields, or another --name"
+            f"{run.path} holds a run of another recipe: {in_words(changed)}. Use the same fields, or another --name"
         )
-
-
-def _in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{key} is {stored!r} there, {asked!r} here" for key, (stored, asked) in changed.items())
 
 
 def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
@@ -244,7 +240,7 @@ def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
     if not candidates:
         return message
     changed, nearest = min(candidates, key=lambda candidate: len(candidate[0]))
-    return f"{message}. The nearest unfinished run is {nearest.name}: {_in_words(changed)}"
+    return f"{message}. The nearest unfinished run is {nearest.name}: {in_words(changed)}"
 
 
 def measure_run(

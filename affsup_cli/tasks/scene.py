@@ -21,7 +21,7 @@ from affsup_cli.engine.task import Losses
 from affsup_cli.engine.trained import Trained
 from affsup_cli.errors import UsageError
 from affsup_cli.models.scene import SceneClassifier
-from affsup_cli.recipe import SceneRecipe, differences, trains_the_same
+from affsup_cli.recipe import SceneRecipe, differences, in_words, trains_the_same
 from affsup_cli.tasks.scene_network import build_network, checksum_of
 from data_prep.format import read_scene_manifest, read_scenes
 
@@ -168,8 +168,7 @@ def describe(model: SceneClassifier, batch: SceneBatch, precision: str) -> Tenso
 def _refuse_other_network(recipe: SceneRecipe, network: Trained) -> None:
     changed = differences(network.recipe.identity(), recipe.network.identity())
     if not trains_the_same(changed):
-        words = "; ".join(f"{key} is {found!r} there, {asked!r} here" for key, (found, asked) in changed.items())
-        raise UsageError(f"{network.path} is not the run that [network] describes: {words}")
+        raise UsageError(f"{network.path} is not the run that [network] describes: {in_words(changed)}")
 
 
 class _Descriptions:
