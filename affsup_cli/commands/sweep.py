@@ -43,12 +43,12 @@ def sweep(
         bool,
         typer.Option(
             "--together",
-            help="Train image classifiers that differ in seed and L_G alone side by side in one process: on a GPU much "
-            "faster. --jobs then counts such packs.",
+            help="Train image classifiers that differ in seed and L_G alone side by side in one process, or job: on a "
+            "GPU much faster. --jobs then counts such packs.",
         ),
     ] = False,
     launcher: Annotated[
-        Where, typer.Option(help="slurm: submit each run as a job of a Slurm cluster, and leave.")
+        Where, typer.Option(help="slurm: submit the runs as jobs of a Slurm cluster, and leave.")
     ] = Where.LOCAL,
     slurm: Annotated[
         list[str] | None,
@@ -75,8 +75,9 @@ def sweep(
     another process runs, such as another sweep, it waits for. The order is seed by seed, so that every cell has its
     first run early. Runs with --set depart from the recipe: the table marks them.
 
-    On a cluster a run asks for one GPU and 240 minutes, if --slurm says nothing else; one that needs longer, or is
-    pre-empted, goes on from its checkpoint in another turn. --status and --cancel work from anywhere, at any time.
+    On a cluster each run, or with --together each pack, is a job that asks for one GPU and 240 minutes, if --slurm says
+    nothing else; one that needs longer, or is pre-empted, goes on from its checkpoint in another turn. --status and
+    --cancel work from anywhere, at any time.
 
     \b
     affsup sweep table3 --dry-run
@@ -87,6 +88,7 @@ def sweep(
     affsup sweep table4
     affsup sweep all --dry-run
     affsup sweep table3 --launcher slurm --slurm partition=gpu --slurm cpus_per_task=4
+    affsup sweep table3 --launcher slurm --together
     affsup sweep table3 --status
     affsup sweep table3 --cancel
     """
@@ -99,7 +101,7 @@ def sweep(
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
 
     on_cluster = launcher is Where.SLURM
-    _refuse_contradictions(on_cluster, jobs, together, slurm, status, cancel)
+    _refuse_contradictions(on_cluster, jobs, slurm, status, cancel)
     extra = dict(parse_override(text) for text in settings or [])
     if device is not None:
         extra["run.device"] = device
@@ -109,7 +111,7 @@ def sweep(
     if status or cancel:
         plan = plan_sweep(wanted, data, runs, set())
         if cancel:
-            sweep_cluster.cancel_jobs(plan)
+            sweep_cluster.cancel_jobs(plan, runs)
         else:
             sweep_cluster.print_standings(plan, title, runs)
         return
@@ -129,7 +131,7 @@ def sweep(
     if plan.obstacles:
         raise AffsupError("\n".join(plan.obstacles))
     if on_cluster:
-        sweep_cluster.submit_plan(plan, data, runs, asked)
+        sweep_cluster.submit_plan(plan, data, runs, asked, together)
         return
     run_plan(plan, data, places, together)
     elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
@@ -137,7 +139,7 @@ def sweep(
 
 
 def _refuse_contradictions(
-    on_cluster: bool, jobs: int, together: bool, slurm: Sequence[str] | None, status: bool, cancel: bool
+    on_cluster: bool, jobs: int, slurm: Sequence[str] | None, status: bool, cancel: bool
 ) -> None:
     from affsup_cli.errors import UsageError
 
@@ -149,8 +151,6 @@ def _refuse_contradictions(
         raise UsageError(
             f"--jobs {jobs} is for this machine: on a cluster --slurm array_parallelism={jobs} bounds them"
         )
-    if on_cluster and together:
-        raise UsageError("--together is for this machine: on a cluster each run is a job of its own")
 
 
 def print_plan(plan: Plan, title: str, places: Sequence[Place], together: bool = False) -> None:
@@ -159,7 +159,7 @@ def print_plan(plan: Plan, title: str, places: Sequence[Place], together: bool =
     `together`: also which runs train side by side.
     """
     from affsup_cli.commands.console import console, counted
-    from affsup_cli.sweeps.local import packs_of
+    from affsup_cli.sweeps.packs import packs_of
 
     where = ", ".join(dict.fromkeys(place.device for place in places)) or "slurm"
     at_once = f", {len(places)} at a time" if len(places) > 1 else ""
@@ -168,7 +168,7 @@ def print_plan(plan: Plan, title: str, places: Sequence[Place], together: bool =
     console.print(_plan_table(plan), soft_wrap=False)
     if any(shared for _, _, shared in _lines(plan)):
         console.print("+: runs that these cells share with lines above, and that are counted there")
-    for pack in packs_of(plan, len(places), together):
+    for pack in packs_of(plan.to_do, together, max(1, len(places))):
         if len(pack) > 1:
             cells = ", ".join(dict.fromkeys(cell for step in pack for cell in step.cells))
             console.print(f"side by side: {counted(len(pack), 'run')} of {cells}", markup=False)

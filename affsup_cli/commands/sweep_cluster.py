@@ -40,12 +40,12 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
     return asked_of_slurm(given, device)
 
 
-def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) -> None:
-    """Submit what a plan has to do, and say as which jobs."""
+def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any], together: bool) -> None:
+    """Submit what a plan has to do, and say as which jobs; `together`: runs that are alike as one."""
     from affsup_cli.commands.console import console, counted
     from affsup_cli.sweeps.cluster import submit
 
-    new = submit(plan, data, runs, asked)
+    new = submit(plan, data, runs, asked, together)
     there = len(plan.to_do) - len(new)
     if there:
         console.print(f"{counted(there, 'run')} in the queue already")
@@ -55,16 +55,18 @@ def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) ->
         console.print("the same call with --status shows how they stand, with --cancel takes them back")
 
 
-def cancel_jobs(plan: Plan) -> None:
+def cancel_jobs(plan: Plan, runs: Path) -> None:
     """Cancel the jobs of a sweep, and say which."""
     from affsup_cli.commands.console import console, counted
     from affsup_cli.sweeps.cluster import cancel
 
-    cancelled = cancel(plan)
+    cancelled, beside = cancel(plan, runs)
     if not cancelled:
         console.print("no run of this sweep is in the queue")
         return
     console.print(f"cancelled {counted(len(cancelled), 'run')}: {_of_jobs(cancelled.values())}", markup=False)
+    if beside:
+        console.print(f"with them, of the same jobs but another sweep: {', '.join(beside)}", markup=False)
     console.print("those that run save their checkpoints; sweep again to go on")
 
 
@@ -106,6 +108,6 @@ def _epoch(step: Step, standing: Standing) -> str:
 
 def _of_jobs(jobs: Iterable[str]) -> str:
     """Name jobs, the tasks of an array together."""
-    sizes = Counter(job.partition("_")[0] for job in jobs)
+    sizes = Counter(job.partition("_")[0] for job in set(jobs))
     named = [f"{job} ({size} tasks)" if size > 1 else job for job, size in sizes.items()]
     return f"job{'s' if len(named) > 1 else ''} {', '.join(named)}"

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from affsup_cli.errors import AffsupError, UsageError
-from affsup_cli.sweeps.job import RunJob
-from affsup_cli.sweeps.jobs import QueuedJob, cancel_jobs, queued_jobs, read_end, read_job, write_job
+from affsup_cli.sweeps.job import RunsJob
+from affsup_cli.sweeps.jobs import QueuedJob, cancel_jobs, queued_jobs, read_end, read_job, runs_of, write_job
+from affsup_cli.sweeps.messages import Order
+from affsup_cli.sweeps.packs import Pack, packs_of
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import order_of
 from affsup_cli.sweeps.worker import LOG
@@ -71,7 +73,7 @@ def asked_of_slurm(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
     given = {key.replace("-", "_"): value for key, value in settings.items()}
     for key in given:
         if key in _OURS:
-            raise UsageError(f"--slurm {key}=…: a run is one process in one job, and the sweep sets '{key}' itself")
+            raise UsageError(f"--slurm {key}=…: a job is one process, and the sweep sets '{key}' itself")
     minutes = given.setdefault("time", JOB_MINUTES)
     if not isinstance(minutes, int) or minutes < 1:
         raise UsageError(f"--slurm time={minutes}: expected minutes, such as 240")
@@ -87,8 +89,10 @@ def asked_of_slurm(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
     return asked
 
 
-def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any]) -> dict[Step, str]:
-    """Submit the runs that are neither finished nor in the queue: those that ask for the same as one array.
+def submit(
+    plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any], together: bool = False
+) -> dict[Step, str]:
+    """Submit the runs that are neither finished nor in the queue: jobs that ask for the same as one array.
 
     A run that needs another begins when that is finished; if it fails, Slurm drops the ones that need it.
 
@@ -97,9 +101,10 @@ def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any])
         data_dir: where the data sets are prepared.
         runs_dir: where the run folders are; submitit's own files go to `JOBS` there.
         asked: as `asked_of_slurm` returns it.
+        together: one job trains all runs that are alike side by side.
 
     Returns:
-        The new jobs' ids.
+        The new runs' jobs, by their ids.
 
     Raises:
         AffsupError: Slurm is not here or refuses, or a run folder is damaged.
@@ -117,11 +122,12 @@ def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any])
         executor = SlurmExecutor(folder, max_num_timeout=_MAX_TURNS)
         while left := [step for step in plan.to_do if step not in jobs]:
             ready = [step for step in left if step.needs is None or step.needs not in left]
-            for parameters, steps in _alike(ready, jobs, asked):
+            for parameters, packs in _alike(packs_of(ready, together), jobs, asked):
                 executor.parameters = {}
-                for step, job in zip(steps, _submitted(executor, parameters, steps, data_dir), strict=True):
-                    write_job(step.folder.path, job)
-                    jobs[step] = new[step] = job
+                for pack, job in zip(packs, _submitted(executor, parameters, packs, data_dir), strict=True):
+                    for step in pack:
+                        write_job(step.folder.path, job)
+                        jobs[step] = new[step] = job
     return new
 
 
@@ -140,63 +146,74 @@ def standings(plan: Plan, runs_dir: Path) -> dict[Step, Standing]:
     return {step: found[step] for step in plan.steps}
 
 
-def cancel(plan: Plan) -> dict[Step, str]:
+def cancel(plan: Plan, runs_dir: Path) -> tuple[dict[Step, str], list[str]]:
     """Cancel the jobs of a sweep that are in the queue or run; those that run save and leave.
 
     Returns:
-        Their ids.
+        The runs' jobs, by their ids, and the names of runs that are not of this sweep but trained beside them.
 
     Raises:
         AffsupError: Slurm is not here or refuses.
     """
     jobs = _active(plan, queued_jobs())
     if jobs:
-        cancel_jobs(jobs.values())
-    return jobs
+        cancel_jobs(sorted(set(jobs.values())))
+    own = {step.folder.name for step in plan.steps}
+    beside = [folder.name for folder in runs_of(set(jobs.values()), runs_dir) if folder.name not in own]
+    return jobs, beside
 
 
 def _active(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
     jobs = {step: read_job(step.folder.path) for step in plan.to_do}
-    return {step: job for step, job in jobs.items() if job is not None and job in queue and not queue[job].over}
+    return {step: job for step, job in jobs.items() if job is not None and _goes_on(step, queue.get(job), job)}
+
+
+def _goes_on(step: Step, queued: QueuedJob | None, job: str) -> bool:
+    """Say whether a job still does, or will do, this run; others that it does side by side may outlast it."""
+    if queued is None or queued.over:
+        return False
+    ended = read_end(step.folder.path, job)
+    return ended is None or ended.how == "stopped"
 
 
 def _alike(
-    steps: Sequence[Step], jobs: Mapping[Step, str], asked: Mapping[str, Any]
-) -> list[tuple[dict[str, Any], list[Step]]]:
-    """Put steps that ask for the same together, each group with its parameters."""
-    groups: dict[str, tuple[dict[str, Any], list[Step]]] = {}
-    for step in steps:
+    packs: Sequence[Pack], jobs: Mapping[Step, str], asked: Mapping[str, Any]
+) -> list[tuple[dict[str, Any], list[Pack]]]:
+    """Put packs that ask for the same together, each group with its parameters."""
+    groups: dict[str, tuple[dict[str, Any], list[Pack]]] = {}
+    for pack in packs:
         parameters = dict(asked)
-        if step.baseline is not None:  # nothing else may take its time
+        if any(step.baseline is not None for step in pack):  # nothing else may take its time
             parameters["exclusive"] = True
-        if step.needs is not None and step.needs in jobs:
-            parameters["dependency"] = f"afterok:{jobs[step.needs]}"
-        groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))[1].append(step)
+        needed = sorted({jobs[step.needs] for step in pack if step.needs is not None and step.needs in jobs})
+        if needed:
+            parameters["dependency"] = f"afterok:{':'.join(needed)}"
+        groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))[1].append(pack)
     return list(groups.values())
 
 
 def _submitted(
-    executor: SlurmExecutor, parameters: Mapping[str, Any], steps: Sequence[Step], data_dir: Path
+    executor: SlurmExecutor, parameters: Mapping[str, Any], packs: Sequence[Pack], data_dir: Path
 ) -> list[str]:
-    orders = [order_of(step, data_dir) for step in steps]
-    absolute = [
-        dataclasses.replace(
-            order,
-            data_dir=order.data_dir.absolute(),
-            folder=order.folder.absolute(),
-            pretrained=order.pretrained and order.pretrained.absolute(),
-        )
-        for order in orders
-    ]
+    jobs_to_do = [RunsJob([_absolute(order_of(step, data_dir)) for step in pack]) for pack in packs]
     try:
         executor.update_parameters(**parameters)
-        jobs = executor.submit_array([RunJob(order) for order in absolute])
+        jobs = executor.submit_array(jobs_to_do)
     except RuntimeError as error:  # submitit's word for what sbatch said
         raise AffsupError(f"Slurm takes no jobs: {str(error).strip().splitlines()[-1]}") from error
     finally:
         for litter in (*executor.folder.glob(".submission_file_*"), *executor.folder.glob(f"{'[0-9a-f]' * 32}.pkl")):
             litter.unlink()
     return [job.job_id for job in jobs]
+
+
+def _absolute(order: Order) -> Order:
+    return dataclasses.replace(
+        order,
+        data_dir=order.data_dir.absolute(),
+        folder=order.folder.absolute(),
+        pretrained=order.pretrained and order.pretrained.absolute(),
+    )
 
 
 def _standing(
@@ -210,7 +227,7 @@ def _standing(
     if job is None:
         return Standing("to do")
     queued = queue.get(job)
-    if queued is not None and not queued.over:
+    if queued is not None and _goes_on(step, queued, job):
         if queued.state == "PENDING":
             return Standing("pending", job, queued.reason)
         return Standing("running", job)

@@ -1,12 +1,14 @@
-"""What a job of a Slurm cluster does: one run, which it leaves saved and puts back into the queue when it must."""
+"""What a job of a Slurm cluster does: runs, which it leaves saved and puts back into the queue when it must."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from affsup_cli.sweeps.jobs import queued_jobs, write_end
+from affsup_cli.sweeps.jobs import forget_end, queued_jobs, write_end
 from affsup_cli.sweeps.messages import Ended, Event, Order
 from affsup_cli.sweeps.worker import carry_out
 
@@ -16,40 +18,51 @@ if TYPE_CHECKING:
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
-class RunJob:
-    """A run as submitit stores it, calls it in the job, and stores it again to be called anew after a requeue.
+class RunsJob:
+    """Runs, one or several side by side, as submitit stores them, calls them, and stores them again to be called anew.
 
     Slurm sends SIGUSR2 when the job's time is nearly over, SIGTERM when it is cancelled, requeued or pre-empted. At
-    either the run saves and leaves after its step; if Slurm takes the job for running still, nobody else will put it
-    back into the queue, and submitit's own handler of SIGUSR2 does. The next turn goes on from the checkpoint.
+    either the runs save and leave after a step; if Slurm takes the job for running still, nobody else will put it
+    back into the queue, and submitit's own handler of SIGUSR2 does. The next turn goes on from the checkpoints.
     """
 
-    def __init__(self, order: Order) -> None:
-        self._order = order.to_line()
+    def __init__(self, orders: Sequence[Order]) -> None:
+        self._orders = Order.line_of(orders)
 
     def __call__(self) -> None:
-        """Do the run, then leave: with exit code 0 if it is finished, so that those who need it may begin."""
+        """Do the runs, then leave: with exit code 0 if all are finished, so that those who need them may begin."""
         from submitit import JobEnvironment
 
         requeue: Any = signal.getsignal(signal.SIGUSR2)
         for number in _STOPPING:
             signal.signal(number, _interrupt)
-        order, job = Order.from_line(self._order), JobEnvironment().job_id
-        try:
-            ended = carry_out(order, _say_nothing)
-        except KeyboardInterrupt:  # a second signal, while the first was obeyed
-            ended = Ended("stopped")
+        orders, job = Order.several_from_line(self._orders), JobEnvironment().job_id
+        unfinished = dict.fromkeys(range(len(orders)), Ended("stopped"))
+        for order in orders:
+            forget_end(order.folder)
+
+        def tell(place: int, event: Event) -> None:
+            if not isinstance(event, Ended):
+                return
+            if event.how == "finished":
+                del unfinished[place]
+            else:
+                unfinished[place] = event
+                write_end(orders[place].folder, job, event)
+
+        with contextlib.suppress(KeyboardInterrupt):  # a second signal, while the first was obeyed
+            carry_out(orders, tell)
         for number in _STOPPING:
             signal.signal(number, signal.SIG_IGN)
-        if ended.how == "finished":
-            sys.exit(0)
-        write_end(order.folder, job, ended)
-        if ended.how == "stopped" and queued_jobs()[job].state == "RUNNING":
+        for place, ended in unfinished.items():
+            write_end(orders[place].folder, job, ended)
+        stopped = any(ended.how == "stopped" for ended in unfinished.values())
+        if stopped and queued_jobs()[job].state == "RUNNING":
             requeue(signal.SIGUSR2, None)
-        sys.exit(1)
+        sys.exit(1 if unfinished else 0)
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return what is called after a requeue: the same; the run's own folder says how far it is."""
+        """Return what is called after a requeue: the same; each run's own folder says how far it is."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -61,7 +74,3 @@ def _interrupt(number: int, _: object) -> None:
         signal.raise_signal(signal.SIGTERM)
     else:
         raise KeyboardInterrupt
-
-
-def _say_nothing(_: Event) -> None:
-    """Nobody listens; what there is to know stands in the run's folder."""

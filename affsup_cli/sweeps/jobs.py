@@ -1,7 +1,7 @@
 """Jobs of a Slurm cluster: which one does a run, as a file in the run's folder says, and what Slurm knows of it.
 
 job.json        written when a run is submitted: the job's id
-job-ended.json  written by a job that ends with its run unfinished: why
+job-ended.json  written by a job that leaves its run unfinished: why; removed when it begins again
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from affsup_cli.engine.run_folder import atomic_file
+from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.messages import Ended
 
@@ -51,6 +51,17 @@ def read_job(folder: Path) -> str | None:
     """Return the job that was last submitted for a run, None if none was."""
     content = _read(folder / _JOB)
     return None if content is None else str(content["job"])
+
+
+def forget_end(folder: Path) -> None:
+    """Remove what an earlier turn said of the run of `folder`."""
+    (folder / _ENDED).unlink(missing_ok=True)
+
+
+def runs_of(jobs: Collection[str], runs_dir: Path) -> list[Path]:
+    """Return the folders of the unfinished runs that these jobs do."""
+    folders = sorted(path.parent for path in runs_dir.glob(f"*/{_JOB}"))
+    return [folder for folder in folders if read_job(folder) in jobs and not RunFolder(folder).finished]
 
 
 def write_end(folder: Path, job: str, ended: Ended) -> None:

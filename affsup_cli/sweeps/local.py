@@ -6,17 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from affsup_cli.engine.stop import StopRequest
-from affsup_cli.sweeps.packs import Pack, alone, packed
+from affsup_cli.sweeps.packs import alone, packs_of
 from affsup_cli.sweeps.places import Place
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import Outcome, Watcher, run_steps
 from affsup_cli.sweeps.workers import LocalWorkers
-
-
-def packs_of(plan: Plan, places: int, together: bool) -> list[Pack]:
-    """Return the training runs that a plan has to do as packs: `together` those that are alike, else each alone."""
-    trainings = [step for step in plan.to_do if step.baseline is None]
-    return packed(trainings, places) if together else alone(trainings)
 
 
 def run_here(
@@ -37,7 +31,7 @@ def run_here(
         What became of each step; those that a stop kept from beginning are missing.
     """
     outcomes: dict[Step, Outcome] = {}
-    trainings = packs_of(plan, len(places), together)
+    trainings = packs_of([step for step in plan.to_do if step.baseline is None], together, len(places))
     comparisons = alone([step for step in plan.to_do if step.baseline is not None])
     with StopRequest() as stop:
         for packs, room in ((trainings, places), (comparisons, [places[0].alone()])):

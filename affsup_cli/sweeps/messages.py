@@ -31,18 +31,12 @@ class Order:
     folder: Path
     pretrained: Path | None
 
-    def to_line(self) -> bytes:
-        """Return the line that `from_line` reads; recipes are in it as TOML."""
-        return json.dumps(self._fields()).encode() + b"\n"
-
-    @classmethod
-    def from_line(cls, line: bytes) -> Order:
-        """Read a line."""
-        return cls._from_fields(json.loads(line))
-
     @staticmethod
     def line_of(orders: Sequence[Order]) -> bytes:
-        """Return the line that `several_from_line` reads: orders for one process to carry out at the same time."""
+        """Return the line that `several_from_line` reads: orders for one process to carry out at the same time.
+
+        Recipes are in it as TOML.
+        """
         return json.dumps([order._fields() for order in orders]).encode() + b"\n"
 
     @classmethod

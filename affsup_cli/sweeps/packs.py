@@ -13,6 +13,11 @@ Pack = tuple[Step, ...]
 """Steps that one process does at the same time; of one alone."""
 
 
+def packs_of(steps: Sequence[Step], together: bool, places: int = 1) -> list[Pack]:
+    """Return steps as packs: `together` those that are alike, as `packed` has it, else each alone."""
+    return packed(steps, places) if together else alone(steps)
+
+
 def alone(steps: Sequence[Step]) -> list[Pack]:
     """Return each step as a pack of its own."""
     return [(step,) for step in steps]

@@ -69,10 +69,7 @@ def _obey(line: bytes, tell: Callable[[int, Event], None]) -> None:
         for place in range(_count(line)):
             tell(place, Ended("failed", f"its order cannot be read, as if affsup had changed meanwhile: {said}"))
         return
-    if len(orders) == 1:
-        tell(0, carry_out(orders[0], partial(tell, 0)))
-    else:
-        _carry_out_together(orders, tell)
+    carry_out(orders, tell)
 
 
 def _count(line: bytes) -> int:
@@ -84,8 +81,15 @@ def _count(line: bytes) -> int:
     return len(found) if isinstance(found, list) else 1
 
 
-def carry_out(order: Order, tell: Callable[[Event], None]) -> Ended:
-    """Do one run; whatever becomes of it is said in its log and in what is returned."""
+def carry_out(orders: Sequence[Order], tell: Callable[[int, Event], None]) -> None:
+    """Do runs, several side by side; what becomes of each is said in its log, and told last with its place."""
+    if len(orders) == 1:
+        tell(0, _carry_out_one(orders[0], partial(tell, 0)))
+    else:
+        _carry_out_together(orders, tell)
+
+
+def _carry_out_one(order: Order, tell: _Tell) -> Ended:
     try:
         with _log(order.folder / LOG) as write:
             write(f"process {os.getpid()} begins")

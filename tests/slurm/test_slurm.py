@@ -103,6 +103,16 @@ def job(run: RunFolder) -> str:
     return found
 
 
+def same(run: RunFolder, whole: RunFolder) -> bool:
+    """Whether two runs are the same run with the same result."""
+    weights, others = (load_checkpoint(each.best, torch.device("cpu"))["model"] for each in (run, whole))
+    return (
+        run.name == whole.name
+        and run.result()["metrics"] == whole.result()["metrics"]
+        and all(torch.equal(weights[key], others[key]) for key in others)
+    )
+
+
 def begin_again(run: RunFolder) -> None:
     """Let a run that was put back into the queue begin at once: Slurm waits for two minutes."""
     until(lambda: state(run) == "PENDING")
@@ -151,11 +161,23 @@ def test_runs_that_must_leave_go_on_from_their_checkpoints_to_the_same_results(
         begin_again(run)
     until(lambda: requeued.finished and timed_out.finished)
     for run, whole in zip(runs, run_folders(undisturbed.runs), strict=True):
-        assert run.name == whole.name
         assert "stopped in epoch 1 after step" in (run.path / "log.txt").read_text()
-        assert run.result()["metrics"] == whole.result()["metrics"]
-        weights, others = (load_checkpoint(each.best, torch.device("cpu"))["model"] for each in (run, whole))
-        assert all(torch.equal(weights[key], others[key]) for key in others)
+        assert same(run, whole)
+
+
+def test_runs_of_one_job_go_on_together_after_a_requeue_to_the_results_of_jobs_of_their_own(
+    sweep: Sweep, undisturbed: Sweep
+) -> None:
+    runs = sweep.submit("--together")
+    (name,) = set(map(job, runs))
+    until(lambda: all(run.checkpoint.exists() for run in runs))
+    assert [line.split()[:2] for line in sweep.status().values()] == [["running", name]] * 2
+    subprocess.run(["scontrol", "requeue", name], check=True)
+    begin_again(runs[0])
+    until(lambda: all(run.finished for run in runs))
+    for run, whole in zip(runs, run_folders(undisturbed.runs), strict=True):
+        assert "stopped in epoch 1 after step" in (run.path / "log.txt").read_text()
+        assert same(run, whole)
 
 
 def test_a_run_that_is_pre_empted_saves_and_waits_for_its_next_turn(sweep: Sweep) -> None:
@@ -198,7 +220,7 @@ def test_what_needs_a_run_begins_after_it_and_is_dropped_if_it_fails(few: Path, 
     found = standings(plan, tmp_path)
     assert found[bad].state == "failed"
     assert (found[after_bad].state, found[after_bad].detail) == ("cancelled", "needs bad seed 0")
-    cancel(plan)
+    cancel(plan, tmp_path)
 
 
 def a_step(folder: Path, recipe: Recipe, needs: Step | None = None) -> Step:

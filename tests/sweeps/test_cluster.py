@@ -19,7 +19,7 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.sweeps.cluster import asked_of_slurm, cancel, standings, submit
-from affsup_cli.sweeps.job import RunJob
+from affsup_cli.sweeps.job import RunsJob
 from affsup_cli.sweeps.jobs import read_end, read_job, write_end, write_job
 from affsup_cli.sweeps.messages import Ended, Order
 from affsup_cli.sweeps.plan import Plan, Step
@@ -85,8 +85,8 @@ def plan(*steps: Step) -> Plan:
     return Plan(steps, Speeds(), (), ())
 
 
-def submitted(runs: Path, *steps: Step) -> dict[str, str]:
-    new = submit(plan(*steps), Path("data"), runs, ASKED)
+def submitted(runs: Path, *steps: Step, together: bool = False) -> dict[str, str]:
+    new = submit(plan(*steps), Path("data"), runs, ASKED, together)
     return {each.cells[0]: job for each, job in new.items()}
 
 
@@ -109,6 +109,27 @@ def test_a_run_waits_for_the_job_of_the_one_that_it_needs(slurm: Slurm, runs: Pa
     assert jobs == {"free": "1_0", "network": "1_1", "scene": "2_0", "other": "2_1"}
     assert not any(option.startswith("--dependency") for option in first)
     assert "--dependency=afterok:1_1" in second
+
+
+def test_together_runs_that_are_alike_are_one_job(slurm: Slurm, runs: Path) -> None:
+    cost = step(runs / "cost", baseline=load_recipe("minibatch"))
+    jobs = submitted(runs, step(runs / "a"), cost, step(runs / "b"), together=True)
+    assert jobs == {"a": "1", "b": "1", "cost": "2"}
+    assert [read_job(runs / name) for name in ("a", "b", "cost")] == ["1", "1", "2"]
+
+
+def test_a_run_that_failed_while_others_of_its_job_go_on_has_failed_and_is_submitted_again(
+    slurm: Slurm, runs: Path
+) -> None:
+    failed, stopped, _ = steps = [step(runs / name, state="unfinished") for name in ("a", "b", "c")]
+    for each in steps:
+        write_job(each.folder.path, "7")
+    write_end(failed.folder.path, "7", Ended("failed", "no space"))
+    write_end(stopped.folder.path, "7", Ended("stopped"))  # by a time limit; its next turn comes
+    slurm.queue(j7="RUNNING")
+    found = standings(plan(*steps), runs)
+    assert [found[each].state for each in steps] == ["failed", "running", "running"]
+    assert submitted(runs, *steps, together=True) == {"a": "1"}
 
 
 def test_a_run_waits_for_a_job_that_an_earlier_sweep_has_submitted(slurm: Slurm, runs: Path) -> None:
@@ -155,12 +176,21 @@ def test_cancel_takes_the_jobs_of_this_sweep_that_are_not_over(slurm: Slurm, run
     for name, job in {"a": "7_0", "b": "7_1", "c": "7_2", "other": "8"}.items():
         write_job(runs / name, job)
     slurm.queue(j7_0="RUNNING", j7_1="PENDING|Resources", j7_2="FAILED", j8="RUNNING")
-    cancel(plan(*(step(runs / name) for name in "abc")))
+    cancel(plan(*(step(runs / name) for name in "abc")), runs)
     assert slurm.told("scancel") == "7_0 7_1"
 
 
+def test_cancel_names_each_job_once_and_the_runs_of_other_sweeps_that_it_does_too(slurm: Slurm, runs: Path) -> None:
+    for name, job in {"a": "7_0", "b": "7_0", "beside": "7_0", "other": "7_1"}.items():
+        write_job(runs / name, job)
+    slurm.queue(j7_0="RUNNING", j7_1="RUNNING")
+    a, b = step(runs / "a"), step(runs / "b")
+    assert cancel(plan(a, b), runs) == ({a: "7_0", b: "7_0"}, ["beside"])
+    assert slurm.told("scancel") == "7_0"
+
+
 def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
-    assert cancel(plan(step(runs / "a"))) == {}
+    assert cancel(plan(step(runs / "a")), runs) == ({}, [])
     assert not (slurm.folder / "scancel").exists()
 
 
@@ -255,7 +285,7 @@ def test_settings_of_submitit_itself_are_no_options_of_sbatch() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--slurm", "dependency=singleton"], "--slurm dependency=…: a run is one process in one job"),
+        (["--slurm", "dependency=singleton"], "--slurm dependency=…: a job is one process, and the sweep sets"),
         (["--slurm", "time=4:00:00"], "--slurm time=4:00:00: expected minutes"),
         (["--slurm", "partition"], "--slurm takes KEY=VALUE, for example partition=gpu; found 'partition'"),
         (["--device", "cuda:1"], "--device cuda:1: Slurm decides which GPU a run is given; take --device cuda"),
@@ -287,26 +317,56 @@ def test_without_slurm_it_is_named_after_the_plan(monkeypatch: pytest.MonkeyPatc
     assert str(result.exception).startswith("no Slurm here: `squeue` was not found on the PATH")
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
-def test_a_job_told_to_leave_saves_and_is_put_back_unless_slurm_takes_it_away_itself(
-    slurm: Slurm, runs: Path, digits: Path, state: str
-) -> None:
-    recipe = load_recipe("minibatch", {"run.device": "cpu", "run.checkpoint_seconds": 1e-6})
-    run = RunFolder(runs / "a")
+def the_job(slurm: Slurm, runs: Path, digits: Path, *recipes: Recipe) -> tuple[str, list[RunFolder]]:
+    """Submit recipes as one job; returns its id, and the folders of its runs."""
+    folders = [RunFolder(runs / str(number)) for number in range(len(recipes))]
+    orders = [Order(recipe, None, digits, folder.path, None) for recipe, folder in zip(recipes, folders, strict=True)]
     executor = submitit.SlurmExecutor(runs / ".slurm", max_num_timeout=3)
-    job = executor.submit(RunJob(Order(recipe, None, digits, run.path, None)))
-    slurm.queue(**{f"j{job.job_id}": state})
-    process = subprocess.Popen(
+    return executor.submit(RunsJob(orders)).job_id, folders
+
+
+def begun(runs: Path, job: str) -> subprocess.Popen[bytes]:
+    """Do what Slurm does when it is the job's turn."""
+    return subprocess.Popen(
         [sys.executable, "-m", "submitit.core._submit", str(runs / ".slurm")],
-        env={**os.environ, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": job.job_id, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": job, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not run.checkpoint.exists():
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_a_job_told_to_leave_saves_and_is_put_back_unless_slurm_takes_it_away_itself(
+    slurm: Slurm, runs: Path, digits: Path, state: str, side_by_side: int
+) -> None:
+    fields = {"run.device": "cpu", "run.checkpoint_seconds": 1e-6}
+    recipes = [load_recipe("minibatch", {**fields, "seed": seed}) for seed in range(side_by_side)]
+    job, folders = the_job(slurm, runs, digits, *recipes)
+    slurm.queue(**{f"j{job}": state})
+    process = begun(runs, job)
+    while not all(run.checkpoint.exists() for run in folders):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR2 if state == "RUNNING" else signal.SIGTERM)
     assert process.wait() != 0
-    assert "saved" in (run.path / "log.txt").read_text()
-    assert slurm.told("scontrol") == (f"requeue {job.job_id}" if state == "RUNNING" else "")
-    assert read_end(run.path, job.job_id) == Ended("stopped")
+    assert slurm.told("scontrol") == (f"requeue {job}" if state == "RUNNING" else "")
+    for run in folders:
+        assert "saved" in (run.path / "log.txt").read_text()
+        assert read_end(run.path, job) == Ended("stopped")
+
+
+def test_of_the_runs_of_a_job_one_fails_and_the_others_finish(slurm: Slurm, runs: Path, digits: Path) -> None:
+    fields = {"run.device": "cpu", "train.epochs": 1, "train.milestones": [], "train.batch_size": 16}
+    recipes = [load_recipe("minibatch", {**fields, "train.learning_rate": rate}) for rate in (1e30, 0.01)]
+    job, (fails, finishes) = the_job(slurm, runs, digits, *recipes)
+    finishes.path.mkdir()
+    write_end(finishes.path, job, Ended("failed", "in an earlier turn"))
+    slurm.queue(**{f"j{job}": "RUNNING"})
+    assert begun(runs, job).wait() == 1
+    ended = read_end(fails.path, job)
+    assert ended is not None
+    assert (ended.how, ended.reason[:22]) == ("failed", "the loss is not finite")
+    assert finishes.finished
+    assert read_end(finishes.path, job) is None
+    assert slurm.told("scontrol") == ""

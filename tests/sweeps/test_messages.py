@@ -17,9 +17,9 @@ from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order, event_from_li
     ],
 )
 def test_an_order_is_a_line_that_says_all_of_it(order: Order) -> None:
-    line = order.to_line()
+    line = Order.line_of([order])
     assert line.count(b"\n") == 1
-    assert Order.from_line(line) == order
+    assert Order.several_from_line(line) == [order]
 
 
 @pytest.mark.parametrize(
