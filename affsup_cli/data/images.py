@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +69,6 @@ class DeviceImages:
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return images `index` `[B]` as they are: float32 `[B, C, H, W]` in channels_last memory, and labels `[B]`."""
         return self._floats(self.images[index]), self.labels[index]
-
-    def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `batch` of `size` images at a time, in `order`."""
-        for start in range(0, len(order), size):
-            yield self.batch(order[start : start + size])
 
     def _floats(self, pixels: Tensor) -> Tensor:
         return torch.addcmul(self._shift, pixels.float(), self._scale).permute(0, 3, 1, 2)

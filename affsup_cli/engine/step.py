@@ -70,6 +70,8 @@ class TrainingStep:
         self._optimizer = optimizer(task, train)
         self._same = distributed.SameModel(task.model)
         self._repeated = Repeated(record)
+        if isinstance(task, StaticTask):
+            task.repeated = self._repeated
         device = next(task.model.parameters()).device
         self._rate = torch.zeros((), device=device)
         self._place = torch.zeros((), dtype=torch.int64, device=device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from affsup_cli.engine.distributed import count, total
+from affsup_cli.engine.recorded import Repeated
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class StaticTask(Task, Protocol):
 
     static_steps: int
     """So many steps of an epoch are alike, from the first: of one size, with no random numbers and no wait."""
+    repeated: Repeated
+    """What does work that is the same every time, as in an evaluation; whoever drives the task may put another here."""
 
     def losses(self, step: int | Tensor) -> Losses:
         """Run the model on batch `step` of the epoch; a tensor on the device may say which of the `static_steps`."""

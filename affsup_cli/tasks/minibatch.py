@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from affsup_cli.affinity import BatchAffinityLoss
-from affsup_cli.data.images import Augmentation, AugmentedEpochs, load_images
+from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, load_images
 from affsup_cli.data.share import ALONE, Share
 from affsup_cli.engine import distributed
 from affsup_cli.engine.devices import autocast, compiled, configure_cuda, resolve_device
+from affsup_cli.engine.recorded import Repeated
 from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.engine.task import Losses
 from affsup_cli.errors import UsageError
@@ -41,14 +44,14 @@ class MinibatchTask:
         configure_cuda(recipe.train.precision)
         self.model = model.to(memory_format=torch.channels_last).to(self._device)
         self._backbone = compiled(model.backbone, self._device) if recipe.train.compile else model.backbone
-        self._splits = {name: load_images(folder, manifest, name, self._device) for name in ("train", "val", "test")}
+        splits = {name: load_images(folder, manifest, name, self._device) for name in ("train", "val", "test")}
+        self._passes = {name: _Pass.of(data, recipe.train.batch_size) for name, data in splits.items()}
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
         self._share = Share(distributed.rank(), distributed.count())
-        self._epochs = AugmentedEpochs(
-            self._splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._share
-        )
+        self._epochs = AugmentedEpochs(splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._share)
         self.steps = self._epochs.steps
-        self.static_steps = len(self._splits["train"]) // recipe.train.batch_size if self._share == ALONE else 0
+        self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._share == ALONE else 0
+        self.repeated = Repeated(None)
         self.data = manifest.for_a_run()
         self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
@@ -94,40 +97,56 @@ class MinibatchTask:
             joint=affinity.across == "global",
         )
 
+    @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
         """Return accuracy, and M averaged over batches of the training size in a fixed shuffled order."""
-        rows = []
-        for features, logits, labels in self._predictions(split, self._share):
-            correct = (logits.argmax(1) == labels).double().mean()
-            nodes = features if self._recipe.affinity.features == "pooled" else logits
-            mass = self._affinity.loss_and_mass(nodes, labels).mass
-            rows.append(torch.stack([correct, mass.double(), torch.full_like(correct, len(labels))]))
+        self.model.eval()
+        passed = self._passes[split]
+        here = self._share.of(len(passed.sizes))
+        passed.place.fill_(here.start)
+        for size in passed.sizes[here]:
+            work = partial(self._evaluate_batch, passed, size)
+            if size == self._recipe.train.batch_size:
+                self.repeated(f"evaluate {split}", work)
+            else:
+                work()
         averages = Averages()
-        for of_process in distributed.gathered(torch.stack(rows).cpu() if rows else torch.empty(0, 3)):
-            for accuracy, mass, count in of_process:
+        for of_process in distributed.gathered((passed.found[here].cpu(), passed.sizes[here])):
+            for (accuracy, mass), count in zip(*of_process, strict=True):
                 averages.add({"accuracy": accuracy, "mass": mass}, count)
         return averages.read()
+
+    def _evaluate_batch(self, passed: _Pass, size: int) -> None:
+        """Evaluate the batch of `size` images that comes next, the same work whichever that is."""
+        features, logits, labels = self._predictions(passed.data, passed.next_batch(size))
+        correct = (logits.argmax(1) == labels).double().mean()
+        nodes = features if self._recipe.affinity.features == "pooled" else logits
+        mass = self._affinity.loss_and_mass(nodes, labels).mass
+        passed.found.index_copy_(0, passed.place, torch.stack([correct, mass.double()]).unsqueeze(0))
+        passed.place.add_(1)
 
     def score(self, metrics: Mapping[str, float]) -> float:
         """Choose by validation accuracy."""
         return metrics["accuracy"]
 
+    @torch.no_grad()
     def export(self, folder: Path, split: str) -> None:
         """Write the pooled features of up to 2,000 test images, for figure 6."""
         if split != "test":
             return
+        self.model.eval()
+        passed = self._passes[split]
         features: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        for batch_features, _, batch_labels in self._predictions("test"):
-            features.append(batch_features.half().cpu().numpy())
-            labels.append(batch_labels.cpu().numpy())
-            if sum(map(len, labels)) >= EXPORTED_IMAGES:
-                break
+        for index in torch.split(passed.order[:EXPORTED_IMAGES], self._recipe.train.batch_size):
+            of_batch, _, of_images = self._predictions(passed.data, index)
+            features.append(of_batch.half().cpu().numpy())
+            labels.append(of_images.cpu().numpy())
         with atomic_file(RunFolder(folder).features) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
-                features=np.concatenate(features)[:EXPORTED_IMAGES],
-                labels=np.concatenate(labels)[:EXPORTED_IMAGES],
+                features=np.concatenate(features),
+                labels=np.concatenate(labels),
             )
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,17 +165,42 @@ class MinibatchTask:
         ordered = labels.sort().values
         return 1 - (ordered[1:] == ordered[:-1]).any().float()
 
-    @torch.no_grad()
-    def _predictions(self, split: str, share: Share = ALONE) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield features, logits and labels of a share of a split's batches, in an order that every run has."""
-        data = self._splits[split]
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(self._device)
-        self.model.eval()
-        size = self._recipe.train.batch_size
-        batches = share.of(-(-len(order) // size))
-        for images, labels in data.batches(order[batches.start * size : batches.stop * size], size):
-            features, logits = self._forward(images)
-            yield features.float(), logits.float(), labels
+    def _predictions(self, data: DeviceImages, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, logits and labels of images as they are."""
+        images, labels = data.batch(index)
+        features, logits = self._forward(images)
+        return features.float(), logits.float(), labels
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Evaluations of a split: in an order that every run has, always in the same memory.
+
+    Attributes:
+        data: its images.
+        order: int64 `[n]`.
+        sizes: of its batches.
+        place: int64 `[1]` on the device, the batch that comes next.
+        found: float64 `[batches, 2]`, accuracy and M of each.
+    """
+
+    data: DeviceImages
+    order: Tensor
+    sizes: list[int]
+    place: Tensor
+    found: Tensor
+
+    @classmethod
+    def of(cls, data: DeviceImages, size: int) -> _Pass:
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
+        sizes = [len(batch) for batch in torch.split(order, size)]
+        place = torch.zeros(1, dtype=torch.int64, device=data.device)
+        return cls(data, order, sizes, place, torch.zeros(len(sizes), 2, dtype=torch.float64, device=data.device))
+
+    def next_batch(self, size: int) -> Tensor:
+        """Return which images the next batch has, so many of them."""
+        first = self.place * self.sizes[0]
+        return self.order[first + torch.arange(size, device=self.order.device)]
 
 
 def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> None:

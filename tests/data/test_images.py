@@ -32,12 +32,6 @@ def test_a_batch_is_the_normalised_images_in_channels_last_memory(device: torch.
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_batches_cover_an_order_with_a_short_last_one() -> None:
-    data = DeviceImages(*images(7), MEAN, STD, torch.device("cpu"))
-    order = torch.tensor([6, 5, 4, 3, 2, 1, 0])
-    assert [labels.tolist() for _, labels in data.batches(order, 3)] == [[6, 5, 4], [3, 2, 1], [0]]
-
-
 def epoch(epochs: AugmentedEpochs, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     epochs.begin(number)
     batches = [epochs.batch(step) for step in range(epochs.steps)]

@@ -71,6 +71,27 @@ def test_a_repeated_step_is_the_step_itself(
 
 
 @pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("fields", [{}, {"train.precision": "bf16", "affinity.features": "logits"}])
+def test_a_repeated_evaluation_is_the_evaluation_itself(digits: Path, fields: dict[str, Any]) -> None:
+    plain, repeated = (minibatch(digits, **fields) for _ in range(2))
+    recorded_work = []
+
+    def recording(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        recorded_work.append(work)
+        return record(work)
+
+    for task, recorder in ((plain, None), (repeated, recording)):
+        some_steps(task, recorder)
+    noted = len(recorded_work)
+    for split in ("val", "test", "val"):
+        for task in (plain, repeated):
+            with torch.no_grad():
+                task.model.head.weight.mul_(0.5).add_(torch.arange(10).unsqueeze(1) / 1000)
+        assert repeated.evaluate(split) == plain.evaluate(split)
+    assert len(recorded_work) - noted == 2
+
+
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("fields", [{"affinity.features": "logits", "affinity.normalize": True}, {"train.momentum": 0}])
 def test_other_fields_leave_it_repeatable(digits: Path, fields: dict[str, Any]) -> None:
     tasks = [minibatch(digits, **fields) for _ in range(2)]
@@ -110,7 +131,7 @@ def test_a_run_of_repeated_steps_ends_as_any_other(
     taken = []
     monkeypatch.setattr(training, "recorder_for", lambda *_: lambda work: (taken.append(1), record(work))[1])
     Trainer(build_task(wanted, digits), wanted, repeated).run()
-    assert len(taken) == 2  # with and without a look at the gradient share
+    assert len(taken) == 3  # a step with and without a look at the gradient share, an evaluation
     assert_same_end(plain, repeated)
 
 
