@@ -21,7 +21,7 @@ from affsup_cli.engine.task import Task
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe
 
-LOOK_EVERY = 50  # steps, at most, between two measurements of the gradient share and two looks at the loss
+LOOK_EVERY = 50  # steps, at most, between two measurements of the gradient share
 LOOKS = 8  # at least, in an epoch
 REFRESH_SECONDS = 0.5
 ASK_SECONDS = 1.0  # between two times that several processes ask each other whether to stop or to save
@@ -140,9 +140,11 @@ class Trainer:
             yield
             now = time.perf_counter()
             self._epoch_seconds = resumed_seconds + self._clock() - begun
-            if looking:
+            reporting = self._step == 1 or now - refreshed > REFRESH_SECONDS
+            # To read the device is to wait for it; several processes must do so at the same step.
+            if reporting if distributed.count() == 1 else looking:
                 self._steps.watch.check()
-            if self._step == 1 or now - refreshed > REFRESH_SECONDS:
+            if reporting:
                 self._report()
                 refreshed = now
             if ask_at <= self._step < self._task.steps:
