@@ -47,6 +47,12 @@ def sweep(
             "GPU much faster. --jobs then counts such packs.",
         ),
     ] = False,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="all", help="With --together: so many side by side at most, where memory is short."
+        ),
+    ] = None,
     launcher: Annotated[
         Where, typer.Option(help="slurm: submit the runs as jobs of a Slurm cluster, and leave.")
     ] = Where.LOCAL,
@@ -54,8 +60,8 @@ def sweep(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Any option of sbatch for the jobs, such as partition=gpu, cpus_per_task=8, mem=32G; time is in "
-            "minutes. Repeatable.",
+            help="Any option of sbatch for the jobs, such as partition=gpu, cpus_per_task=8, mem=32G, and "
+            "FLAG=true for a flag; time is in minutes. Repeatable.",
         ),
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Show how the runs stand, and do nothing.")] = False,
@@ -84,7 +90,7 @@ def sweep(
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup sweep table1 table5 table6 --only voc07 --seeds 1
     affsup sweep table3 --seeds 2 --set train.epochs=10 --jobs 2
-    affsup sweep table3 --seeds 10 --together
+    affsup sweep table3 --seeds 10 --together --pack 10
     affsup sweep table4
     affsup sweep all --dry-run
     affsup sweep table3 --launcher slurm --slurm partition=gpu --slurm cpus_per_task=4
@@ -95,13 +101,15 @@ def sweep(
     from affsup_cli.commands import sweep_cluster
     from affsup_cli.commands.console import console
     from affsup_cli.commands.embedded import prepare_embedded
-    from affsup_cli.errors import AffsupError
+    from affsup_cli.errors import AffsupError, UsageError
     from affsup_cli.recipe import parse_override
     from affsup_cli.reporting.spec import paper_names
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
 
     on_cluster = launcher is Where.SLURM
-    _refuse_contradictions(on_cluster, jobs, slurm, status, cancel)
+    if pack is not None and not together:
+        raise UsageError("--pack is for runs side by side: add --together")
+    _refuse_contradictions(on_cluster, jobs, slurm, status, cancel, dry_run)
     extra = dict(parse_override(text) for text in settings or [])
     if device is not None:
         extra["run.device"] = device
@@ -123,7 +131,8 @@ def sweep(
     if not dry_run:
         prepare_embedded(needed_recipes(wanted), data)
     plan = plan_sweep(wanted, data, runs, {place.name for place in places})
-    print_plan(plan, title, places, together)
+    most = (pack or max(1, len(plan.to_do))) if together else 1
+    print_plan(plan, title, places, most)
     if dry_run:
         for obstacle in plan.obstacles:
             console.print(obstacle, style="yellow", markup=False)
@@ -131,20 +140,20 @@ def sweep(
     if plan.obstacles:
         raise AffsupError("\n".join(plan.obstacles))
     if on_cluster:
-        sweep_cluster.submit_plan(plan, data, runs, asked, together)
+        sweep_cluster.submit_plan(plan, data, runs, asked, most)
         return
-    run_plan(plan, data, places, together)
+    run_plan(plan, data, places, most)
     elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
     console.print(f"all runs of this sweep are finished; `affsup report {title}{elsewhere}` shows them", markup=False)
 
 
 def _refuse_contradictions(
-    on_cluster: bool, jobs: int, slurm: Sequence[str] | None, status: bool, cancel: bool
+    on_cluster: bool, jobs: int, slurm: Sequence[str] | None, status: bool, cancel: bool, dry_run: bool
 ) -> None:
     from affsup_cli.errors import UsageError
 
-    if status and cancel:
-        raise UsageError("--status and --cancel: give one of them")
+    if sum((status, cancel, dry_run)) > 1:
+        raise UsageError("--status, --cancel and --dry-run: give one of them")
     if slurm and not on_cluster:
         raise UsageError("--slurm is for jobs of a cluster: add --launcher slurm")
     if on_cluster and jobs > 1:
@@ -153,13 +162,13 @@ def _refuse_contradictions(
         )
 
 
-def print_plan(plan: Plan, title: str, places: Sequence[Place], together: bool = False) -> None:
+def print_plan(plan: Plan, title: str, places: Sequence[Place], together: int = 1) -> None:
     """Print a plan: what it comes to, then a line a cell, and what cannot be read; without places, of a cluster.
 
-    `together`: also which runs train side by side.
+    `together`: also which runs train side by side, so many at most.
     """
     from affsup_cli.commands.console import console, counted
-    from affsup_cli.sweeps.packs import packs_of
+    from affsup_cli.sweeps.packs import packed
 
     where = ", ".join(dict.fromkeys(place.device for place in places)) or "slurm"
     at_once = f", {len(places)} at a time" if len(places) > 1 else ""
@@ -168,7 +177,7 @@ def print_plan(plan: Plan, title: str, places: Sequence[Place], together: bool =
     console.print(_plan_table(plan), soft_wrap=False)
     if any(shared for _, _, shared in _lines(plan)):
         console.print("+: runs that these cells share with lines above, and that are counted there")
-    for pack in packs_of(plan.to_do, together, max(1, len(places))):
+    for pack in packed(plan.to_do, together, max(1, len(places))):
         if len(pack) > 1:
             cells = ", ".join(dict.fromkeys(cell for step in pack for cell in step.cells))
             console.print(f"side by side: {counted(len(pack), 'run')} of {cells}", markup=False)
@@ -225,8 +234,8 @@ def _time(plan: Plan, steps: Sequence[Step]) -> str:
     return duration(sum(known)) if left and len(known) == len(left) else "–"
 
 
-def run_plan(plan: Plan, data: Path, places: Sequence[Place], together: bool = False) -> None:
-    """Do what a plan has to do, and show it; `together`: a process trains runs that are alike side by side.
+def run_plan(plan: Plan, data: Path, places: Sequence[Place], together: int = 1) -> None:
+    """Do what a plan has to do, and show it; a process trains up to `together` runs that are alike side by side.
 
     Raises:
         AffsupError: runs have failed, or the sweep was stopped; the message names what is not there.

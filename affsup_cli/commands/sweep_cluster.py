@@ -31,17 +31,17 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
         raise AffsupError("--launcher slurm needs submitit, which is not installed: `pip install 'affsup[slurm]'`")
     if device.startswith("cuda:"):
         raise UsageError(f"--device {device}: Slurm decides which GPU a run is given; take --device cuda")
-    given: dict[str, Any] = {}
+    given: list[tuple[str, str]] = []
     for setting in settings:
         key, separator, value = (part.strip() for part in setting.partition("="))
         if not (key and separator and value):
             raise UsageError(f"--slurm takes KEY=VALUE, for example partition=gpu; found '{setting}'")
-        given[key] = int(value) if value.isdecimal() else value
+        given.append((key, value))
     return asked_of_slurm(given, device)
 
 
-def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any], together: bool) -> None:
-    """Submit what a plan has to do, and say as which jobs; `together`: runs that are alike as one."""
+def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any], together: int) -> None:
+    """Submit what a plan has to do, and say as which jobs; each trains up to `together` runs that are alike."""
     from affsup_cli.commands.console import console, counted
     from affsup_cli.sweeps.cluster import submit
 

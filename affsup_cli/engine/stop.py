@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -34,3 +36,16 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def imports_whole() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait: an interrupted import leaves modules in pieces.
+
+    Raises:
+        KeyboardInterrupt: one came; raised at the end.
+    """
+    with StopRequest() as stop:
+        yield
+    if stop.requested:
+        raise KeyboardInterrupt

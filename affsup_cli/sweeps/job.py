@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.jobs import forget_end, queued_jobs, write_end
 from affsup_cli.sweeps.messages import Ended, Event, Order
 from affsup_cli.sweeps.worker import carry_out
@@ -15,27 +17,37 @@ from affsup_cli.sweeps.worker import carry_out
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+_PAUSES = (1.0, 2.0, 4.0)  # seconds after each time that Slurm does not answer
 
 
 class RunsJob:
     """Runs, one or several side by side, as submitit stores them, calls them, and stores them again to be called anew.
 
-    Slurm sends SIGUSR2 when the job's time is nearly over, SIGTERM when it is cancelled, requeued or pre-empted. At
-    either the runs save and leave after a step; if Slurm takes the job for running still, nobody else will put it
-    back into the queue, and submitit's own handler of SIGUSR2 does. The next turn goes on from the checkpoints.
+    Slurm warns with submitit's signal (SIGUSR2, if the site has not named another) when the job's time is nearly over,
+    and sends SIGTERM when it is cancelled, requeued or pre-empted. At either the runs save and leave after a step; one
+    that does not in half of the time left, since it evaluates, is interrupted where it is. If Slurm takes the job for
+    running still, nobody else will put it back into the queue, and submitit's own handler of the warning does. The
+    next turn goes on from the checkpoints.
+
+    Args:
+        orders: the runs.
+        notice: seconds between the warning and the end of the job's time.
     """
 
-    def __init__(self, orders: Sequence[Order]) -> None:
+    def __init__(self, orders: Sequence[Order], notice: float) -> None:
         self._orders = Order.line_of(orders)
+        self._notice = notice
 
     def __call__(self) -> None:
         """Do the runs, then leave: with exit code 0 if all are finished, so that those who need them may begin."""
         from submitit import JobEnvironment
 
-        requeue: Any = signal.getsignal(signal.SIGUSR2)
+        warning = signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
+        requeue: Any = signal.getsignal(warning)
         for number in _STOPPING:
             signal.signal(number, _interrupt)
+        signal.signal(warning, self._warned)
         orders, job = Order.several_from_line(self._orders), JobEnvironment().job_id
         unfinished = dict.fromkeys(range(len(orders)), Ended("stopped"))
         for order in orders:
@@ -52,13 +64,12 @@ class RunsJob:
 
         with contextlib.suppress(KeyboardInterrupt):  # a second signal, while the first was obeyed
             carry_out(orders, tell)
-        for number in _STOPPING:
+        for number in (warning, *_STOPPING):
             signal.signal(number, signal.SIG_IGN)
         for place, ended in unfinished.items():
             write_end(orders[place].folder, job, ended)
-        stopped = any(ended.how == "stopped" for ended in unfinished.values())
-        if stopped and queued_jobs()[job].state == "RUNNING":
-            requeue(signal.SIGUSR2, None)
+        if any(ended.how == "stopped" for ended in unfinished.values()) and not _taken_away(job):
+            requeue(warning, None)
         sys.exit(1 if unfinished else 0)
 
     def checkpoint(self) -> DelayedSubmission:
@@ -67,10 +78,19 @@ class RunsJob:
 
         return DelayedSubmission(self)
 
+    def _warned(self, _number: int, _frame: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._notice / 2)
+        signal.raise_signal(signal.SIGTERM)  # which a run in its loop handles itself
 
-def _interrupt(number: int, _: object) -> None:
-    """Make all of them one: SIGTERM, which a run in its loop handles itself."""
-    if number == signal.SIGUSR2:
-        signal.raise_signal(signal.SIGTERM)
-    else:
-        raise KeyboardInterrupt
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _taken_away(job: str) -> bool:
+    """Say whether Slurm ends this job or puts it back itself; if it never says so, the run would be lost else."""
+    for pause in _PAUSES:
+        with contextlib.suppress(AffsupError, KeyError):
+            return queued_jobs()[job].state != "RUNNING"
+        time.sleep(pause)
+    return False

@@ -1,6 +1,6 @@
 """Jobs of a Slurm cluster: which one does a run, as a file in the run's folder says, and what Slurm knows of it.
 
-job.json        written when a run is submitted: the job's id
+job.json        written when a run is submitted: the job's id; and when that is cancelled: that it is
 job-ended.json  written by a job that leaves its run unfinished: why; removed when it begins again
 """
 
@@ -41,16 +41,24 @@ class QueuedJob:
         return self.state in _OVER
 
 
-def write_job(folder: Path, job: str) -> None:
-    """Record that `job` does the run of `folder`."""
+@dataclasses.dataclass(frozen=True)
+class RecordedJob:
+    """The job that was last submitted for a run: its id, and whether a sweep has cancelled it."""
+
+    job: str
+    cancelled: bool = False
+
+
+def write_job(folder: Path, job: str, cancelled: bool = False) -> None:
+    """Record that `job` does the run of `folder`, or did until it was cancelled."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _JOB, {"job": job})
+    _write(folder / _JOB, dataclasses.asdict(RecordedJob(job, cancelled)))
 
 
-def read_job(folder: Path) -> str | None:
+def read_job(folder: Path) -> RecordedJob | None:
     """Return the job that was last submitted for a run, None if none was."""
-    content = _read(folder / _JOB)
-    return None if content is None else str(content["job"])
+    content = _read(folder / _JOB, "job")
+    return None if content is None else RecordedJob(content["job"], content.get("cancelled", False))
 
 
 def forget_end(folder: Path) -> None:
@@ -58,10 +66,11 @@ def forget_end(folder: Path) -> None:
     (folder / _ENDED).unlink(missing_ok=True)
 
 
-def runs_of(jobs: Collection[str], runs_dir: Path) -> list[Path]:
-    """Return the folders of the unfinished runs that these jobs do."""
+def runs_of(jobs: Collection[str], runs_dir: Path) -> dict[Path, str]:
+    """Return the folders of the unfinished runs that these jobs do, each with its job."""
     folders = sorted(path.parent for path in runs_dir.glob(f"*/{_JOB}"))
-    return [folder for folder in folders if read_job(folder) in jobs and not RunFolder(folder).finished]
+    records = {folder: read_job(folder) for folder in folders if not RunFolder(folder).finished}
+    return {folder: record.job for folder, record in records.items() if record is not None and record.job in jobs}
 
 
 def write_end(folder: Path, job: str, ended: Ended) -> None:
@@ -71,10 +80,10 @@ def write_end(folder: Path, job: str, ended: Ended) -> None:
 
 def read_end(folder: Path, job: str) -> Ended | None:
     """Return how `job` left its run unfinished; None if it did not say, because it has not ended, or was killed."""
-    content = _read(folder / _ENDED)
-    if content is None or content.pop("job") != job:  # another one's, earlier
+    content = _read(folder / _ENDED, "job", "how", "reason")
+    if content is None or content["job"] != job:  # another one's, earlier
         return None
-    return Ended(**content)
+    return Ended(content["how"], content["reason"])
 
 
 def queued_jobs() -> dict[str, QueuedJob]:
@@ -113,11 +122,15 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, *needed: str) -> dict[str, Any] | None:
+    """Return what a file holds: an object in which the `needed` fields are texts."""
+    then = "Remove it; its run is then submitted anew"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise AffsupError(f"{path} is not valid JSON: {error}. Remove it; its run is then submitted anew") from error
+        raise AffsupError(f"{path} is not valid JSON: {error}. {then}") from error
+    if not isinstance(content, dict) or not all(isinstance(content.get(field), str) for field in needed):
+        raise AffsupError(f"{path} is damaged: expected an object with texts as {', '.join(needed)}. {then}")
     return content

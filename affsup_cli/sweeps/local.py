@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from affsup_cli.engine.stop import StopRequest
-from affsup_cli.sweeps.packs import alone, packs_of
+from affsup_cli.sweeps.packs import alone, packed
 from affsup_cli.sweeps.places import Place
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import Outcome, Watcher, run_steps
@@ -14,7 +14,7 @@ from affsup_cli.sweeps.workers import LocalWorkers
 
 
 def run_here(
-    plan: Plan, data_dir: Path, places: Sequence[Place], watcher: Watcher, together: bool = False
+    plan: Plan, data_dir: Path, places: Sequence[Place], watcher: Watcher, together: int = 1
 ) -> dict[Step, Outcome]:
     """Do what a plan has to do: training runs side by side, then cost comparisons, each alone on the machine.
 
@@ -25,13 +25,13 @@ def run_here(
         data_dir: where the data sets are prepared.
         places: room for a process each.
         watcher: told of all that happens.
-        together: a process trains all runs of a pack at once.
+        together: so many runs that are alike a process trains side by side at most.
 
     Returns:
         What became of each step; those that a stop kept from beginning are missing.
     """
     outcomes: dict[Step, Outcome] = {}
-    trainings = packs_of([step for step in plan.to_do if step.baseline is None], together, len(places))
+    trainings = packed([step for step in plan.to_do if step.baseline is None], together, len(places))
     comparisons = alone([step for step in plan.to_do if step.baseline is not None])
     with StopRequest() as stop:
         for packs, room in ((trainings, places), (comparisons, [places[0].alone()])):

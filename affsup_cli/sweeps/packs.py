@@ -13,17 +13,12 @@ Pack = tuple[Step, ...]
 """Steps that one process does at the same time; of one alone."""
 
 
-def packs_of(steps: Sequence[Step], together: bool, places: int = 1) -> list[Pack]:
-    """Return steps as packs: `together` those that are alike, as `packed` has it, else each alone."""
-    return packed(steps, places) if together else alone(steps)
-
-
 def alone(steps: Sequence[Step]) -> list[Pack]:
     """Return each step as a pack of its own."""
     return [(step,) for step in steps]
 
 
-def packed(steps: Sequence[Step], places: int) -> list[Pack]:
+def packed(steps: Sequence[Step], most: int, places: int = 1) -> list[Pack]:
     """Put training runs together that differ in seed and L_G alone.
 
     Only image classification packs: other tasks fill a device by themselves. Runs that are alike are spread over the
@@ -31,13 +26,17 @@ def packed(steps: Sequence[Step], places: int) -> list[Pack]:
 
     Args:
         steps: in the order in which they should begin.
+        most: runs of a pack.
         places: how many packs run at the same time.
     """
     groups: dict[str, list[Step]] = {}
     for number, step in enumerate(steps):
         groups.setdefault(_likeness(step) or str(number), []).append(step)
-    parts = math.ceil(places / max(1, len(groups)))
-    packs = [tuple(group[part::parts]) for group in groups.values() for part in range(min(parts, len(group)))]
+    for_all_places = math.ceil(places / max(1, len(groups)))
+    packs: list[Pack] = []
+    for group in groups.values():
+        parts = min(max(for_all_places, math.ceil(len(group) / most)), len(group))
+        packs += [tuple(group[part::parts]) for part in range(parts)]
     return sorted(packs, key=lambda pack: steps.index(pack[0]))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder, RunInUse
-from affsup_cli.engine.stop import Stopped, StopRequest
+from affsup_cli.engine.stop import Stopped, imports_whole
 from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order, event_to_line
 
@@ -126,6 +126,7 @@ def _carry_out_together(orders: Sequence[Order], tell: Callable[[int, Event], No
                 place = list(writes)[number]
                 left.remove(place)
                 tell(place, _ended(failure, writes[place]))
+                del failure  # its traceback holds the memory of the run
         except (Exception, KeyboardInterrupt) as error:
             for place in left:
                 tell(place, _ended(error, writes[place]))
@@ -151,10 +152,8 @@ def _ended(error: BaseException | None, write: _Write) -> Ended:
 
 
 def _load_what_trains() -> None:
-    with StopRequest() as stop:  # an interrupted import leaves modules in pieces
+    with imports_whole():
         import affsup_cli.tasks.launch  # noqa: F401
-    if stop.requested:
-        raise KeyboardInterrupt
 
 
 def _run(order: Order, tell: _Tell) -> None:

@@ -82,6 +82,27 @@ def test_help_answers_without_loading_anything_heavy(command: list[str], tmp_pat
     assert "affsup" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_before_training_begins_is_said_once_imports_are_whole(name: str, tmp_path: Path) -> None:
+    script = (
+        "import signal, sys\n"
+        "from affsup_cli.app import main\n"
+        "class Signals:\n"
+        "    def find_spec(module, *_):\n"
+        "        if module == 'affsup_cli.tasks.launch':\n"
+        f"            signal.raise_signal(signal.{name})\n"
+        "sys.meta_path.insert(0, Signals)\n"
+        "sys.argv = ['affsup', 'train', 'minibatch']\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    assert 'affsup_cli.tasks.launch' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "affsup: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_mini_batch_path_does_not_load_torchvision(digits: Path, tmp_path: Path) -> None:
     script = (
         "import sys\n"
@@ -266,7 +287,6 @@ def test_two_processes_cannot_train_in_one_folder(
         (["sweep", "table33"], 2, "table3"),
         (["sweep", "table3", "--only", "cifar12/*"], 2, "no cell of table3 matches"),
         (["sweep", "table3", "--jobs", "0"], 2, "--jobs"),
-        (["sweep", "table3", "--launcher", "slurm", "--together"], 2, "--together is for this machine"),
         (["sweep", "table3", "--device", "tpu"], 2, "run.device = 'tpu'"),
         (["sweep", "table3", "--only", "cifar10"], 1, "affsup prepare cifar10"),
         (["sweep", "table3", "--seeds", "0"], 2, "--seeds 0"),

@@ -19,6 +19,7 @@ import data_prep
 from affsup_cli.app import main
 from affsup_cli.engine.checkpoint import load_checkpoint
 from affsup_cli.engine.run_folder import RunFolder, run_folders
+from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.sweeps.cluster import asked_of_slurm, cancel, standings, submit
 from affsup_cli.sweeps.jobs import queued_jobs, read_job
@@ -100,7 +101,7 @@ def state(run: RunFolder) -> str:
 def job(run: RunFolder) -> str:
     found = read_job(run.path)
     assert found is not None
-    return found
+    return found.job
 
 
 def same(run: RunFolder, whole: RunFolder) -> bool:
@@ -127,7 +128,7 @@ def test_runs_that_ask_for_the_same_are_one_array_and_finish(undisturbed: Sweep)
     assert "2 runs, 0 to do" in undisturbed("--launcher", "slurm")
 
 
-def test_what_is_in_the_queue_is_not_submitted_again_and_status_tells_of_it_and_of_what_is_cancelled(
+def test_what_is_in_the_queue_is_not_submitted_again_but_what_is_cancelled_is_and_status_tells_of_both(
     sweep: Sweep,
 ) -> None:
     sweep.call += LONG
@@ -138,6 +139,9 @@ def test_what_is_in_the_queue_is_not_submitted_again_and_status_tells_of_it_and_
     assert re.fullmatch(rf"running +{job(first)} +1/50", status["0"])
     assert re.fullmatch(rf"pending +{job(second)} +JobArrayTaskLimit", status["1"])
     assert "cancelled 2 runs" in sweep("--cancel")
+    assert "submitted 2 runs" in sweep("--launcher", "slurm", "--slurm", "array_parallelism=1")
+    until(lambda: state(first) == "RUNNING")
+    sweep("--cancel")
     until(lambda: state(first) == state(second) == "CANCELLED")
     assert {seed: line.split()[0] for seed, line in sweep.status().items()} == {"0": "cancelled", "1": "cancelled"}
     assert not first.finished
@@ -211,7 +215,7 @@ def test_what_needs_a_run_begins_after_it_and_is_dropped_if_it_fails(few: Path, 
         for needs in (good, bad)
     )
     plan = Plan((good, bad, after_good, after_bad), Speeds(), (), ())
-    submit(plan, few, tmp_path, asked_of_slurm({}, "cpu"))
+    submit(plan, few, tmp_path, asked_of_slurm([], "cpu"))
     dropped = plan.steps[-1].folder
     until(lambda: state(dropped) == "CANCELLED")
     assert not (dropped.path / "log.txt").exists()
@@ -221,6 +225,20 @@ def test_what_needs_a_run_begins_after_it_and_is_dropped_if_it_fails(few: Path, 
     assert found[bad].state == "failed"
     assert (found[after_bad].state, found[after_bad].detail) == ("cancelled", "needs bad seed 0")
     cancel(plan, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("partition=nowhere", "sbatch: error: invalid partition specified: nowhere"),
+        ("no-such=1", "sbatch: unrecognized option '--no-such=1'"),
+    ],
+)
+def test_what_sbatch_refuses_is_said_in_its_words(few: Path, tmp_path: Path, option: str, said: str) -> None:
+    plan = Plan((a_step(tmp_path / "run", load_recipe("minibatch")),), Speeds(), (), ())
+    key, _, value = option.partition("=")
+    with pytest.raises(AffsupError, match=f"^Slurm takes no jobs: {said}$"):
+        submit(plan, few, tmp_path, asked_of_slurm([(key, value)], "cpu"))
 
 
 def a_step(folder: Path, recipe: Recipe, needs: Step | None = None) -> Step:

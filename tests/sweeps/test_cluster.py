@@ -6,10 +6,12 @@ With a real Slurm: tests/slurm.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.sweeps.cluster import asked_of_slurm, cancel, standings, submit
 from affsup_cli.sweeps.job import RunsJob
-from affsup_cli.sweeps.jobs import read_end, read_job, write_end, write_job
+from affsup_cli.sweeps.jobs import RecordedJob, read_end, read_job, write_end, write_job
 from affsup_cli.sweeps.messages import Ended, Order
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.speeds import Speeds
@@ -28,7 +30,9 @@ from tests.commands.calling import invoke
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed (affsup[slurm])")
 
-ASKED = {"time": 60, "additional_parameters": {"partition": "gpu"}}
+ASKED = {"time": 60, "signal_delay_s": 300, "additional_parameters": {"partition": "gpu"}}
+PATIENCE_SECONDS = 60
+Begin = Callable[..., subprocess.Popen[bytes]]
 
 
 class Slurm:
@@ -38,10 +42,11 @@ class Slurm:
         self.folder = folder
         self.programs = folder / "bin"
         self.programs.mkdir(parents=True)
-        self._program("sbatch", 'cp "$1" script.$(($(ls | grep -c script) + 1)); echo job $(ls | grep -c script)')
-        self._program("squeue", "cat queue")
+        self.sbatch = 'cp "$1" script.$(($(ls | grep -c script) + 1)); echo job $(ls | grep -c script)'
+        self.program("sbatch", self.sbatch)
+        self.program("squeue", "cat queue")
         for name in ("scancel", "scontrol", "srun"):
-            self._program(name, f'echo "$@" >> {name}')
+            self.program(name, f'echo "$@" >> {name}')
         self.queue()
 
     def queue(self, **states: str) -> None:
@@ -59,7 +64,8 @@ class Slurm:
         path = self.folder / name
         return path.read_text().strip() if path.exists() else ""
 
-    def _program(self, name: str, text: str) -> None:
+    def program(self, name: str, text: str) -> None:
+        """Set what a command does, in this folder."""
         program = self.programs / name
         program.write_text(f"#!/bin/bash\ncd {self.folder}\n{text}\n")
         program.chmod(0o755)
@@ -85,7 +91,7 @@ def plan(*steps: Step) -> Plan:
     return Plan(steps, Speeds(), (), ())
 
 
-def submitted(runs: Path, *steps: Step, together: bool = False) -> dict[str, str]:
+def submitted(runs: Path, *steps: Step, together: int = 1) -> dict[str, str]:
     new = submit(plan(*steps), Path("data"), runs, ASKED, together)
     return {each.cells[0]: job for each, job in new.items()}
 
@@ -97,7 +103,7 @@ def test_runs_that_ask_for_the_same_are_one_array_and_each_run_records_its_job(s
     }
     (options,) = slurm.submitted()
     assert {"--array=0-1%2", "--partition=gpu", "--time=60"} < options
-    assert [read_job(runs / name) for name in "abc"] == ["1_0", "1_1", None]
+    assert [read_job(runs / name) for name in "abc"] == [RecordedJob("1_0"), RecordedJob("1_1"), None]
 
 
 def test_a_run_waits_for_the_job_of_the_one_that_it_needs(slurm: Slurm, runs: Path) -> None:
@@ -113,9 +119,9 @@ def test_a_run_waits_for_the_job_of_the_one_that_it_needs(slurm: Slurm, runs: Pa
 
 def test_together_runs_that_are_alike_are_one_job(slurm: Slurm, runs: Path) -> None:
     cost = step(runs / "cost", baseline=load_recipe("minibatch"))
-    jobs = submitted(runs, step(runs / "a"), cost, step(runs / "b"), together=True)
+    jobs = submitted(runs, step(runs / "a"), cost, step(runs / "b"), together=2)
     assert jobs == {"a": "1", "b": "1", "cost": "2"}
-    assert [read_job(runs / name) for name in ("a", "b", "cost")] == ["1", "1", "2"]
+    assert [read_job(runs / name) for name in ("a", "b", "cost")] == [RecordedJob(job) for job in ("1", "1", "2")]
 
 
 def test_a_run_that_failed_while_others_of_its_job_go_on_has_failed_and_is_submitted_again(
@@ -129,7 +135,7 @@ def test_a_run_that_failed_while_others_of_its_job_go_on_has_failed_and_is_submi
     slurm.queue(j7="RUNNING")
     found = standings(plan(*steps), runs)
     assert [found[each].state for each in steps] == ["failed", "running", "running"]
-    assert submitted(runs, *steps, together=True) == {"a": "1"}
+    assert submitted(runs, *steps, together=3) == {"a": "1"}
 
 
 def test_a_run_waits_for_a_job_that_an_earlier_sweep_has_submitted(slurm: Slurm, runs: Path) -> None:
@@ -138,6 +144,36 @@ def test_a_run_waits_for_a_job_that_an_earlier_sweep_has_submitted(slurm: Slurm,
     slurm.queue(j70_4="RUNNING")
     assert submitted(runs, network, step(runs / "scene", network)) == {"scene": "1"}
     assert "--dependency=afterok:70_4" in slurm.submitted()[0]
+
+
+def test_what_was_cancelled_is_submitted_again_behind_the_jobs_that_still_leave(slurm: Slurm, runs: Path) -> None:
+    network = step(runs / "network", state="unfinished")
+    steps = [step(runs / name, needs, "unfinished") for name, needs in (("a", network), ("b", None), ("c", None))]
+    for each, job in zip((network, *steps), ("70", "7_0", "7_1", "7_2"), strict=True):
+        write_job(each.folder.path, job)
+    slurm.queue(j70="RUNNING", j7_0="RUNNING", j7_1="RUNNING", j7_2="RUNNING")
+    cancel(plan(*steps), runs)
+    slurm.queue(j70="RUNNING", j7_0="COMPLETING", j7_1="COMPLETING", j7_2="CANCELLED")
+    assert [standing.state for standing in standings(plan(network, *steps), runs).values()] == [
+        "running",
+        *["cancelled"] * 3,
+    ]
+    assert submitted(runs, network, *steps) == {"a": "1", "b": "2", "c": "3"}
+    waits = [
+        [option.removeprefix("--dependency=") for option in options if option.startswith("--dependency")]
+        for options in slurm.submitted()
+    ]
+    assert waits == [["afterok:70,afterany:7_0:7_1"], ["afterany:7_0:7_1"], []]
+    assert read_job(runs / "a") == RecordedJob("1")
+
+
+def test_ctrl_c_while_jobs_are_submitted_waits_until_the_runs_have_recorded_them(slurm: Slurm, runs: Path) -> None:
+    slurm.program("sbatch", f"kill -INT $PPID $$; {slurm.sbatch}")
+    try:
+        submitted(runs, step(runs / "a"))
+    except KeyboardInterrupt:
+        pytest.fail("interrupted")
+    assert read_job(runs / "a") == RecordedJob("1")
 
 
 def test_a_cost_comparison_has_its_machine_for_itself(slurm: Slurm, runs: Path) -> None:
@@ -165,8 +201,9 @@ def test_a_damaged_run_folder_is_refused_before_anything_is_submitted(slurm: Slu
 
 
 def test_what_sbatch_refuses_is_said_in_its_words(slurm: Slurm, runs: Path) -> None:
-    (slurm.programs / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: gpu' >&2; exit 1\n")
-    with pytest.raises(AffsupError, match=r"Slurm takes no jobs: .*invalid partition: gpu"):
+    said = "sbatch: unrecognized option '--gpu'", 'Try "sbatch --help" for more information'
+    slurm.program("sbatch", f"echo {shlex.quote(chr(10).join(said))} >&2; exit 1")
+    with pytest.raises(AffsupError, match=r"^Slurm takes no jobs: sbatch: unrecognized option '--gpu'$"):
         submitted(runs, step(runs / "a"))
     assert read_job(runs / "a") is None
     assert [path.name for path in (runs / ".slurm").iterdir()] == [".lock"]
@@ -180,6 +217,15 @@ def test_cancel_takes_the_jobs_of_this_sweep_that_are_not_over(slurm: Slurm, run
     assert slurm.told("scancel") == "7_0 7_1"
 
 
+def test_while_jobs_are_cancelled_no_other_sweep_submits(slurm: Slurm, runs: Path) -> None:
+    write_job(runs / "a", "7")
+    slurm.queue(j7="RUNNING")
+    (runs / ".slurm").mkdir()
+    slurm.program("scancel", f"flock --nonblock {runs}/.slurm/.lock true || echo held > scancel")
+    cancel(plan(step(runs / "a")), runs)
+    assert slurm.told("scancel") == "held"
+
+
 def test_cancel_names_each_job_once_and_the_runs_of_other_sweeps_that_it_does_too(slurm: Slurm, runs: Path) -> None:
     for name, job in {"a": "7_0", "b": "7_0", "beside": "7_0", "other": "7_1"}.items():
         write_job(runs / name, job)
@@ -187,6 +233,11 @@ def test_cancel_names_each_job_once_and_the_runs_of_other_sweeps_that_it_does_to
     a, b = step(runs / "a"), step(runs / "b")
     assert cancel(plan(a, b), runs) == ({a: "7_0", b: "7_0"}, ["beside"])
     assert slurm.told("scancel") == "7_0"
+    assert [read_job(runs / name) for name in ("b", "beside", "other")] == [
+        RecordedJob("7_0", cancelled=True),
+        RecordedJob("7_0", cancelled=True),
+        RecordedJob("7_1"),
+    ]
 
 
 def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
@@ -208,6 +259,8 @@ def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
         (None, Ended("stopped"), "cancelled", "sweep again to go on"),
         (None, Ended("busy"), "cancelled", "another process had it; sweep again to go on"),
         ("OUT_OF_MEMORY", None, "failed", "Slurm says OUT_OF_MEMORY"),
+        ("OUT_OF_MEMORY", Ended("stopped"), "failed", "Slurm says OUT_OF_MEMORY"),  # in its next turn
+        ("PREEMPTED", Ended("stopped"), "cancelled", "sweep again to go on"),  # where a site does not requeue
         (None, None, "failed", "the job has left the queue (`sacct -j 7` may know why)"),
     ],
 )
@@ -221,6 +274,16 @@ def test_a_run_stands_as_its_job_and_its_own_last_words_say(
         write_end(one.folder.path, "7", ended)
     found = standings(plan(one), runs)[one]
     assert (found.state, found.job, found.detail) == (state, "7", detail)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"job": 7}', "{"])
+@pytest.mark.parametrize("name", ["job.json", "job-ended.json"])
+def test_a_record_that_affsup_did_not_write_is_named(slurm: Slurm, runs: Path, name: str, content: str) -> None:
+    write_job(runs / "a", "7")
+    (runs / "a" / name).write_text(content)
+    slurm.queue(j7="RUNNING")
+    with pytest.raises(AffsupError, match=rf"/a/{name} is (damaged|not valid JSON): .*Remove it"):
+        standings(plan(step(runs / "a")), runs)
 
 
 def test_last_words_of_an_earlier_job_do_not_count(runs: Path) -> None:
@@ -255,6 +318,8 @@ def test_what_needs_a_failed_run_says_so_and_a_failed_run_has_its_log(slurm: Slu
     assert found[network].log == log
     (network.folder.path / "log.txt").touch()
     assert standings(plan(scene, network), runs)[network].log == network.folder.path / "log.txt"
+    os.utime(network.folder.path / "log.txt", (0, 0))  # of an earlier job; this one never came to the run
+    assert standings(plan(scene, network), runs)[network].log == log
 
 
 @pytest.mark.parametrize(
@@ -263,34 +328,53 @@ def test_what_needs_a_failed_run_says_so_and_a_failed_run_has_its_log(slurm: Slu
         ({}, "auto", {"gpus_per_node": 1}),
         ({}, "cpu", {}),
         ({"gres": "gpu:a100:1"}, "cuda", {"gres": "gpu:a100:1"}),
-        ({"mem-per-cpu": "4G", "cpus-per-task": 4}, "cpu", {"mem_per_cpu": "4G", "cpus_per_task": 4}),
+        ({"mem-per-cpu": "4G", "cpus-per-task": "4"}, "cpu", {"mem_per_cpu": "4G", "cpus_per_task": "4"}),
+        ({"account": "0042", "exclusive": "true"}, "cpu", {"account": "0042", "exclusive": True}),
     ],
 )
-def test_a_run_asks_for_one_gpu_unless_told_otherwise(
-    settings: dict[str, object], device: str, options: dict[str, object]
+def test_options_of_sbatch_are_handed_on_and_a_gpu_asked_for_beside(
+    settings: dict[str, str], device: str, options: dict[str, object]
 ) -> None:
-    found = asked_of_slurm(settings, device)["additional_parameters"]
+    found = asked_of_slurm(settings.items(), device)["additional_parameters"]
     fixed = {"job_name": "affsup", "requeue": True, "kill_on_invalid_dep": "yes"}
     assert found == {**fixed, **options}
 
 
 def test_settings_of_submitit_itself_are_no_options_of_sbatch() -> None:
-    asked = asked_of_slurm({"time": 30, "setup": "module load cuda", "cpus_per_task": 4}, "cpu")
+    lines = "module load cuda", "source activate"
+    asked = asked_of_slurm([("time", "30"), *(("setup", line) for line in lines), ("cpus_per_task", "4")], "cpu")
     assert asked["time"] == 30
-    assert asked["setup"][-1] == "module load cuda"
+    assert asked["setup"][1:] == [*lines]
     assert asked["srun_args"] == ["--cpus-per-task=4"]
     assert {"time", "setup"}.isdisjoint(asked["additional_parameters"])
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(240, 300), (8, 120)])
+def test_a_job_is_warned_five_minutes_before_its_time_is_over_or_after_three_quarters_of_it(
+    minutes: int, seconds: int
+) -> None:
+    assert asked_of_slurm([("time", str(minutes))], "cpu")["signal_delay_s"] == seconds
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--slurm", "dependency=singleton"], "--slurm dependency=…: a job is one process, and the sweep sets"),
+        (
+            ["--slurm", "dependency=singleton"],
+            "--slurm dependency=…: a job is one process, begun from this folder on this cluster; the sweep sets 'dep",
+        ),
+        (["--slurm", "chdir=/tmp"], "--slurm chdir=…: a job is one process"),
+        (["--slurm", "clusters=all"], "--slurm clusters=…: a job is one process"),
         (["--slurm", "time=4:00:00"], "--slurm time=4:00:00: expected minutes"),
+        (["--slurm", "array-parallelism=x"], "--slurm array_parallelism=x: expected how many jobs"),
+        (["--slurm", "signal_delay_s=0"], "--slurm signal_delay_s=0: expected seconds"),
+        (["--slurm", "mem-per-cpu=4G", "--slurm", "mem_per_cpu=8G"], "--slurm mem_per_cpu=8G: 'mem_per_cpu' was given"),
         (["--slurm", "partition"], "--slurm takes KEY=VALUE, for example partition=gpu; found 'partition'"),
         (["--device", "cuda:1"], "--device cuda:1: Slurm decides which GPU a run is given; take --device cuda"),
         (["--jobs", "2"], "--jobs 2 is for this machine: on a cluster --slurm array_parallelism=2 bounds them"),
-        (["--status", "--cancel"], "--status and --cancel: give one of them"),
+        (["--status", "--cancel"], "--status, --cancel and --dry-run: give one of them"),
+        (["--dry-run", "--cancel"], "--status, --cancel and --dry-run: give one of them"),
+        (["--dry-run", "--status"], "--status, --cancel and --dry-run: give one of them"),
     ],
 )
 def test_calls_that_cannot_be_meant_are_refused(options: list[str], said: str) -> None:
@@ -317,53 +401,143 @@ def test_without_slurm_it_is_named_after_the_plan(monkeypatch: pytest.MonkeyPatc
     assert str(result.exception).startswith("no Slurm here: `squeue` was not found on the PATH")
 
 
-def the_job(slurm: Slurm, runs: Path, digits: Path, *recipes: Recipe) -> tuple[str, list[RunFolder]]:
+def the_job(runs: Path, digits: Path, *recipes: Recipe, notice: float = 300.0) -> tuple[str, list[RunFolder]]:
     """Submit recipes as one job; returns its id, and the folders of its runs."""
     folders = [RunFolder(runs / str(number)) for number in range(len(recipes))]
     orders = [Order(recipe, None, digits, folder.path, None) for recipe, folder in zip(recipes, folders, strict=True)]
     executor = submitit.SlurmExecutor(runs / ".slurm", max_num_timeout=3)
-    return executor.submit(RunsJob(orders)).job_id, folders
+    return executor.submit(RunsJob(orders, notice)).job_id, folders
 
 
-def begun(runs: Path, job: str) -> subprocess.Popen[bytes]:
-    """Do what Slurm does when it is the job's turn."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "submitit.core._submit", str(runs / ".slurm")],
-        env={**os.environ, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": job, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@pytest.fixture
+def begun(runs: Path) -> Iterator[Begin]:
+    """Do what Slurm does when it is a job's turn; with another program, that one instead of submitit's."""
+    processes = []
+
+    def begin(job: str, *program: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, *(program or ["-m", "submitit.core._submit"]), str(runs / ".slurm")],
+            env={**os.environ, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": job, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
+# Leaves after its step when it is told to, or, evaluating, not at all.
+A_RUN = """
+import sys, time
+from affsup_cli.engine.stop import Stopped, StopRequest
+from affsup_cli.sweeps import job, worker
+from submitit.core.submission import submitit_main
+
+def run(order, tell):
+    with StopRequest() as stop:
+        (order.folder / "begun").touch()
+        while {evaluating} or not stop.requested:
+            time.sleep(0.01)
+        raise Stopped
+
+worker._run = run
+job._PAUSES = (0, 0, 0)
+submitit_main()
+"""
+
+
+def told_to_leave(begun: Begin, job: str, run: RunFolder, number: int, evaluating: bool = False) -> None:
+    """Let a job come to its run, send it a signal, and wait until it has left."""
+    process = begun(job, "-c", A_RUN.format(evaluating=evaluating))
+    while not (run.path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(PATIENCE_SECONDS) != 0
+    assert read_end(run.path, job) == Ended("stopped")
+
+
+def test_a_run_that_evaluates_on_when_its_time_is_nearly_over_is_interrupted_and_put_back(
+    slurm: Slurm, runs: Path, digits: Path, begun: Begin
+) -> None:
+    job, (run,) = the_job(runs, digits, load_recipe("minibatch"), notice=0.2)
+    slurm.queue(**{f"j{job}": "RUNNING"})
+    told_to_leave(begun, job, run, signal.SIGUSR2, evaluating=True)
+    assert slurm.told("scontrol") == f"requeue {job}"
+
+
+@pytest.mark.parametrize(
+    ("squeue", "back"),
+    [
+        ("cat queue", False),
+        ("exit 1", True),
+        ("true", True),  # knows nothing of the job
+        ("test -e asked || { touch asked; exit 1; }; cat queue", False),
+    ],
+)
+def test_a_job_is_not_put_back_if_slurm_takes_it_away_but_it_is_if_slurm_never_says_so(
+    slurm: Slurm,
+    runs: Path,
+    digits: Path,
+    begun: Begin,
+    squeue: str,
+    back: bool,
+) -> None:
+    job, (run,) = the_job(runs, digits, load_recipe("minibatch"))
+    slurm.queue(**{f"j{job}": "COMPLETING"})
+    slurm.program("squeue", squeue)
+    told_to_leave(begun, job, run, signal.SIGTERM)
+    assert slurm.told("scontrol") == (f"requeue {job}" if back else "")
+
+
+def test_a_site_may_name_another_signal_that_warns(
+    slurm: Slurm,
+    runs: Path,
+    digits: Path,
+    begun: Begin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+    job, (run,) = the_job(runs, digits, load_recipe("minibatch"))
+    slurm.queue(**{f"j{job}": "RUNNING"})
+    told_to_leave(begun, job, run, signal.SIGUSR1)
+    assert slurm.told("scontrol") == f"requeue {job}"
+
+
 @pytest.mark.parametrize("side_by_side", [1, 2])
-def test_a_job_told_to_leave_saves_and_is_put_back_unless_slurm_takes_it_away_itself(
-    slurm: Slurm, runs: Path, digits: Path, state: str, side_by_side: int
+def test_a_job_whose_time_is_nearly_over_saves_and_is_put_back(
+    slurm: Slurm, runs: Path, digits: Path, begun: Begin, side_by_side: int
 ) -> None:
     fields = {"run.device": "cpu", "run.checkpoint_seconds": 1e-6}
     recipes = [load_recipe("minibatch", {**fields, "seed": seed}) for seed in range(side_by_side)]
-    job, folders = the_job(slurm, runs, digits, *recipes)
-    slurm.queue(**{f"j{job}": state})
-    process = begun(runs, job)
+    job, folders = the_job(runs, digits, *recipes)
+    slurm.queue(**{f"j{job}": "RUNNING"})
+    process = begun(job)
     while not all(run.checkpoint.exists() for run in folders):
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGUSR2 if state == "RUNNING" else signal.SIGTERM)
+    process.send_signal(signal.SIGUSR2)
     assert process.wait() != 0
-    assert slurm.told("scontrol") == (f"requeue {job}" if state == "RUNNING" else "")
+    assert slurm.told("scontrol") == f"requeue {job}"
     for run in folders:
         assert "saved" in (run.path / "log.txt").read_text()
         assert read_end(run.path, job) == Ended("stopped")
 
 
-def test_of_the_runs_of_a_job_one_fails_and_the_others_finish(slurm: Slurm, runs: Path, digits: Path) -> None:
+def test_of_the_runs_of_a_job_one_fails_and_the_others_finish(
+    slurm: Slurm, runs: Path, digits: Path, begun: Begin
+) -> None:
     fields = {"run.device": "cpu", "train.epochs": 1, "train.milestones": [], "train.batch_size": 16}
     recipes = [load_recipe("minibatch", {**fields, "train.learning_rate": rate}) for rate in (1e30, 0.01)]
-    job, (fails, finishes) = the_job(slurm, runs, digits, *recipes)
+    job, (fails, finishes) = the_job(runs, digits, *recipes)
     finishes.path.mkdir()
     write_end(finishes.path, job, Ended("failed", "in an earlier turn"))
     slurm.queue(**{f"j{job}": "RUNNING"})
-    assert begun(runs, job).wait() == 1
+    assert begun(job).wait() == 1
     ended = read_end(fails.path, job)
     assert ended is not None
     assert (ended.how, ended.reason[:22]) == ("failed", "the loss is not finite")

@@ -167,9 +167,9 @@ def test_a_sweep_that_is_told_to_stop_lets_its_run_save_and_says_what_is_left(
     assert load_checkpoint(run.checkpoint, torch.device("cpu"))["step"] > 0
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [1, 2])
 def test_a_run_that_fails_is_named_with_reason_and_log_and_the_others_finish(
-    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], together: bool
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], together: int
 ) -> None:
     fields = {**SHORT, "run.device": "cpu"}
     wanted = [

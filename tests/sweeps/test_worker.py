@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, cast
+
+import pytest
 
 from affsup_cli.engine.own_process import own_process
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.recipe import load_recipe
+from affsup_cli.sweeps import worker
 from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
+from affsup_cli.tasks import launch
 
 SLOW_SIGNAL = """
 import signal, threading
@@ -90,3 +95,31 @@ def test_the_signal_that_ends_a_worker_may_come_late() -> None:
         [sys.executable, "-P", "-c", SLOW_SIGNAL], env=environment, input=b"", capture_output=True, check=False
     )
     assert (left.returncode, left.stderr) == (0, b"")
+
+
+def test_what_a_run_that_failed_held_is_let_go_of_before_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        """Held by a frame of the traceback."""
+
+    def fail() -> Exception:
+        model = Model()
+        seen.append(weakref.ref(model))
+        try:
+            raise RuntimeError(model)
+        except RuntimeError as error:
+            return error
+
+    def train_together(*_: object) -> Iterator[tuple[int, Exception | None]]:
+        yield 0, fail()
+        gone.append(seen[0]() is None)
+        yield 1, None
+
+    seen: list[weakref.ref[Model]] = []
+    gone: list[bool] = []
+    told: list[tuple[int, Event]] = []
+    monkeypatch.setattr(worker, "_log", lambda _: nullcontext(lambda _: None))
+    monkeypatch.setattr(launch, "train_together", train_together)
+    order = Order(load_recipe("minibatch"), None, Path("data"), Path("runs"), None)
+    worker.carry_out([order, order], lambda place, event: told.append((place, event)))
+    assert gone == [True]
+    assert [(place, event.how) for place, event in told if isinstance(event, Ended)] == [(0, "failed"), (1, "finished")]
