@@ -81,6 +81,10 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         _leave("interrupted", 1)
+    except SystemExit as left:
+        if left.code != 130:  # Typer's, for a KeyboardInterrupt
+            raise
+        _leave("interrupted", 1)
     except AffsupError as error:
         _leave(str(error), error.exit_code)
     except OSError as error:  # a folder that may not be written, a disk that is full: the system's words name it

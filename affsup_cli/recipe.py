@@ -203,11 +203,16 @@ class Training(Section):
     test_curve: bool = Field(description="evaluate the test split after every epoch (figure 5); never used to choose")
 
 
-class ClassifierTraining(Training):
+class NetworkTraining(Training):
+    """`[train]` of a network as a whole."""
+
+    compile: bool = Field(False, description="run the backbone, and a detector's head, through torch.compile")
+
+
+class ClassifierTraining(NetworkTraining):
     """`[train]` of a classifier."""
 
     batch_size: int = Field(ge=2, description="images a step")
-    compile: bool = Field(description="run the backbone through torch.compile")
 
 
 class Execution(Section):
@@ -218,6 +223,9 @@ class Execution(Section):
     tensorboard: bool = Field(description="write TensorBoard events into the run folder")
     graph: Literal["auto", "off"] = Field(
         "auto", description="auto: where steps are all alike, on CUDA, record one as a CUDA graph and repeat it"
+    )
+    channels_last: bool = Field(
+        True, description="keep images and weights pixel by pixel in memory (NHWC); false: channel by channel (NCHW)"
     )
 
 
@@ -302,6 +310,7 @@ class DetectionRecipe(SceneSetRecipe):
     """What the three detection recipes share."""
 
     model: Detector
+    train: NetworkTraining
     test: SceneTest
     run: DetectionExecution
 

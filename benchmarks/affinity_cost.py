@@ -42,7 +42,7 @@ def main() -> None:
         measured = time_in_turns(
             partial(build_task, without, arguments.data),
             partial(build_task, with_loss, arguments.data),
-            with_loss.train,
+            with_loss,
             arguments.rounds,
             lambda _: None,
         )

@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     state = {"model": {str(layer): torch.randn(BYTES // 4) for layer in range(LAYERS)}}
     megabytes = LAYERS * BYTES // 10**6
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, BackgroundSaver() as saver:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, BackgroundSaver(CPU) as saver:
         path = Path(folder) / "last.pt"
 
         def in_memory() -> Any:

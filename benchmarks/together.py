@@ -74,16 +74,17 @@ def main() -> None:
         begun = now(device)
         pieces = [on_own_stream(run(steps), device) if on_gpu else run(steps) for run in runs]
         for group in [pieces] if together else [[each] for each in pieces]:
-            if any(error for _, error in take_turns(group, SharedClock())):
+            if any(error for _, error in take_turns(group, SharedClock(), device)):
                 raise SystemExit("a run has failed")
         return now(device) - begun
 
     for run in runs:
-        dict(take_turns([on_own_stream(run(WARM_UP), device) if on_gpu else run(WARM_UP)], SharedClock()))
-    alone, together = [], []
-    for _ in range(arguments.rounds):
-        alone.append(seconds(together=False))
-        together.append(seconds(together=True))
+        dict(take_turns([on_own_stream(run(WARM_UP), device) if on_gpu else run(WARM_UP)], SharedClock(), device))
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(arguments.rounds):
+        for side_by_side in (False, True) if turn % 2 == 0 else (True, False):
+            taken[side_by_side].append(seconds(side_by_side))
+    alone, together = taken[False], taken[True]
     ratios = [one / other for one, other in zip(alone, together, strict=True)]
     images = 128 * steps * count
     row = {

@@ -176,13 +176,26 @@ def test_identity_leaves_out_where_the_run_executes_and_nothing_else() -> None:
         assert load_recipe("minibatch", {key: value}).digest() != recipe.digest(), key
 
 
-def test_a_detectors_cache_is_no_part_of_its_identity_and_older_runs_read_without_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("line", "other"), [("cache_gb = 2.0\n", 0), ("channels_last = true\n", False)])
+def test_memory_is_no_part_of_a_detectors_identity_and_older_runs_read_without_it(
+    tmp_path: Path, line: str, other: object
+) -> None:
     recipe = load_recipe("relnet")
-    assert load_recipe("relnet", {"run.cache_gb": 0}).digest() == recipe.digest()
+    assert load_recipe("relnet", {f"run.{line.split()[0]}": other}).digest() == recipe.digest()
+    assert line in recipe.to_toml()
     kept = tmp_path / "recipe.toml"
-    kept.write_text(recipe.to_toml().replace("cache_gb = 2.0\n", ""))
-    assert "cache_gb" not in kept.read_text()
+    kept.write_text(recipe.to_toml().replace(line, ""))
     assert read_recipe(kept) == recipe
+
+
+@pytest.mark.parametrize("name", ["minibatch", "frcnn", "relnet", "relpn"])
+def test_older_runs_were_not_compiled_unless_they_say_so(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name)
+    kept = tmp_path / "recipe.toml"
+    kept.write_text(recipe.to_toml().replace("compile = false\n", ""))
+    assert "compile" not in kept.read_text()
+    assert read_recipe(kept) == recipe
+    assert load_recipe(name, {"train.compile": True}).digest() != recipe.digest()
 
 
 def test_differences_names_fields_with_both_values() -> None:

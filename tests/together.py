@@ -1,10 +1,14 @@
-"""What two processes and one are to do alike: `python -m tests.together DATA OUT` is one of two processes."""
+"""What two processes and one are to do alike: `python -m tests.together DATA OUT` is one of two processes.
+
+`python -m tests.together OUT` is one of two that are stopped while the first of them cannot save.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from affsup_cli.data.share import Share
-from affsup_cli.engine import distributed, training
+from affsup_cli.engine import checkpoint, distributed, training
+from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.engine.task import Losses, Task, over_processes
@@ -95,6 +100,27 @@ def stopped_toy(folder: Path) -> dict[str, Any]:
         return train(SharedToy(random=True), recipe, folder)
 
 
+def stopped_while_it_saves(folder: Path, save: Callable[[Path, dict[str, Any]], None]) -> bool:
+    """Stop all processes in their second step; say whether this one left with a checkpoint on the disk."""
+    task = SharedToy()
+    task.before_step[(0, 1)] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "ASK_SECONDS", 0)
+        patch.setattr(checkpoint, "save_checkpoint", save)
+        with pytest.raises(Stopped):
+            train(task, load_recipe("minibatch", FIELDS), folder)
+    return RunFolder(folder).checkpoint.exists()
+
+
+def save_slowly(path: Path, state: dict[str, Any]) -> None:
+    time.sleep(0.5)
+    save_checkpoint(path, state)
+
+
+def refuse_to_save(path: Path, state: dict[str, Any]) -> None:
+    raise AffsupError("the disk is full")
+
+
 def poisoned_toy(folder: Path) -> str:
     """What the processes say of a loss that is not finite on the last of them."""
     task = SharedToy()
@@ -159,6 +185,7 @@ def do_all(data: Path, out: Path) -> dict[str, Any]:
         "toy": lambda: toy(False, out / "toy"),
         "random toy": lambda: toy(True, out / "random-toy"),
         "stopped toy": lambda: stopped_toy(out / "stopped-toy"),
+        "slowly saved toy": lambda: stopped_while_it_saves(out / "slow-toy", save_slowly),
         "poisoned toy": lambda: poisoned_toy(out / "poisoned-toy"),
         "minibatch": lambda: step(minibatch(data), 1, frozen=True),
         "minibatch, a graph each": lambda: step(minibatch(data, affinity__across="device"), 1, frozen=True),
@@ -181,6 +208,8 @@ def do_all(data: Path, out: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with distributed.joined("cpu"):
+        if len(sys.argv) == 2:
+            stopped_while_it_saves(Path(sys.argv[1]), refuse_to_save)
         done = do_all(Path(sys.argv[1]), Path(sys.argv[2]))
         torch.save(done, Path(sys.argv[2]) / f"{distributed.rank()}.pt")
         raise AffsupError("both say this")

@@ -26,17 +26,19 @@ def bench(
 
     Steps and evaluation run on generated data of the right shape: nothing is downloaded or need be prepared, and
     weights change no time. Then affsup's own ratios, side by side on this machine. A few minutes; on a CPU, where the
-    paper's detectors take 10 to 20 seconds a step, one step of each is timed.
+    paper's detectors take 10 to 20 seconds a step, one step of each is timed. The few generated scenes stay in memory:
+    what it takes to read and decode a real set's images, which do not all fit there (run.cache_gb), comes on top.
 
     \b
     affsup bench
     affsup bench table3 figure5
     affsup bench --device cuda:1 --out bench-h100.csv
     """
-    from affsup_cli.bench.run import run_bench
+    from affsup_cli.bench.run import refuse_place, run_bench
     from affsup_cli.commands.console import console
     from affsup_cli.reporting.spec import paper_names
 
+    refuse_place(out)
     names = list(dict.fromkeys(tables or paper_names()))
     with console.status("") as status:
         found = run_bench(names, device, lambda what: status.update(what))
@@ -81,6 +83,8 @@ def print_bench(found: Bench) -> None:
     console.print(
         "Runs one after another; a run that several tables share stands in the line of each, and once in all."
     )
+    if any(kind.task != "minibatch" for kind in found.speeds):
+        console.print("Of detectors without reading and decoding the images that do not fit into run.cache_gb.")
 
 
 def _seconds(seconds: float) -> str:

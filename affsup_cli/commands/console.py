@@ -22,6 +22,9 @@ class _Console(Console):
 
 console = _Console(soft_wrap=True, highlight=False)
 
+HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5"}
+"""The metric that stands for a run where one number must do, whatever its task, and its name there."""
+
 _SHARES = ("accuracy", "map_", "recall")
 
 

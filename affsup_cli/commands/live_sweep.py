@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from affsup_cli.commands.console import metric_text
+from affsup_cli.commands.console import HEADLINES, metric_text
 from affsup_cli.commands.live import duration, numbers
 from affsup_cli.engine.observer import Progress
 from affsup_cli.sweeps.messages import Epoch
@@ -21,7 +21,7 @@ from affsup_cli.sweeps.speeds import Speeds
 
 SECONDS_BETWEEN_SUMMARIES = 30.0
 REDRAW_SECONDS = 0.5
-_HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5", "test_mass": "M"}
+_SAID_AT_END = {**HEADLINES, "test_mass": "M"}
 
 
 @dataclasses.dataclass
@@ -174,5 +174,5 @@ def _reached(step: Step, progress: Progress) -> str:
 
 def _headlines(step: Step) -> str:
     metrics = step.folder.result().get("metrics", {})
-    said = [f"{label} {metric_text(name, metrics[name])}" for name, label in _HEADLINES.items() if name in metrics]
+    said = [f"{label} {metric_text(name, metrics[name])}" for name, label in _SAID_AT_END.items() if name in metrics]
     return f": {', '.join(said)}" if said else ""

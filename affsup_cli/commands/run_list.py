@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from affsup_cli.commands.console import console, metric_text
+from affsup_cli.commands.console import HEADLINES, console, metric_text
 from affsup_cli.commands.inventory import plain, table
 from affsup_cli.commands.list import State
 from affsup_cli.engine.results import CostResult, read_result
@@ -22,7 +22,6 @@ from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import field_help, recipe_kind, recipe_names
 
-_HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5"}
 _DASH = "–"
 _FEW = 5  # metrics that a message names
 _NARROW = {"on the test split": 8, "started": 10}  # so that they break at their space
@@ -185,11 +184,11 @@ def _row(run: ListedRun, sort: str) -> dict[str, str]:
         "epochs": _epochs(run),
         "state": run.state.value,
         "on the test split": ", ".join(
-            f"{label} {run.metrics[key]:.2%}" for key, label in _HEADLINES.items() if key in run.metrics
+            f"{label} {run.metrics[key]:.2%}" for key, label in HEADLINES.items() if key in run.metrics
         )
         or _DASH,
         "M": f"{run.metrics['test_mass']:.3f}" if "test_mass" in run.metrics else _DASH,
-        **({} if sort in ("name", "started", *_HEADLINES, "test_mass") else {sort: _extra(run, sort)}),
+        **({} if sort in ("name", "started", *HEADLINES, "test_mass") else {sort: _extra(run, sort)}),
         "started": run.started[:16].replace("T", " ") or _DASH,
     }
 

@@ -76,6 +76,7 @@ def train(
     import re
 
     from affsup_cli.commands.places import model_path
+    from affsup_cli.engine.stop import imports_whole
     from affsup_cli.errors import UsageError
     from affsup_cli.recipe import NAME, load_recipe, parse_override
 
@@ -96,6 +97,8 @@ def train(
             f"--name {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
     started = os.environ.get("WORLD_SIZE", "1")  # by torchrun, or by the call below
+    with imports_whole():
+        import affsup_cli.tasks.launch  # noqa: F401
     if gpus > 1 and started == "1":
         from affsup_cli.engine.processes import run_processes
 
@@ -105,7 +108,9 @@ def train(
     together: AbstractContextManager[None] = nullcontext()
     if started != "1":
         from affsup_cli.engine.distributed import joined
+        from affsup_cli.engine.processes import stop_with_parent
 
+        stop_with_parent()
         together = joined(resolved.run.device)
     with together:
         _train(resolved, data, runs, name, resume, named)

@@ -35,19 +35,26 @@ class DeviceImages:
         mean: per-channel mean of the training split, in 0..1.
         std: per-channel standard deviation of the training split, in 0..1.
         device: where all of it goes.
+        layout: how a batch lies in memory.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.images = images.to(device)
         self._padded = {0: self.images}
         self.labels = labels.to(device)
+        self._layout = layout
         # One multiply-add from bytes to normalised floats: x / 255 - mean over std.
-        self._scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).float().to(device)
-        self._shift = (
-            (-torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)).float().to(device)
-        )
+        of_channels = torch.tensor([mean, std], dtype=torch.float64).view(2, -1, 1, 1)
+        self._scale = (1 / (255 * of_channels[1])).float().to(device)
+        self._shift = (-of_channels[0] / of_channels[1]).float().to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,11 +74,12 @@ class DeviceImages:
         return self.images.device
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images `index` `[B]` as they are: float32 `[B, C, H, W]` in channels_last memory, and labels `[B]`."""
+        """Return images `index` `[B]` as they are: float32 `[B, C, H, W]` in the data's layout, and labels `[B]`."""
         return self._floats(self.images[index]), self.labels[index]
 
     def _floats(self, pixels: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, pixels.float(), self._scale).permute(0, 3, 1, 2)
+        floats = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
+        return torch.addcmul(self._shift, floats, self._scale)
 
 
 class AugmentedEpochs:
@@ -118,7 +126,7 @@ class AugmentedEpochs:
         return min(self.batch_size, len(self._data) - step * self.batch_size)
 
     def batch(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Return batch `step` of the epoch: float32 `[B, C, H, W]` in channels_last memory, and labels `[B]`.
+        """Return batch `step` of the epoch: float32 `[B, C, H, W]` in the data's layout, and labels `[B]`.
 
         Of several processes each gets its share, or a stand-in (see `Share.stand_in`).
         """
@@ -132,15 +140,23 @@ class AugmentedEpochs:
         return self._data._floats(pixels), self._data.labels[index]
 
 
-_loaded: weakref.WeakValueDictionary[tuple[Path, str, str, torch.device], DeviceImages] = weakref.WeakValueDictionary()
+_Key = tuple[Path, str, str, torch.device, torch.memory_format]
+
+_loaded: weakref.WeakValueDictionary[_Key, DeviceImages] = weakref.WeakValueDictionary()
 
 
-def load_images(folder: Path, manifest: Manifest, split: str, device: torch.device) -> DeviceImages:
+def load_images(
+    folder: Path,
+    manifest: Manifest,
+    split: str,
+    device: torch.device,
+    layout: torch.memory_format = torch.channels_last,
+) -> DeviceImages:
     """Load one split ("train", "val" or "test") of the prepared data set in `folder` onto `device`.
 
     Where it is in use already, in this process and with the same content, that is returned: nobody changes it.
     """
-    key = (folder.resolve(), manifest.digest, split, device)
+    key = (folder.resolve(), manifest.digest, split, device, layout)
     images = _loaded.get(key)
     if images is None:
         stored = read_split(folder, manifest, split)
@@ -150,5 +166,6 @@ def load_images(folder: Path, manifest: Manifest, split: str, device: torch.devi
             manifest.channel_mean,
             manifest.channel_std,
             device,
+            layout,
         )
     return images

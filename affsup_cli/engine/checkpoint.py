@@ -36,11 +36,18 @@ class BackgroundSaver:
     """Saves checkpoints from a copy while training goes on, one after the other in the order in which they were given.
 
     To be entered; it is left when all is written. A write that failed takes those behind it with it.
+
+    Args:
+        device: where what is saved is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writes: list[Future[None]] = []
+        # Streams are taken in turns from a pool a priority: of another one than training's it is none that trains.
+        on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device, priority=-1) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> BackgroundSaver:
         return self
@@ -53,13 +60,15 @@ class BackgroundSaver:
     def save(self, path: Path, state: dict[str, Any], check: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         """Copy `state` where it is and have it written to `path`, if `check` of the copy raises nothing."""
         copied = copied_state(state)
-        ready = _after_this() if torch.cuda.is_available() else contextlib.nullcontext()
+        copy_made = torch.cuda.current_stream(self._device).record_event() if self._stream else None
         before = self._writes[-1] if self._writes else None
 
         def write() -> None:
             if before:
                 before.result()
-            with ready:
+            with torch.cuda.stream(self._stream):  # training's kernels need not wait for these
+                if self._stream and copy_made:
+                    self._stream.wait_event(copy_made)
                 check(copied)
                 save_checkpoint(path, copied)
 
@@ -85,13 +94,6 @@ def copied_state(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(copied_state(value) for value in state)
     return state
-
-
-def _after_this() -> contextlib.AbstractContextManager[Any]:
-    """A stream of its own that waits for what the GPU has been asked for so far: training's kernels need not."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    return torch.cuda.stream(stream)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
@@ -139,13 +141,18 @@ def _first_fault(error: Exception) -> str:
     return key[0] if key else lines[1].rstrip(".")
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of torch's global generators, of the CPU and of every CUDA device."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of torch's global generators: of the CPU, and of `device` if that is another."""
+    on_gpu = device.type == "cuda"
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if on_gpu else None}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restore `random_state`, as far as this machine has the same devices."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> bool:
+    """Restore `random_state`; returns whether all that is drawn from for `device` was there."""
     torch.set_rng_state(state["cpu"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
+    if device.type != "cuda":
+        return True
+    if state["cuda"] is None:
+        return False
+    torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    return True

@@ -8,9 +8,9 @@ import platform
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from affsup_cli.errors import UsageError
@@ -53,8 +53,18 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def compiled(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return `torch.compile(module)`: the same parameters, fused kernels.
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """Return how `run.channels_last` lays out images and the weights of convolutions."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def compile_modules(*modules: nn.Module, device: torch.device, sizes_differ: bool = False) -> None:
+    """Have calls of `modules` run through torch.compile: fused kernels, the same parameters under the same names.
+
+    Args:
+        modules: what is called as it is, part by part.
+        device: where they are.
+        sizes_differ: compile once for inputs of many sizes, rather than for the first that comes.
 
     Raises:
         UsageError: on a CPU the kernels are C++, and this machine has no compiler for it.
@@ -62,7 +72,11 @@ def compiled(module: nn.Module, device: torch.device) -> nn.Module:
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
     if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
         raise UsageError("train.compile = true needs a C++ compiler on a CPU, such as g++, and none is on the PATH")
-    return cast(nn.Module, torch.compile(module))
+    # Two losses may go back through a module one after the other (`Losses.gradient_share`): the first must not write
+    # over what the second reads.
+    torch._functorch.config.donated_buffer = False
+    for module in modules:
+        module.compile(dynamic=True if sizes_differ else None)
 
 
 def device_name(device: torch.device) -> str:

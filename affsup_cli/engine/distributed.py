@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -22,6 +23,7 @@ from affsup_cli.errors import AffsupError, UsageError
 T = TypeVar("T")
 
 BUCKET_BYTES = 25 * 2**20  # of gradients summed at once
+FINDING = datetime.timedelta(minutes=10)  # until all processes have started
 PATIENCE = datetime.timedelta(hours=2)  # for a process that prepares data or evaluates while the others wait
 _EFFECT = "what was saved last is in the run folder, and the same call with --resume goes on from there"
 
@@ -48,30 +50,36 @@ def joined(device: str) -> Iterator[None]:
     Raises:
         UsageError: `device` names one GPU, there are fewer GPUs than processes, or the environment is not as torchrun
             sets it.
-        AffsupError: another process has ended.
+        AffsupError: the processes do not find each other, or another one has ended.
     """
-    if _number("WORLD_SIZE", 1) == 1:
+    processes, this = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    if processes == 1:
         yield
         return
-    on_cuda = _take_gpu(device)
-    with _others_needed():
+    if this >= processes:
+        raise UsageError(
+            f"RANK = {this} and WORLD_SIZE = {processes} in the environment: expected a RANK below WORLD_SIZE, as "
+            "torchrun sets them"
+        )
+    with _finding_each_other():
         try:
-            store, this, processes = next(iter(rendezvous("env://", timeout=PATIENCE)))
+            store, *_ = next(iter(rendezvous("env://", timeout=FINDING)))
         except ValueError as error:
             raise UsageError(
                 f"WORLD_SIZE is set as for several processes, but {error}: use --gpus or torchrun, or unset it"
             ) from error
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_cuda else "gloo", store=store, rank=this, world_size=processes, timeout=PATIENCE
-        )
+    store.set_timeout(PATIENCE)
     try:
+        backend = "cpu:gloo,cuda:nccl" if _take_gpu(device) else "gloo"
+        with _finding_each_other():
+            dist.init_process_group(backend, store=store, rank=this, world_size=processes, timeout=PATIENCE)
         yield
     except AffsupError as error:
         if not _first_to_fail(store):
             raise SystemExit(error.exit_code) from error
         raise
     except KeyboardInterrupt as error:
-        if rank():
+        if this:
             raise SystemExit(1) from error
         raise
     else:  # after a failure it might wait for a process that is gone
@@ -97,6 +105,21 @@ def _number(variable: str, otherwise: int) -> int:
     return int(text)
 
 
+@contextlib.contextmanager
+def _finding_each_other() -> Iterator[None]:
+    """Say where the processes were to meet, if they did not; meanwhile Ctrl-C and SIGTERM end this one at once."""
+    # Python's own handlers would not run before torch has stopped waiting.
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except RuntimeError as error:
+        place = ":".join(os.environ[variable] for variable in ("MASTER_ADDR", "MASTER_PORT"))
+        raise AffsupError(f"the processes cannot find each other at {place}: {_first_line(error)}") from error
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _first_to_fail(store: Any) -> bool:
     try:
         return bool(store.add("failures", 1) == 1)
@@ -112,7 +135,14 @@ def _others_needed() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise AffsupError(f"another process of this run has ended, and this one with it: {_EFFECT}") from error
+        reason = _first_line(error).partition(". ")[0]  # gloo's line goes on with advice
+        raise AffsupError(
+            f"another process of this run has ended, or cannot be reached ({reason}): {_EFFECT}"
+        ) from error
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0]
 
 
 def total(values: Tensor) -> Tensor:
@@ -229,10 +259,11 @@ class SameModel:
         for buffer in statistics:
             buffer.mul_(share)
         buckets = list(_buckets([*gradients, *statistics]))
-        with _others_needed(), torch.no_grad():
+        with torch.no_grad():
             flat = [torch.cat([value.reshape(-1) for value in bucket]) for bucket in buckets]
-            for work in [dist.all_reduce(values, async_op=True) for values in flat]:
-                work.wait()
+            with _others_needed():
+                for work in [dist.all_reduce(values, async_op=True) for values in flat]:
+                    work.wait()
             for values, bucket in zip(flat, buckets, strict=True):
                 parts = torch.split(values, [value.numel() for value in bucket])
                 for value, part in zip(bucket, parts, strict=True):

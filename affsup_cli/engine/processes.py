@@ -6,9 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import IO, cast
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -18,13 +21,14 @@ from affsup_cli.errors import AffsupError, UsageError
 
 LOOK_SECONDS = 0.05
 GRACE_SECONDS = 4.0  # for the others to leave by themselves, once one has failed, and again once they are asked to
+_LIFELINE = "AFFSUP_LIFELINE"  # set where the standard input ends with the process that holds its other end
 
 
 def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
     """Run `python -m affsup_cli ARGUMENTS` as `count` processes that `engine.distributed` joins.
 
     Once one of them fails the others, which miss it, leave; those that do not are asked to, and then made to. Ctrl-C
-    and SIGTERM reach all of them.
+    and SIGTERM reach all of them. If this process is killed they save and leave (`stop_with_parent`).
 
     Args:
         count: how many, at least 2.
@@ -37,6 +41,7 @@ def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
     Raises:
         UsageError: this machine has fewer GPUs.
         AffsupError: a process was killed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came before training had begun.
     """
     there = torch.cuda.device_count()
     if device != "cpu" and count > there:
@@ -48,25 +53,42 @@ def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     command, environment = own_process("affsup_cli")
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environment}
-    running = [
-        subprocess.Popen(  # noqa: S603
-            [*command, *arguments],
-            env={**threads, **place, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]
-    try:
-        with _signals_passed_on(running):
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environment, _LIFELINE: "1"}
+    running: list[subprocess.Popen[bytes]] = []
+    with _signals_passed_on(running) as passed_on:
+        try:
+            for rank in range(count):
+                if passed_on:
+                    raise KeyboardInterrupt
+                process = subprocess.Popen(  # noqa: S603
+                    [*command, *arguments],
+                    env={**threads, **place, "WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdin=subprocess.PIPE,
+                )
+                running.append(process)
             while not any(process.poll() for process in running) and any(process.poll() is None for process in running):
                 _wait(running)
-            killed = [rank for rank, process in enumerate(running) if (process.poll() or 0) < 0]
-    finally:
-        _end(running)
-    if killed:
-        name = signal.Signals(-running[killed[0]].returncode).name
-        raise AffsupError(f"process {killed[0] + 1} of {count} was killed ({name}), and the others have left")
-    return next((process.returncode for process in running if process.returncode), 0)
+            codes = [process.poll() or 0 for process in running]  # not those of processes that are made to leave
+        finally:
+            _end(running)
+    killed = next((rank for rank, code in enumerate(codes) if code < 0), None)
+    if killed is not None:
+        by = signal.Signals(-codes[killed])
+        if passed_on and by in (signal.SIGINT, signal.SIGTERM):
+            raise KeyboardInterrupt
+        raise AffsupError(f"process {killed + 1} of {count} was killed ({by.name}), and the others have left")
+    return next((code for code in codes if code), 0)
+
+
+def stop_with_parent() -> None:
+    """Once the one whose `run_processes` started this process is gone, be asked to stop (SIGTERM)."""
+    if _LIFELINE in os.environ:
+        threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+
+
+def _stop_at_end_of_input() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: a lock of it, held while Python shuts down, would be fatal
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _wait(running: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -87,20 +109,28 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
         for process in alive:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
+    for process in running:
+        cast(IO[bytes], process.stdin).close()
 
 
 @contextlib.contextmanager
-def _signals_passed_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM ask the processes to stop; a terminal's Ctrl-C reaches them anyway."""
+def _signals_passed_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Have Ctrl-C and SIGTERM ask the processes to stop; a terminal's Ctrl-C reaches them anyway.
+
+    Yields:
+        The numbers of those that came, as they come.
+    """
+    came: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        came.append(number)
         for process in running:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

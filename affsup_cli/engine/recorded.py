@@ -8,7 +8,8 @@ the kernels of a small network's step, asked for one by one, keep the GPU waitin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+import gc
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
@@ -65,7 +66,10 @@ class CudaGraphs:
         stream = torch.cuda.current_stream(self._device)
         try:
             # Other threads may ask CUDA for what a capture forbids: one of them writes checkpoints.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            with (
+                _no_garbage_collected(),
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+            ):
                 returned = work()
         except RuntimeError as error:
             first = error.__context__ or error  # to leave a capture that has failed raises once more
@@ -77,6 +81,19 @@ class CudaGraphs:
             ) from first
         self._pool = graph.pool()
         return graph.replay, returned
+
+
+@contextlib.contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Collect it now: what it may hold, such as an old graph, cannot be let go of in the middle of a capture."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def finished(pieces: Generator[None, None, T]) -> T:
@@ -106,6 +123,7 @@ def on_own_stream(pieces: Generator[None, None, T], device: torch.device) -> Gen
     """Yield as `pieces` does, with their kernels in a stream of their own, beside those of other streams."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
-    returned = yield from each_within(pieces, lambda: torch.cuda.stream(stream))
-    torch.cuda.current_stream(device).wait_stream(stream)
-    return returned
+    try:
+        return (yield from each_within(pieces, lambda: torch.cuda.stream(stream)))
+    finally:
+        torch.cuda.current_stream(device).wait_stream(stream)

@@ -140,13 +140,13 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run has been started here."""
-        return self._recipe.is_file()
+        """Whether a run has been started here; where the folder may not be entered, one may have been."""
+        return _is_file(self._recipe, unseen=True)
 
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
-        return self._result.is_file()
+        return _is_file(self._result, unseen=False)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -294,8 +294,16 @@ class RunFolder:
             temporary.write_text(text, encoding="utf-8")
 
 
+def _is_file(path: Path, unseen: bool) -> bool:
+    """Return whether `path` is a file, and `unseen` where its folder may not be entered."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return unseen
+
+
 def run_folders(root: Path) -> list[RunFolder]:
-    """Return every run under `root`, by name.
+    """Return every run under `root`, by name; one whose folder may not be entered says so when its recipe is read.
 
     Raises:
         UsageError: `root` is a run itself.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def clipped_step(steps: torch.optim.Optimizer, clip_norm: float) -> None:
     steps.step()
 
 
-def recorder_for(task: Task, graph: str = "auto") -> Recorder[Any] | None:
+def recorder_for(task: Task, graph: str) -> Recorder[Any] | None:
     """Return what records the steps of a task; None where none are alike, or not on CUDA, or `run.graph` is "off"."""
     device = next(task.model.parameters()).device
     alike = isinstance(task, StaticTask) and task.static_steps > 0
@@ -70,8 +70,10 @@ class TrainingStep:
         self._optimizer = optimizer(task, train)
         self._same = distributed.SameModel(task.model)
         self._repeated = Repeated(record)
+        self._static_steps = 0
         if isinstance(task, StaticTask):
             task.repeated = self._repeated
+            self._static_steps = task.static_steps
         device = next(task.model.parameters()).device
         self._rate = torch.zeros((), device=device)
         self._place = torch.zeros((), dtype=torch.int64, device=device)
@@ -93,10 +95,10 @@ class TrainingStep:
             step: 0 <= step < `Task.steps`.
             looking: measure the gradient share as well.
         """
-        if isinstance(self._task, StaticTask) and step < self._task.static_steps:
-            losses = partial(self._task.losses, self._place)
-            return self._repeated(f"looking {looking}", partial(self._take, losses, looking))
-        return self._take(partial(self._task.losses, step), looking)
+        if step >= self._static_steps:
+            return self._take(partial(self._task.losses, step), looking)
+        losses = partial(cast(StaticTask, self._task).losses, self._place)
+        return self._repeated(f"looking {looking}", partial(self._take, losses, looking))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state."""

@@ -11,6 +11,8 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from affsup_cli.engine.checkpoint import random_state, set_random_state
 from affsup_cli.engine.recorded import each_within
 
@@ -33,13 +35,15 @@ class SharedClock:
         self._seconds += seconds / runs
 
 
-def take_turns(runs: Sequence[Pieces], clock: SharedClock) -> Iterator[tuple[int, Exception | None]]:
-    """Take all runs to their ends, a piece of each by turns; one that fails stops no other.
+def take_turns(
+    runs: Sequence[Pieces], clock: SharedClock, device: torch.device
+) -> Iterator[tuple[int, Exception | None]]:
+    """Take all runs to their ends, a piece of each on `device` by turns; one that fails stops no other.
 
     Yields:
         The place of each run that has come to its end, and the exception that ended it, if one did.
     """
-    active = {place: each_within(run, OwnRandom()) for place, run in enumerate(runs)}
+    active = {place: each_within(run, OwnRandom(device)) for place, run in enumerate(runs)}
     with contextlib.ExitStack() as left:
         for run in active.values():
             left.callback(run.close)
@@ -58,9 +62,10 @@ def take_turns(runs: Sequence[Pieces], clock: SharedClock) -> Iterator[tuple[int
 
 
 class OwnRandom(contextlib.AbstractContextManager[None]):
-    """Whenever it is entered, torch's global random numbers go on where they were when it was last left."""
+    """Whenever it is entered, torch's global random numbers for `device` go on where they were when it was left."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._state: dict[str, Any] | None = None
 
     def __call__(self) -> OwnRandom:
@@ -70,8 +75,8 @@ class OwnRandom(contextlib.AbstractContextManager[None]):
     def __enter__(self) -> None:
         """Take up the numbers."""
         if self._state is not None:
-            set_random_state(self._state)
+            set_random_state(self._state, self._device)
 
     def __exit__(self, *_: object) -> None:
         """Keep their state."""
-        self._state = random_state()
+        self._state = random_state(self._device)

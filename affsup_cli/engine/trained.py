@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,11 +75,7 @@ class Trained:
         Raises:
             AffsupError: as for `state`.
         """
-        total = hashlib.sha256()
-        for name, value in sorted(self.state(torch.device("cpu")).items()):
-            total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-            total.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
-        return total.hexdigest()
+        return weights_digest(self.state(torch.device("cpu")))
 
     def state(self, device: torch.device) -> dict[str, Tensor]:
         """Read the model's state dict onto `device`.
@@ -92,6 +89,15 @@ class Trained:
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise AffsupError(f"{self.path} holds no model: {ANEW}")
         return state
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of every name, type, shape and content of a state dict."""
+    total = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        total.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def open_trained(path: Path) -> Trained:

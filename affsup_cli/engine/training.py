@@ -64,7 +64,7 @@ class Trainer:
         self._recorder = recorder_for(task, recipe.run.graph)
         self._steps = TrainingStep(task, recipe.train, self._recorder)
         self._seed = recipe.seed
-        self._saver = BackgroundSaver()
+        self._saver = BackgroundSaver(self._device)
         self._epoch = 0
         self._step = 0
         self._images = 0
@@ -121,6 +121,7 @@ class Trainer:
     def _leave_if(self, stopping: float) -> None:
         if stopping:
             self._saver.wait()
+            distributed.gathered(None)  # what is saved is what the first process has written
             raise Stopped(
                 f"stopped in epoch {self._epoch + 1} after step {self._step} of {self._task.steps}, and saved: "
                 "the same call with --resume continues there"
@@ -139,16 +140,16 @@ class Trainer:
             self._step += 1
             yield
             now = time.perf_counter()
-            self._epoch_seconds = resumed_seconds + self._clock() - begun
             reporting = self._step == 1 or now - refreshed > REFRESH_SECONDS
             # To read the device is to wait for it; several processes must do so at the same step.
             if reporting if distributed.count() == 1 else looking:
                 self._steps.watch.check()
+            self._epoch_seconds = resumed_seconds + self._clock() - begun
             if reporting:
                 self._report()
                 refreshed = now
-            if ask_at <= self._step < self._task.steps:
-                due = now - saved > self._checkpoint_seconds
+            if ask_at <= self._step:
+                due = self._step < self._task.steps and now - saved > self._checkpoint_seconds
                 pace = (now - asked) / (self._step - asked_at)
                 stopping, saving, pace = distributed.highest(stop.requested, due, pace)
                 asked, asked_at, ask_at = now, self._step, self._step + self._steps_between_questions(pace)
@@ -235,7 +236,7 @@ class Trainer:
     def _save(self) -> None:
         """Have the run's position written, once what was to be written before is: a step waits for a copy alone."""
         self._steps.watch.check()
-        own, *others = distributed.gathered(random_state())
+        own, *others = distributed.gathered(random_state(self._device))
         if not self._writes:
             return
         self._saver.wait()
@@ -268,9 +269,8 @@ class Trainer:
             self._epoch, self._step, self._images = state["epoch"], state["step"], state["images"]
             self._epoch_seconds, self._seconds, self._best = state["epoch_seconds"], state["seconds"], state["best"]
             random = [state["random"], *state.get("random_of_others", [])]
-            if distributed.rank() < len(random):
-                set_random_state(random[distributed.rank()])
-            else:
+            mine = random[distributed.rank()] if distributed.rank() < len(random) else None
+            if mine is None or not set_random_state(mine, self._device):
                 self._draw_apart()
         if self._step == 0 < self._epoch == self._best["epoch"]:
             self._save_best()

@@ -69,12 +69,28 @@ class RelationshipRecall:
         Raises:
             ValueError: the shapes do not fit, or an index is not one of an object.
         """
-        _check_shapes(boxes, affinity, gt_boxes, gt_pairs)
+        _check_square(affinity)
+        if len(affinity) != len(boxes):
+            raise ValueError(f"affinity must be [N, N] for {len(boxes)} boxes, found {list(affinity.shape)}")
+        self.update_ranked(boxes, top_pairs(affinity, self.ks[-1])[0], gt_boxes, gt_pairs)
+
+    def update_ranked(self, boxes: Tensor, ranked: Indices, gt_boxes: Tensor, gt_pairs: Tensor) -> None:
+        """Count one image whose pairs of proposals are ranked already.
+
+        Args:
+            boxes: as for `update`.
+            ranked: the pairs as `top_pairs` returns them, as many as the largest K or more.
+            gt_boxes: as for `update`.
+            gt_pairs: as for `update`.
+
+        Raises:
+            ValueError: as for `update`.
+        """
+        _check_shapes(boxes, gt_boxes, gt_pairs)
         pairs = _distinct_pairs(gt_pairs, len(gt_boxes))
         if not len(pairs):
             return
-        kept, _ = top_pairs(affinity, self.ks[-1])
-        found = _count_found(kept, pairs, _covers(boxes, gt_boxes, self.iou), self.ks)
+        found = _count_found(ranked[: self.ks[-1]], pairs, _covers(boxes, gt_boxes, self.iou), self.ks)
         self._images += 1
         self._pairs += len(pairs)
         self._found += found
@@ -215,10 +231,7 @@ def _check_square(affinity: Tensor) -> None:
         raise ValueError(f"affinity must have the shape [N, N], found {list(affinity.shape)}")
 
 
-def _check_shapes(boxes: Tensor, affinity: Tensor, gt_boxes: Tensor, gt_pairs: Tensor) -> None:
+def _check_shapes(boxes: Tensor, gt_boxes: Tensor, gt_pairs: Tensor) -> None:
     for name, value, width in (("boxes", boxes, 4), ("gt_boxes", gt_boxes, 4), ("gt_pairs", gt_pairs, 2)):
         if value.dim() != 2 or value.shape[1] != width:
             raise ValueError(f"{name} must have the shape [*, {width}], found {list(value.shape)}")
-    _check_square(affinity)
-    if len(affinity) != len(boxes):
-        raise ValueError(f"affinity must be [N, N] for {len(boxes)} boxes, found {list(affinity.shape)}")

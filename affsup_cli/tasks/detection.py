@@ -24,20 +24,20 @@ from affsup_cli.affinity import (
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
 from affsup_cli.data.share import Share
 from affsup_cli.engine import distributed
-from affsup_cli.engine.devices import configure_cuda, resolve_device
+from affsup_cli.engine.devices import compile_modules, configure_cuda, memory_format, resolve_device
 from affsup_cli.engine.examples import Example, write_examples
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.task import Losses
 from affsup_cli.errors import UsageError, did_you_mean
 from affsup_cli.metrics.average import Averages
 from affsup_cli.metrics.detection import DetectionPrecision
-from affsup_cli.metrics.relationship import RelationshipRecall
+from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
 from affsup_cli.models.detector import Regions
 from affsup_cli.models.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe, RelpnRecipe
 from affsup_cli.tasks.behind import OnHost, behind
 from affsup_cli.tasks.scene_examples import Examples
-from affsup_cli.tasks.scene_findings import RelationshipProposals, write_detections
+from affsup_cli.tasks.scene_findings import PAIRS_KEPT, RelationshipProposals, write_detections
 from affsup_cli.tasks.scene_network import (
     attention_graph,
     build_network,
@@ -64,7 +64,10 @@ class DetectionTask:
         configure_cuda(recipe.train.precision)
         torch.manual_seed(recipe.seed)
         model = build_network(recipe, len(manifest.classes), pretrained)
-        self.model = model.to(memory_format=torch.channels_last).to(self._device)
+        self.model = model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
+        if recipe.train.compile:
+            detector = model.detector
+            compile_modules(detector.backbone, detector.head, device=self._device, sizes_differ=True)
         self._share = Share(distributed.rank(), distributed.count())
         self._epochs = SceneEpochs(
             self._batches(self._train, int(recipe.run.cache_gb * 2**30)),
@@ -156,8 +159,9 @@ class DetectionTask:
                     of_image = values["graph"][place, :present, :present]
                     where = values["boxes"][place, :present] / scale
                     gt_boxes, gt_pairs = torch.from_numpy(objects.boxes), torch.from_numpy(objects.relations)
-                    recall.update(where, of_image, gt_boxes, gt_pairs)
-                    proposals.add(image_id, where, of_image)
+                    ranked, weights = top_pairs(of_image, max(PAIRS_KEPT, *recall.ks))
+                    recall.update_ranked(where, ranked, gt_boxes, gt_pairs)
+                    proposals.add(image_id, where, ranked, weights)
                     examples.add(index, where, of_image)
 
         # On a CPU the two would only take turns: with a thread an evaluation took a fifth longer.
@@ -226,7 +230,7 @@ class DetectionTask:
             yield batch.index, OnHost(seen)
 
     def _regions(self, batch: SceneBatch, gt_boxes: Tensor | None = None) -> tuple[Regions, dict[str, Tensor]]:
-        return find_regions(self.model, batch, self._recipe.train.precision, gt_boxes)
+        return find_regions(self.model, batch, self._recipe, gt_boxes)
 
     def _target(self, regions: Regions, batch: SceneBatch, affinity: RelationAffinity) -> Tensor:
         """T of each image's proposals, bool `[B, N, N]`."""

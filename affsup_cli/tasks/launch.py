@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from affsup_cli.data.share import Share
 from affsup_cli.engine import distributed
 from affsup_cli.engine.cost import peak_megabytes, time_in_turns
+from affsup_cli.engine.devices import resolve_device
 from affsup_cli.engine.environment import environment
 from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
@@ -106,8 +107,9 @@ def train_together(pack: Sequence[Planned], data_dir: Path) -> Iterator[tuple[in
         The place of each run that has come to its end, and what it failed with, None if it is finished.
     """
     clock = SharedClock()
+    device = resolve_device(pack[0].recipe.run.device)
     with StopRequest() as stop:
-        yield from take_turns([_pieces(planned, data_dir, stop, clock, len(pack)) for planned in pack], clock)
+        yield from take_turns([_pieces(planned, data_dir, stop, clock, len(pack)) for planned in pack], clock, device)
 
 
 def _pieces(planned: Planned, data_dir: Path, stop: StopRequest, clock: SharedClock, together: int) -> Pieces:
@@ -155,6 +157,7 @@ def _ready_to_train(
                 _refuse_other_weights(run, task.begun_from)
             elif pretrained:
                 _refuse_other_weights(run, {"network": {"digest": open_trained(pretrained).digest}})
+            _note_processes(run, processes["count"])
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
@@ -164,8 +167,9 @@ def _ready_to_train(
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
+            fewer = f"fewer than the {together} runs side by side (--pack), or " if together > 1 else ""
             raise AffsupError(
-                "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side or "
+                f"out of memory: {fewer}a new run with a smaller train.batch_size, or for scenes data.short_side or "
                 f"model.proposals, needs less ({str(error).splitlines()[0]})"
             ) from error
         finally:
@@ -183,6 +187,15 @@ def division(recipe: Recipe) -> dict[str, Any]:
     if count > batch:
         raise UsageError(f"train.batch_size = {batch} for {count} processes: expected an image for each of them")
     return {"count": count, "images_each": Share(0, count).sizes(batch)}
+
+
+def _note_processes(run: RunFolder, count: int) -> None:
+    """Add the number of processes that go on with a run, where it was another before."""
+    stored = run.environment()
+    later = stored.get("processes_when_resumed", [])
+    begun = stored.get("processes", {"count": count})["count"]
+    if [begun, *later][-1] != count:
+        run.write_environment({**stored, "processes_when_resumed": [*later, count]})
 
 
 def _is_finished(recipe: Recipe, run: RunFolder, resume: bool) -> bool:
@@ -235,8 +248,11 @@ def _refuse_other_weights(run: RunFolder, begun_from: Mapping[str, Any]) -> None
 
 def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
     message = f"nothing to resume: {run.path} does not exist"
-    unfinished = [other for other in run_folders(run.path.parent) if not other.finished]
-    candidates = [(differences(other.recipe().identity(), recipe.identity()), other) for other in unfinished]
+    candidates = []
+    for other in run_folders(run.path.parent):
+        if not other.finished:
+            with suppress(AffsupError):  # what is damaged is none; `affsup list runs` names it
+                candidates.append((differences(other.recipe().identity(), recipe.identity()), other))
     if not candidates:
         return message
     changed, nearest = min(candidates, key=lambda candidate: len(candidate[0]))
@@ -251,9 +267,9 @@ def measure_run(
     with run.lock():
         task = build_task(treatment, data_dir)
         now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
-        measured = time_in_turns(builders[0], lambda: task, treatment.train, rounds, progress)
+        measured = time_in_turns(builders[0], lambda: task, treatment, rounds, progress)
         for variant, builder in zip(("baseline", "treatment"), builders, strict=True):
-            measured[variant]["peak_megabytes"] = peak_megabytes(builder, treatment.train)
+            measured[variant]["peak_megabytes"] = peak_megabytes(builder, treatment)
         run.write_environment(now)
         run.write_recipe(treatment)
         run.write_result({"kind": "cost", **measured})

@@ -17,7 +17,7 @@ from affsup_cli.affinity import BatchAffinityLoss
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, load_images
 from affsup_cli.data.share import ALONE, Share
 from affsup_cli.engine import distributed
-from affsup_cli.engine.devices import autocast, compiled, configure_cuda, resolve_device
+from affsup_cli.engine.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
 from affsup_cli.engine.recorded import Repeated
 from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.engine.task import Losses
@@ -42,9 +42,11 @@ class MinibatchTask:
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
         configure_cuda(recipe.train.precision)
-        self.model = model.to(memory_format=torch.channels_last).to(self._device)
-        self._backbone = compiled(model.backbone, self._device) if recipe.train.compile else model.backbone
-        splits = {name: load_images(folder, manifest, name, self._device) for name in ("train", "val", "test")}
+        layout = memory_format(recipe.run.channels_last)
+        self.model = model.to(memory_format=layout).to(self._device)
+        if recipe.train.compile:
+            compile_modules(model.backbone, device=self._device)
+        splits = {name: load_images(folder, manifest, name, self._device, layout) for name in ("train", "val", "test")}
         self._passes = {name: _Pass.of(data, recipe.train.batch_size) for name, data in splits.items()}
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
         self._share = Share(distributed.rank(), distributed.count())
@@ -151,7 +153,7 @@ class MinibatchTask:
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self._device, self._recipe.train.precision):
-            features = self._backbone(images)
+            features = self.model.backbone(images)
             return features, self.model.head(features)
 
     def _of_all(self, rows: Tensor, whole: int) -> Tensor:
@@ -212,3 +214,22 @@ def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> No
             f"train.batch_size = {batch}: the last batch of {count} training images would be a single one, without a "
             f"pair or batch statistics; take {batch + 1}"
         )
+    processes = distributed.count()
+    smallest = min(size for size in (batch, count % batch) if size)
+    if processes > 1 and smallest < 2 * processes and not _takes_one_image(recipe, manifest):
+        raise UsageError(
+            f"train.batch_size = {batch} for {processes} processes: of a batch of {smallest} images some would have a "
+            f"single one, without batch statistics where {recipe.model.arch} ends in one pixel; take another size, or "
+            "fewer processes"
+        )
+
+
+def _takes_one_image(recipe: MinibatchRecipe, manifest: Manifest) -> bool:
+    """Say whether the network can train on a single image: batch norm refuses one value a channel."""
+    with torch.device("meta"):  # shapes alone
+        model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
+        try:
+            model(torch.empty(1, *manifest.image_shape))
+        except ValueError:
+            return False
+    return True

@@ -107,7 +107,7 @@ class Predictor:
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
         data = self._recipe.data
         (batch,) = SceneBatches(Picture(image), data.short_side, data.long_side, self._device).in_order(1)
-        regions, _ = find_regions(self._model, batch, self._recipe.train.precision)
+        regions, _ = find_regions(self._model, batch, self._recipe)
         scale = batch.scales[0].repeat(2)
         ((refined, probabilities),) = self._model.detector.detections(regions, batch.sizes)
         chosen, labels, scores = soft_nms(refined, probabilities, keep=self._recipe.test.detections, least=least)

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
-from affsup_cli.data.scenes import SceneBatch, SceneBatches
+from affsup_cli.data.scenes import SceneBatches
 from affsup_cli.data.share import Share
 from affsup_cli.engine import distributed
 from affsup_cli.engine.checkpoint import fitting
-from affsup_cli.engine.devices import autocast, configure_cuda, resolve_device
+from affsup_cli.engine.devices import configure_cuda, memory_format, resolve_device
 from affsup_cli.engine.task import Losses
 from affsup_cli.engine.trained import Trained
 from affsup_cli.errors import UsageError
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import SceneRecipe, differences, in_words, trains_the_same
+from affsup_cli.tasks.descriptions import Descriptions, Entry, Images
 from affsup_cli.tasks.scene_network import build_network, checksum_of
 from data_prep.format import read_scene_manifest, read_scenes
-
-Entry = tuple[int, bool]
-"""An image of a split, and whether it is mirrored."""
 
 
 class SceneTask:
     """A branch on a frozen relation network; L = cross entropy of the scene's category.
 
-    What part A says of an image never changes, so each image and its mirror image pass it once, in the first epoch,
-    one at a time: the result does not depend on the order. Later epochs train on these descriptions. Each of several
-    processes describes what is in its own shares.
+    What part A says of an image never changes, so each image and its mirror image pass it once, in the first epoch of
+    the first run, one at a time: the result does not depend on the order. Later epochs train on these descriptions, and
+    so do later runs on the same part A. Each of several processes describes what is in its own shares.
     """
 
     def __init__(
@@ -47,15 +44,12 @@ class SceneTask:
         self._train = read_scenes(self._folder, self._manifest, "train")
         configure_cuda(recipe.train.precision)
         self.model, self.begun_from = build_scene_classifier(recipe, len(self._manifest.categories), fresh, network)
-        self.model.to(self._device)
+        self.model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
         self.data = self._manifest.for_a_run()
-        self._entries: list[Entry] = [
-            (index, mirrored)
-            for mirrored in ((False, True) if recipe.data.mirror else (False,))
-            for index in range(len(self._train))
-        ]
+        images = Images(self._manifest.digest, "train", len(self._train), recipe.data.mirror)
+        self._entries = images.entries()
         self._categories = torch.from_numpy(self._train.categories).to(self._device)
-        self._descriptions = self._describing("train")
+        self._descriptions = self._describing(images)
         self._share = Share(distributed.rank(), distributed.count())
         self._plan: list[list[Entry]] = []
         self.steps = -(-len(self._entries) // recipe.train.batch_size)
@@ -90,8 +84,9 @@ class SceneTask:
         self.model.eval()
         scenes = read_scenes(self._folder, self._manifest, split)
         here = self._share.of(len(scenes))
-        entries = [(index, False) for index in range(here.start, here.stop)]
-        descriptions = self._descriptions if split == "train" else self._describing(split)
+        images = Images(self._manifest.digest, split, len(scenes), mirror=False)
+        entries = images.entries()[here]
+        descriptions = self._descriptions if split == "train" else self._describing(images)
         size = self._recipe.train.batch_size
         found_here = [
             self.model(descriptions.of(entries[start : start + size], entries[start:])).argmax(1).tolist()
@@ -114,11 +109,11 @@ class SceneTask:
     def export(self, folder: Path, split: str) -> None:
         """Reports need no more than the numbers."""
 
-    def _describing(self, split: str) -> _Descriptions:
+    def _describing(self, images: Images) -> Descriptions:
         data = self._recipe.data
-        scenes = read_scenes(self._folder, self._manifest, split)
+        scenes = read_scenes(self._folder, self._manifest, images.split)
         batches = SceneBatches(scenes, data.short_side, data.long_side, self._device)
-        return _Descriptions(batches, self.model, self._recipe.train.precision)
+        return Descriptions(images, batches, self.model, self._recipe, self._folder.parent)
 
 
 def build_scene_classifier(
@@ -158,47 +153,7 @@ def build_scene_classifier(
     return SceneClassifier(part_a.detector, recipe.model, categories), begun_from
 
 
-def describe(model: SceneClassifier, batch: SceneBatch, precision: str) -> Tensor:
-    """Return what part A says of a batch of one image, float32 `[D]`, in the arithmetic of `precision`."""
-    pixels = batch.images.to(torch.float32, memory_format=torch.channels_last)
-    with autocast(pixels.device, precision):
-        return model.describe(pixels, batch.sizes[0])
-
-
 def _refuse_other_network(recipe: SceneRecipe, network: Trained) -> None:
     changed = differences(network.recipe.identity(), recipe.network.identity())
     if not trains_the_same(changed):
         raise UsageError(f"{network.path} is not the run that [network] describes: {in_words(changed)}")
-
-
-class _Descriptions:
-    """What part A says of the images of a split, each found when first asked for."""
-
-    def __init__(self, batches: SceneBatches, model: SceneClassifier, precision: str) -> None:
-        self._batches = batches
-        self._model = model
-        self._precision = precision
-        self._found: dict[Entry, Tensor] = {}
-        self._coming: Iterator[tuple[Entry, SceneBatch]] = iter(())
-
-    def of(self, wanted: Sequence[Entry], coming: Sequence[Entry]) -> Tensor:
-        """Return the descriptions of some images, float32 `[B, D]`.
-
-        Args:
-            wanted: which.
-            coming: all that will be asked for, `wanted` first: their pictures are made ahead.
-        """
-        for entry in wanted:
-            if entry not in self._found:
-                self._found[entry] = describe(self._model, self._next(entry, coming), self._precision)
-        return torch.stack([self._found[entry] for entry in wanted])
-
-    def _next(self, entry: Entry, coming: Sequence[Entry]) -> SceneBatch:
-        announced, batch = next(self._coming, (None, None))
-        if announced != entry:
-            missing = [each for each in coming if each not in self._found]
-            self._coming = zip(missing, self._batches.batches([[each] for each in missing]), strict=True)
-            announced, batch = next(self._coming)
-        if batch is None or announced != entry:
-            raise ValueError(f"image {entry} is asked for, but not the first of those to come")
-        return batch

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from affsup_cli.engine.run_folder import atomic_file
-from affsup_cli.metrics.relationship import top_pairs
+from affsup_cli.metrics.relationship import Floats, Indices
 
 PAIRS_KEPT = 100  # of an image's relationship proposals; of 300 proposals there are 89,700 pairs
 
@@ -24,11 +24,10 @@ class RelationshipProposals:
     def __init__(self) -> None:
         self._parts: list[tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
 
-    def add(self, image_id: int, boxes: Tensor, affinity: Tensor) -> None:
-        """Keep the strongest pairs of boxes `[N, 4]` by affinity `[N, N]`, row subject and column object."""
-        index, weight = top_pairs(affinity, PAIRS_KEPT)
-        ends = boxes.float().cpu().numpy()[index]
-        self._parts.append((image_id, ends[:, 0], ends[:, 1], weight))
+    def add(self, image_id: int, boxes: Tensor, ranked: Indices, weights: Floats) -> None:
+        """Keep the strongest pairs of boxes `[N, 4]`, of those that `top_pairs` has ranked."""
+        ends = boxes.float().cpu().numpy()[ranked[:PAIRS_KEPT]]
+        self._parts.append((image_id, ends[:, 0], ends[:, 1], weights[:PAIRS_KEPT]))
 
     def merge(self, other: RelationshipProposals) -> None:
         """Keep the pairs of other images too."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from affsup_cli.data.scenes import SceneBatch
-from affsup_cli.engine.devices import autocast
+from affsup_cli.engine.devices import autocast, memory_format
 from affsup_cli.models.backbones import build_backbone
 from affsup_cli.models.detector import DetectorNetwork, Regions
 from affsup_cli.models.relpn import PairScorer
@@ -54,11 +54,11 @@ def checksum_of(weights: str) -> str | None:
 
 
 def find_regions(
-    model: SceneNetwork, batch: SceneBatch, precision: str, gt_boxes: Tensor | None = None
+    model: SceneNetwork, batch: SceneBatch, recipe: DetectionRecipe, gt_boxes: Tensor | None = None
 ) -> tuple[Regions, dict[str, Tensor]]:
-    """Run the detector on a batch in the arithmetic of `precision`; see `DetectorNetwork.forward`."""
-    pixels = batch.images.to(torch.float32, memory_format=torch.channels_last)
-    with autocast(pixels.device, precision):
+    """Run the detector on a batch in the recipe's arithmetic and memory format; see `DetectorNetwork.forward`."""
+    pixels = batch.images.to(torch.float32, memory_format=memory_format(recipe.run.channels_last))
+    with autocast(pixels.device, recipe.train.precision):
         found: tuple[Regions, dict[str, Tensor]] = model.detector(pixels, batch.sizes, gt_boxes)
     return found
 

@@ -13,7 +13,8 @@ from affsup_cli.engine.devices import configure_cuda, resolve_device
 from affsup_cli.engine.trained import Trained
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import SceneRecipe
-from affsup_cli.tasks.scene import build_scene_classifier, describe
+from affsup_cli.tasks.descriptions import describe
+from affsup_cli.tasks.scene import build_scene_classifier
 from data_prep.pictures import open_picture
 
 
@@ -52,7 +53,7 @@ class ScenePredictor:
         data = self._recipe.data
         pictures = SceneBatches(Picture(open_picture(path)), data.short_side, data.long_side, self._device)
         (batch,) = pictures.in_order(1)
-        described = describe(self._model, batch, self._recipe.train.precision)
+        described = describe(self._model, batch, self._recipe)
         probabilities = self._model(described[None]).softmax(dim=1)[0]
         order = probabilities.argsort(descending=True).tolist()
         return {self._categories[place]: probabilities[place].item() for place in order}

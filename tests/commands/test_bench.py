@@ -4,11 +4,13 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 from affsup_cli.bench import run, speeds
+from affsup_cli.bench.needs import Kind, Speed
 from affsup_cli.bench.parts import Sizes
-from affsup_cli.commands.bench import bench
-from affsup_cli.errors import UsageError
+from affsup_cli.commands.bench import bench, print_bench
+from affsup_cli.errors import AffsupError, UsageError
 from tests.commands.calling import invoke
 
 
@@ -31,6 +33,20 @@ def test_bench_prints_speeds_ratios_and_hours_and_keeps_them(tmp_path: Path) -> 
         kept = {row["what"]: row for row in csv.DictReader(file)}
     assert kept["table"]["name"] == "demo"
     assert float(kept["step"]["value"]) > 0
+
+
+def test_bench_refuses_a_place_before_it_times_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "run_bench", None)
+    (tmp_path / "file").touch()
+    result = invoke(bench, "demo", "--out", str(tmp_path / "file" / "bench.csv"))
+    assert isinstance(result.exception, AffsupError)
+    assert "--out" in str(result.exception)
+
+
+def test_bench_says_of_detectors_alone_that_reading_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for task, said in (("minibatch", False), ("relnet", True)):
+        print_bench(run.Bench(torch.device("cpu"), (), {Kind(task, "", ""): Speed(1.0, 1, 1.0, 1)}, (), ()))
+        assert ("run.cache_gb" in capsys.readouterr().out) == said
 
 
 def test_bench_refuses_a_table_that_there_is_not(tmp_path: Path) -> None:

@@ -156,6 +156,14 @@ def test_an_odd_file_makes_its_run_damaged_and_no_other(make: RunMaker) -> None:
     assert "going is damaged: " in result.output
 
 
+def test_a_folder_that_may_not_be_entered_is_named_as_a_damaged_run_is(make: RunMaker, closed: Path) -> None:
+    result = invoke(list_, "runs", "--runs", str(make.root))
+    assert result.exit_code == 0, result.exception
+    assert f"closed is damaged: {closed / 'recipe.toml'} cannot be read: Permission denied" in result.output
+    assert row(make, "closed")[3] == "damaged"
+    assert row(make, "base")[3] == "finished"
+
+
 def test_a_name_does_not_steer_the_terminal(make: RunMaker) -> None:
     make.train(BASE, 0.5, name="red\x1b[31m\x9b1m\u202e\udcff")
     (make.root / "broken").rename(make.root / "broken\x1b[31m")

@@ -22,14 +22,20 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
     return np.moveaxis((pixels / 255.0 - np.array(MEAN)) / np.array(STD), -1, -3)
 
 
-def test_a_batch_is_the_normalised_images_in_channels_last_memory(device: torch.device) -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_batch_is_the_normalised_images_in_the_layout_asked_for(
+    device: torch.device, layout: torch.memory_format
+) -> None:
     pixels, labels = images()
-    data = DeviceImages(pixels, labels, MEAN, STD, device)
+    data = DeviceImages(pixels, labels, MEAN, STD, device, layout)
     batch, got = data.batch(torch.tensor([4, 0, 4], device=device))
     np.testing.assert_allclose(batch.cpu().numpy(), normalised(pixels.numpy()[[4, 0, 4]]), atol=2e-6)
     assert got.tolist() == [4, 0, 4]
     assert batch.dtype == torch.float32
-    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert batch.is_contiguous(memory_format=layout)
+    epochs = AugmentedEpochs(data, Augmentation(pad=1, flip=True), batch_size=3, seed=0)
+    epochs.begin(0)
+    assert epochs.batch(0)[0].is_contiguous(memory_format=layout)
 
 
 def epoch(epochs: AugmentedEpochs, number: int) -> tuple[torch.Tensor, torch.Tensor]:

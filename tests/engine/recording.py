@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 FROM_THE_HOST = {"aten::lift_fresh", "aten::lift_fresh_copy"}
-RANDOM = {"aten::bernoulli_", "aten::native_dropout", "aten::randperm", "aten::randint", "aten::rand", "aten::randn"}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
 
 class NotRepeatableError(Exception):
@@ -34,13 +34,8 @@ class Recording(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, tags = func.name().partition(".")[0], func.tags
-        waits = name == "aten::_local_scalar_dense" or torch.Tag.data_dependent_output in tags
-        sized_by_values = torch.Tag.dynamic_output_shape in tags
-        if name == "aten::index":  # by integers it is as large as these
-            sized_by_values = any(index.dtype == torch.bool for index in tensors(args[1]))
-        if waits or sized_by_values or name in FROM_THE_HOST | RANDOM:
-            raise NotRepeatableError(name)
+        if refused(func, args):
+            raise NotRepeatableError(func.name())
         output = func(*args, **kwargs)
         self.operators.append((func, args, kwargs, output))
         return output
@@ -52,6 +47,17 @@ class Recording(TorchDispatchMode):
                 for mine, new in zip(tensors(noted), tensors(func(*args, **kwargs)), strict=True):
                     if mine.untyped_storage().data_ptr() not in given:
                         mine.copy_(new)
+
+
+def refused(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether no graph can hold an operator."""
+    name, tags = func.name().partition(".")[0], func.tags
+    waits = name == "aten::_local_scalar_dense" or torch.Tag.data_dependent_output in tags
+    draws = torch.Tag.nondeterministic_seeded in tags
+    sized_by_values = torch.Tag.dynamic_output_shape in tags
+    if name in INDEXING:  # by integers it is as large as these
+        sized_by_values = any(index.dtype == torch.bool for index in tensors(args[1]))
+    return waits or draws or sized_by_values or name in FROM_THE_HOST
 
 
 def tensors(tree: Any) -> list[Tensor]:

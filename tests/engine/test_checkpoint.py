@@ -104,17 +104,17 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_the_random_state_comes_back(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c.pt", {"random": random_state()})
+    save_checkpoint(tmp_path / "c.pt", {"random": random_state(CPU)})
     expected = torch.rand(3)
     torch.rand(5)
-    set_random_state(load_checkpoint(tmp_path / "c.pt", CPU)["random"])
+    assert set_random_state(load_checkpoint(tmp_path / "c.pt", CPU)["random"], CPU)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_what_is_written_in_the_background_is_the_state_when_it_was_given(tmp_path: Path) -> None:
     weights = torch.zeros(3)
     momentum = [torch.zeros(2), (torch.zeros(1), "plain")]
-    with BackgroundSaver() as saver:
+    with BackgroundSaver(CPU) as saver:
         saver.save(tmp_path / "c.pt", {"w": weights, "momentum": momentum})
         weights += 1
         momentum[0] += 1
@@ -131,7 +131,7 @@ def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
         write(*arguments)
 
     monkeypatch.setattr(torch, "save", slow)
-    with BackgroundSaver() as saver:
+    with BackgroundSaver(CPU) as saver:
         for number in (1, 2):
             saver.save(tmp_path / f"{number}.pt", {"epoch": number})
         assert not list(tmp_path.iterdir())
@@ -145,7 +145,7 @@ def test_a_write_that_fails_in_the_background_is_said_and_what_follows_it_is_not
     def full(state: dict[str, Any], path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    saver = BackgroundSaver()
+    saver = BackgroundSaver(CPU)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         saver.save(tmp_path / "last.pt", {"epoch": 1})
@@ -161,7 +161,7 @@ def test_what_a_check_refuses_is_not_written(tmp_path: Path) -> None:
     def refuse(state: dict[str, Any]) -> None:
         raise AffsupError(f"epoch {state['epoch']} is not worth it")
 
-    saver = BackgroundSaver()
+    saver = BackgroundSaver(CPU)
     saver.save(tmp_path / "c.pt", {"epoch": 1}, refuse)
     with pytest.raises(AffsupError, match="epoch 1 is not worth it"), saver:
         pass

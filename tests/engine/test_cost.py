@@ -9,7 +9,7 @@ from affsup_cli.engine.cost import peak_megabytes, time_in_turns
 from affsup_cli.recipe import load_recipe
 from tests.engine.toy import ToyTask
 
-TRAIN = load_recipe("minibatch").train
+RECIPE = load_recipe("minibatch")
 
 
 def test_turns_alternate_and_a_round_has_the_same_steps_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_turns_alternate_and_a_round_has_the_same_steps_of_both(monkeypatch: pyt
         return task
 
     heard: list[int] = []
-    measured = time_in_turns(partial(build, "a"), partial(build, "b"), TRAIN, 4, heard.append)
+    measured = time_in_turns(partial(build, "a"), partial(build, "b"), RECIPE, 4, heard.append)
     assert heard == [1, 2, 3, 4]
     assert (measured["rounds"], measured["steps_per_round"], measured["steps_per_epoch"]) == (4, cost.LEAST_STEPS, 4)
     in_rounds = "".join(taken)[-4 * 2 * cost.LEAST_STEPS :]
@@ -37,20 +37,20 @@ def test_turns_alternate_and_a_round_has_the_same_steps_of_both(monkeypatch: pyt
 def test_seconds_are_scaled_from_the_steps_to_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))  # a second between two looks
-    measured = time_in_turns(partial(ToyTask, steps=50), partial(ToyTask, steps=50), TRAIN, 1, lambda _: None)
+    measured = time_in_turns(partial(ToyTask, steps=50), partial(ToyTask, steps=50), RECIPE, 1, lambda _: None)
     assert measured["baseline"]["seconds_per_epoch"] == [50 / measured["steps_per_round"]]
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
-    small = peak_megabytes(partial(ToyTask, batch=8), TRAIN)
-    large = peak_megabytes(partial(ToyTask, batch=4_000_000, steps=1), TRAIN)
+    small = peak_megabytes(partial(ToyTask, batch=8), RECIPE)
+    large = peak_megabytes(partial(ToyTask, batch=4_000_000, steps=1), RECIPE)
     # 4 million rows of 3 float32 are 46 MiB, drawn, cut and passed on.
     assert 46 < large - small < 2000
-    assert peak_megabytes(partial(ToyTask, batch=8), TRAIN) < small + 40
+    assert peak_megabytes(partial(ToyTask, batch=8), RECIPE) < small + 40
 
 
 def test_peak_memory_leaves_out_what_the_calling_process_once_held() -> None:
     held = bytearray(1_500_000_000)  # zeroed pages are touched
     held[::4096] = b"x" * len(held[::4096])
     del held
-    assert peak_megabytes(partial(ToyTask, batch=8), TRAIN) < 1400
+    assert peak_megabytes(partial(ToyTask, batch=8), RECIPE) < 1400

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,26 +13,31 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import data_prep
 from affsup_cli.data.share import Share
 from affsup_cli.engine import distributed
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.models import detector
 from tests.together import do_all
 
 
+def place_of(rank: int, store: TCPStore) -> dict[str, str]:
+    """The environment of one of two processes that meet at a store, which none of them is to open."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return {**place, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
 @contextlib.contextmanager
 def two_processes(arguments: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with contextlib.ExitStack() as ending:
         yield [
             ending.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-m", *arguments],
-                    env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+                    env={**os.environ, **place_of(rank, store), "OMP_NUM_THREADS": "1"},
                     stderr=subprocess.PIPE,
                     text=True,
                 )
@@ -94,6 +100,18 @@ def test_a_stop_of_one_process_stops_all_in_the_same_step_and_they_resume_to_the
         left_alone, resumed = of_rank["random toy"], of_rank["stopped toy"]
         assert all(torch.equal(left_alone["model"][name], resumed["model"][name]) for name in left_alone["model"])
         assert left_alone["epochs"] == resumed["epochs"]
+
+
+def test_a_stopped_process_leaves_when_the_first_one_has_saved(results: dict[str, Any]) -> None:
+    assert [of_rank["slowly saved toy"] for of_rank in results["two"]] == [True, True]
+
+
+def test_a_stop_that_cannot_save_is_said_to_have_saved_by_none(tmp_path: Path) -> None:
+    with two_processes(["tests.together", str(tmp_path / "run")]) as processes:
+        first, other = (process.communicate()[1] for process in processes)
+    assert "AffsupError: the disk is full" in first
+    assert other == ""
+    assert [process.returncode for process in processes] == [1, 1]
 
 
 def test_a_loss_that_is_not_finite_on_one_process_ends_all_with_the_same_words(results: dict[str, Any]) -> None:
@@ -172,11 +190,69 @@ def test_one_process_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_processes_cannot_be_started_with_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    several = "run.device = 'cuda:0': each of several processes takes a GPU of its own"
-    with pytest.raises(UsageError, match=several), distributed.joined("cuda:0"):
-        pass
     with pytest.raises(UsageError, match=r"WORLD_SIZE is set.*RANK expected, but not set"), distributed.joined("cpu"):
         pass
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UsageError, match="WORLD_SIZE = 'two'"), distributed.joined("cpu"):
         pass
+    for rank, processes in (("2", "2"), ("0", "0")):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        monkeypatch.setenv("RANK", rank)
+        said = f"RANK = {rank} and WORLD_SIZE = {processes} in the environment: expected a RANK below WORLD_SIZE"
+        with pytest.raises(UsageError, match=said), distributed.joined("cpu"):
+            pass
+
+
+def test_a_device_that_none_can_take_is_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    several = "run.device = 'cuda:0': each of several processes takes a GPU of its own"
+    for rank, kind, said in ((1, UsageError, several), (0, SystemExit, "2")):
+        for name, value in place_of(rank, store).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(kind, match=said), distributed.joined("cuda:0"):
+            pass
+
+
+def test_where_processes_cannot_meet_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        for name, value in zip(("MASTER_ADDR", "MASTER_PORT"), place.split(":"), strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "0")
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        said = f"the processes cannot find each other at {place}: .*EADDRINUSE"
+        with pytest.raises(AffsupError, match=said), distributed.joined("cpu"):
+            pass
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_the_others_can_be_stopped(number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
+        script = "from affsup_cli.engine import distributed\nwith distributed.joined('cpu'): pass"
+        with subprocess.Popen(
+            [sys.executable, "-c", script], env={**os.environ, **place, "WORLD_SIZE": "2", "RANK": "1"}
+        ) as process:
+            connection, _ = silent.accept()
+            process.send_signal(number)
+            try:
+                assert process.wait(30) == -number
+            finally:
+                process.kill()
+                connection.close()
+
+
+def test_an_error_that_is_not_of_the_collective_keeps_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(distributed, "share_model", lambda _: None)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    model = torch.nn.Linear(1, 1)
+    model(torch.ones(1, 1)).backward()
+    same = distributed.SameModel(model)
+    monkeypatch.setattr(torch, "cat", fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA error"):
+        same.sum_gradients(0.5)

@@ -1,4 +1,4 @@
-"""What a full disk and a place that cannot be written to are told as."""
+"""What a full disk and a place that cannot be written to, or read, are told as."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from affsup_cli.engine.checkpoint import save_checkpoint
-from affsup_cli.engine.run_folder import RunFolder, write_out
+from affsup_cli.engine.run_folder import RunFolder, run_folders, write_out
 from affsup_cli.errors import AffsupError
 
 
@@ -43,3 +43,11 @@ def test_on_a_full_disk_only_training_is_told_to_resume(
 def test_a_file_is_written_with_its_folder(tmp_path: Path) -> None:
     write_out(tmp_path / "a" / "b" / "x.csv", b"1")
     assert (tmp_path / "a" / "b" / "x.csv").read_bytes() == b"1"
+
+
+def test_a_run_folder_that_may_not_be_entered_is_there_but_cannot_be_read(closed: Path) -> None:
+    (run,) = run_folders(closed.parent)
+    assert run.exists
+    assert not run.finished
+    with pytest.raises(AffsupError, match=r"closed/recipe\.toml cannot be read: Permission denied"):
+        run.recipe()

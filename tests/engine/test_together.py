@@ -36,7 +36,7 @@ def pieces(task_of: Any, run: RunFolder, stop: StopRequest, **fields: Any) -> Pi
 
 
 def ends(runs: list[Pieces]) -> dict[int, Exception | None]:
-    return dict(take_turns(runs, SharedClock()))
+    return dict(take_turns(runs, SharedClock(), torch.device("cpu")))
 
 
 def alone(path: Path, seed: int, **fields: Any) -> RunFolder:

@@ -215,6 +215,17 @@ def test_parts_merge_into_the_whole() -> None:
         first.merge(RelationshipRecall((1,)))
 
 
+def test_pairs_ranked_before_count_the_same_however_many_more_there_are() -> None:
+    boxes, affinity, *annotated = scene(3, 20, 6, 9, 10**6)
+    ranked, _ = top_pairs(affinity, 20 * 19)
+    ks = (5, 40)
+    metric = RelationshipRecall(ks, iou=0.1)
+    metric.update_ranked(boxes, ranked, *annotated)
+    expected = recall(boxes, affinity, *annotated, ks=ks, iou=0.1)
+    assert 0 < expected[40] < recall(boxes, affinity, *annotated, ks=(380,), iou=0.1)[380]
+    assert metric.compute()["micro"] == expected
+
+
 def test_a_caller_s_tensors_are_left_as_they_were() -> None:
     boxes, affinity, gt_boxes, gt_pairs = scene(0, 10, 5, 8, 10)
     affinity[0, 1] = math.nan

@@ -160,6 +160,13 @@ def test_an_odd_file_leaves_its_run_out_and_no_other(make: RunMaker, file: str, 
     assert f"run odd is left out: {make.root / 'odd' / file} " in index.warnings[0]
 
 
+def test_a_folder_that_may_not_be_entered_is_left_out_and_named(make: RunMaker, closed: Path) -> None:
+    make.train(BASE, 0.9, seed=1, name="whole")
+    index = RunIndex(make.root)
+    assert [run.folder.name for run in index.trained] == ["whole"]
+    assert index.warnings == [f"run closed is left out: {closed / 'recipe.toml'} cannot be read: Permission denied"]
+
+
 def test_an_odd_line_of_metrics_is_named(make: RunMaker) -> None:
     run = make.start(BASE)
     (run.path / "metrics.jsonl").write_text("[" * 100_000 + "\n")

@@ -31,10 +31,11 @@ from affsup_cli.engine.step import clipped_step, optimizer
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError, UsageError
-from affsup_cli.metrics import RelationshipRecall
+from affsup_cli.metrics import RelationshipRecall, relationship
 from affsup_cli.metrics.average import Averages
+from affsup_cli.metrics.relationship import top_pairs
 from affsup_cli.recipe import load_recipe
-from affsup_cli.tasks import build_task
+from affsup_cli.tasks import build_task, detection
 from affsup_cli.tasks.behind import behind
 from affsup_cli.tasks.detection import DetectionTask, _mass
 from affsup_cli.tasks.evaluation import evaluate_run
@@ -273,6 +274,24 @@ def test_evaluation_agrees_with_its_files(shapes: Path, tmp_path: Path) -> None:
     assert measured["recall@10"] == pytest.approx(found / total)
     assert 0 < measured["recall@10"] < measured["recall@1000"]
     assert run.examples.is_file()
+
+
+@pytest.mark.parametrize("most", [10, 1000])
+def test_the_pairs_of_an_image_are_ranked_once_for_recall_and_for_the_file(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    ranked = []
+    for module in (detection, relationship):
+        monkeypatch.setattr(module, "top_pairs", lambda graph, k: ranked.append(len(graph)) or top_pairs(graph, k))
+    task = build(shapes, test__recall_at=[most])
+    measured = task.evaluate("test")
+    task.export(tmp_path, "test")
+    with h5py.File(RunFolder(tmp_path).relationships("test")) as h5:
+        rows = np.unique(h5["image_id"][:], return_counts=True)[1]
+        assert {len(column) for column in h5.values()} == {rows.sum()}
+    assert rows.tolist() == [min(100, count * (count - 1)) for count in ranked]
+    assert rows.max() == 100
+    assert f"recall@{most}" in measured
 
 
 def test_annotated_relations_are_needed_where_they_are_learned(shapes: Path, voc_mini: Path) -> None:

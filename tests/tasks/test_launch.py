@@ -36,6 +36,15 @@ def test_a_name_says_what_the_run_is_and_is_unique_to_recipe_and_data(digits: Pa
     assert run_name(scene, data, "of shapes") != run_name(scene, data) != run_name(scene, data, "of other shapes")
 
 
+def test_of_unfinished_runs_the_nearest_that_can_be_read_is_named(digits: Path, tmp_path: Path) -> None:
+    for name in ("broken", "near"):
+        RunFolder(tmp_path / name).path.mkdir()
+        RunFolder(tmp_path / name).write_recipe(load_recipe("minibatch", {**SHORT, "seed": 3}))
+    (tmp_path / "broken" / "recipe.toml").write_text("seed = ")
+    with pytest.raises(UsageError, match=r"^nothing to resume: .* The nearest unfinished run is near: seed"):
+        train_run(load_recipe("minibatch", SHORT), digits, RunFolder(tmp_path / "run"), resume=True)
+
+
 def test_a_run_is_not_continued_on_other_data(digits: Path, tmp_path: Path) -> None:
     recipe = load_recipe("minibatch", SHORT)
     run = train_run(recipe, digits, RunFolder(tmp_path / "run"))

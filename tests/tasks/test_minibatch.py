@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from affsup_cli.engine import distributed
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
@@ -178,6 +179,18 @@ def test_what_cannot_be_built_is_refused_with_its_name(
 ) -> None:
     with pytest.raises(kind, match=said):
         build(digits, **fields)
+
+
+def test_a_share_of_one_image_is_refused_where_batch_norm_cannot_do_with_it(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    fields = {"model__arch": "resnet18", "train__batch_size": 323}  # of 1,295 images
+    said = "batch_size = 323 for 2 processes: of a batch of 3 images .* resnet18 ends in one pixel"
+    with pytest.raises(UsageError, match=said):
+        build(digits, **fields)
+    build(digits, **{**fields, "train__batch_size": 259})  # five times
+    build(digits, **{**fields, "model__arch": "resnet20"})  # four pixels
 
 
 def test_the_gpu_runs_the_same_step(digits: Path, device: torch.device) -> None:

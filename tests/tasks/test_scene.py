@@ -25,15 +25,7 @@ from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import train_run
 from affsup_cli.tasks.scene import SceneTask
 from data_prep.format import read_scene_manifest, read_scenes
-from tests.small_scenes import small, small_scene
-
-
-@pytest.fixture(scope="module")
-def part_a(shape_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of relnet on shapes."""
-    folder = tmp_path_factory.mktemp("runs") / "part-a"
-    train_run(small(), shape_scenes, RunFolder(folder))
-    return folder
+from tests.small_scenes import small_scene
 
 
 def build(data: Path, part_a: Path, **fields: Any) -> SceneTask:
@@ -79,9 +71,7 @@ def test_an_epoch_passes_every_image_and_its_mirror_image_once(shape_scenes: Pat
     assert task.steps == 14
 
 
-def test_part_a_sees_each_image_once_in_a_run(
-    shape_scenes: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_part_a_sees_each_image_once_in_a_run(undescribed: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
     whole = SceneClassifier.describe
 
@@ -90,7 +80,7 @@ def test_part_a_sees_each_image_once_in_a_run(
         return whole(self, images, size)
 
     monkeypatch.setattr(SceneClassifier, "describe", counted)
-    task = build(shape_scenes, part_a)
+    task = build(undescribed, part_a)
     for epoch in range(3):
         task.begin_epoch(epoch)
         for step in range(task.steps):
@@ -98,21 +88,22 @@ def test_part_a_sees_each_image_once_in_a_run(
     assert len(seen) == len(set(seen)) == 56
 
 
-def test_what_part_a_says_does_not_depend_on_the_order(shape_scenes: Path, part_a: Path) -> None:
-    task, other = (build(shape_scenes, part_a, seed=seed) for seed in (0, 1))
+def test_what_part_a_says_does_not_depend_on_the_order(undescribed: Path, part_a: Path) -> None:
+    task, other = (build(undescribed, part_a, seed=seed) for seed in (0, 1))
     for each in (task, other):
         each.begin_epoch(0)
         for step in range(each.steps):
             each.losses(step)
+        shutil.rmtree(undescribed / ".described")
     found, again = task._descriptions._found, other._descriptions._found
     assert found.keys() == again.keys()
     assert all(torch.equal(found[key], again[key]) for key in found)
 
 
 def test_accuracy_counts_images_and_its_mean_over_categories_counts_categories(
-    shape_scenes: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch
+    shape_scenes: Path, undescribed: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = build(shape_scenes, part_a)
+    task = build(undescribed, part_a)
     manifest = read_scene_manifest(shape_scenes / "shape-scenes")
     train = read_scenes(shape_scenes / "shape-scenes", manifest, "train")
     categories = np.array([0, 0, 0, 1] + [0] * 24)
@@ -125,9 +116,9 @@ def test_accuracy_counts_images_and_its_mean_over_categories_counts_categories(
 
 
 def test_evaluation_looks_at_images_as_they_are(
-    shape_scenes: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch
+    shape_scenes: Path, undescribed: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = build(shape_scenes, part_a)
+    task = build(undescribed, part_a)
     seen: list[bytes] = []
 
     def look(self: SceneClassifier, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -163,7 +154,7 @@ def test_an_untrained_part_a_is_drawn_from_the_seed(shape_scenes: Path) -> None:
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_left_alone(
-    shape_scenes: Path, part_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape_scenes: Path, undescribed: Path, part_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = small_scene()
     alone = train_run(recipe, shape_scenes, RunFolder(tmp_path / "alone"), pretrained=part_a)
@@ -178,8 +169,8 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_left_alone(
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_save", stop)
         with pytest.raises(Stopped):
-            train_run(recipe, shape_scenes, stopped, pretrained=part_a)
-    train_run(recipe, shape_scenes, stopped, resume=True)
+            train_run(recipe, undescribed, stopped, pretrained=part_a)
+    train_run(recipe, undescribed, stopped, resume=True)
     results = [{**run.result(), "seconds": 0} for run in (alone, stopped)]
     assert results[0] == results[1]
     weights = [open_trained(run.path).digest for run in (alone, stopped)]

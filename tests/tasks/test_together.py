@@ -9,6 +9,7 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks.launch import Planned, train_run, train_together
+from affsup_cli.tasks.minibatch import MinibatchTask
 from tests.engine.test_training import assert_same_end
 
 
@@ -34,6 +35,24 @@ def test_a_run_of_a_pack_that_cannot_be_trained_stops_no_other(digits: Path, tmp
     assert [planned.run.finished for planned in pack] == [False, True]
     with pack[0].run.lock():  # nobody holds it any more
         pass
+
+
+def test_runs_side_by_side_that_do_not_fit_are_told_that_fewer_would(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nOf the device's memory ...")
+
+    monkeypatch.setattr(MinibatchTask, "losses", full)
+    recipe = load_recipe("minibatch", {"data.name": "digits", "run.device": "cpu", "train.batch_size": 640})
+    pack = [Planned(recipe, RunFolder(tmp_path / name)) for name in ("first", "second")]
+    for failure in dict(train_together(pack, digits)).values():
+        assert isinstance(failure, AffsupError)
+        assert str(failure).startswith("out of memory: fewer than the 2 runs side by side (--")
+        assert "or a new run with a smaller train.batch_size" in str(failure)
+        assert "(CUDA out of memory.)" in str(failure)
+    with pytest.raises(AffsupError, match=r"^out of memory: a new run with a smaller train\.batch_size, or"):
+        train_run(recipe, digits, RunFolder(tmp_path / "alone"))
 
 
 @pytest.mark.gpu
