@@ -2,7 +2,9 @@
 
     python benchmarks/detection_training.py --data data
 
-Needs `affsup prepare voc07` (all of it or a part). All three have the same backbone from scratch, maps, anchors, 300
+Both of ours also with `train.compile`, and `frcnn` without `run.channels_last`.
+
+Needs `affsup prepare voc07` (all of it or a part). All have the same backbone from scratch, maps, anchors, 300
 proposals and widths, pool by RoIAlign, and take turns at the same batches of two images: forward, backward and SGD's
 step; on a CPU by processor time, which other work on the machine changes least. `relnet` is supervised by L_G.
 torchvision's network is called as usual, in NCHW; it learns from up to 512 regions an image: all of them.
@@ -17,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from record import record
@@ -33,6 +35,22 @@ from affsup_cli.models.backbones import build_backbone
 from affsup_cli.models.detector import NMS_IOU, POOLED_SIZE, RPN_SAMPLED
 from affsup_cli.recipe import DetectionRecipe, load_recipe
 from affsup_cli.tasks.detection import DetectionTask
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "frcnn": ("frcnn", {}),
+    "relnet": ("relnet", {}),
+    "compiled frcnn": ("frcnn", {"train.compile": True}),
+    "compiled relnet": ("relnet", {"train.compile": True}),
+    "contiguous frcnn": ("frcnn", {"run.channels_last": False}),
+}
+RATIOS = {
+    "torchvision": "frcnn",
+    "relnet": "frcnn",
+    "compiled frcnn": "frcnn",
+    "compiled relnet": "relnet",
+    "contiguous frcnn": "frcnn",
+}
+"""What is divided by what."""
 
 
 class Maps(nn.Module):
@@ -80,8 +98,8 @@ def main() -> None:
     fields["run.device"] = str(device)
     fields |= {"data.short_side": arguments.short_side, "data.long_side": arguments.short_side * 5 // 3}
     tasks = {}
-    for name in ("frcnn", "relnet"):
-        recipe = cast(DetectionRecipe, load_recipe(name, fields))
+    for name, (of_recipe, changed) in VARIANTS.items():
+        recipe = cast(DetectionRecipe, load_recipe(of_recipe, fields | changed))
         tasks[name] = DetectionTask(recipe, arguments.data)
         tasks[name].model.train()
         tasks[name].begin_epoch(0)
@@ -108,18 +126,16 @@ def main() -> None:
             taken[name].append(clock() - begun)
     seconds = {name: statistics.median(of_one[1:]) for name, of_one in taken.items()}
     beside = {
-        name: statistics.median(a / b for a, b in zip(of_one[1:], taken["frcnn"][1:], strict=True))
-        for name, of_one in taken.items()
+        name: statistics.median(a / b for a, b in zip(taken[name][1:], taken[other][1:], strict=True))
+        for name, other in RATIOS.items()
     }
     common = {
         "arch": arguments.arch,
         "proposals": recipe.model.proposals,
         "image": "x".join(map(str, batches[0].images.shape[-2:])),
-        **{f"{name}_seconds": round(value, 3) for name, value in seconds.items()},
+        **{f"{name.replace(' ', '_')}_seconds": round(value, 3) for name, value in seconds.items()},
     }
-    rows = [
-        {"what": f"{name} ÷ frcnn", "ratio": round(beside[name], 2), **common} for name in ("torchvision", "relnet")
-    ]
+    rows = [{"what": f"{name} ÷ {other}", "ratio": round(beside[name], 2), **common} for name, other in RATIOS.items()]
     record("detection_training", rows, device)
 
 

@@ -50,9 +50,9 @@ def main() -> None:
     taken: dict[int, list[tuple[float, float]]] = {1: [], cores: []}
     with zipfile.ZipFile(Path(os.environ["AFFSUP_REAL_DATA"]) / "tiny_imagenet" / "tiny-imagenet-20.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".JPEG")]
-        for _ in range(rounds):
-            for count, measured in taken.items():
-                measured.append(measure(archive, names, count))
+        for turn in range(rounds):
+            for count in (1, cores) if turn % 2 == 0 else (cores, 1):
+                taken[count].append(measure(archive, names, count))
     from record import record  # every process that decodes runs this file's top anew, and torch is long to import
     from torch import device
 

@@ -10,6 +10,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -32,6 +33,7 @@ Decode = Callable[[Sequence[Encoded], NDArray[np.uint8]], None]
 """Fills uint8 [n, H, W, C] with n pictures; a function of a module, so that another process finds it."""
 
 _FEWEST = 10_000  # pictures that processes are started for: fewer are decoded before they would be there
+_PIXELS = "pixels"  # the file in which they decode
 _SHARE = 250  # pictures a process takes at a time; as many wait for it, so that it does not
 
 
@@ -68,7 +70,7 @@ def decoded(
             decode(list(itertools.islice(pictures, size)), images)
             yield images
         return
-    with _Pool(cores, shape, decode) as pool:
+    with tempfile.TemporaryDirectory(prefix="affsup-") as folder, _Pool(folder, cores, shape, decode) as pool:
         shares = pool.shares(pictures, [min(_SHARE, size - at) for size in sizes for at in range(0, size, _SHARE)])
         for size in sizes:
             images = np.empty((size, *shape), dtype=np.uint8)
@@ -78,18 +80,15 @@ def decoded(
 
 
 class _Pool:
-    """Processes that decode into a file that all have mapped, so that no pixels pass through a pipe."""
+    """Processes that decode into a file in `folder` that all have mapped, so that no pixels pass through a pipe."""
 
-    def __init__(self, cores: int, shape: tuple[int, int, int], decode: Decode) -> None:
+    def __init__(self, folder: str, cores: int, shape: tuple[int, int, int], decode: Decode) -> None:
         self._places = 2 * cores
         layout = (self._places, _SHARE, *shape)
-        with tempfile.NamedTemporaryFile(prefix="affsup-", delete=False) as file:
-            for _ in range(self._places):  # written, as a hole in it would crash who fills it on a full disk
-                file.write(bytes(_SHARE * math.prod(shape)))
-        self._file = Path(file.name)
-        self._pixels = _mapped(str(self._file), "r", layout)
+        _fill(Path(folder, _PIXELS), math.prod(layout))
+        self._pixels = _mapped(folder, "r", layout)
         self._processes = ProcessPoolExecutor(
-            cores, multiprocessing.get_context("spawn"), _begin, (str(self._file), layout, decode)
+            cores, multiprocessing.get_context("spawn"), _begin, (folder, layout, decode)
         )
 
     def __enter__(self) -> _Pool:
@@ -97,7 +96,6 @@ class _Pool:
 
     def __exit__(self, *_: object) -> None:
         self._processes.shutdown(cancel_futures=True)
-        self._file.unlink()
 
     def shares(self, pictures: Iterator[Encoded], sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """Yield shares of so many pictures in order, each good until the next one is asked for."""
@@ -124,18 +122,19 @@ _pixels: NDArray[np.uint8]
 _decode: Decode
 
 
-def _begin(file: str, layout: tuple[int, ...], decode: Decode) -> None:
+def _begin(folder: str, layout: tuple[int, ...], decode: Decode) -> None:
     """Prepare a process: it leaves Ctrl-C to the one that has started it, and does not outlive that."""
     global _pixels, _decode
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _pixels, _decode = _mapped(file, "r+", layout), decode
+    threading.Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
+    _pixels, _decode = _mapped(folder, "r+", layout), decode
 
 
-def _leave_with_parent() -> None:
+def _leave_with_parent(folder: str) -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
+    shutil.rmtree(folder, ignore_errors=True)  # it is there yet if that one was killed
     os._exit(1)
 
 
@@ -143,8 +142,18 @@ def _decode_share(place: int, share: Sequence[Encoded]) -> None:
     _decode(share, _pixels[place, : len(share)])
 
 
-def _mapped(file: str, mode: Literal["r", "r+"], layout: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.asarray(np.memmap(file, np.uint8, mode, shape=layout))  # to index a memmap itself takes long
+def _fill(file: Path, size: int) -> None:
+    """Write that many bytes: a hole in a file would crash who fills it on a full disk."""
+    try:
+        file.write_bytes(bytes(size))
+    except OSError as error:
+        reason = f"{error.strerror}: make room there, or name another folder in TMPDIR"
+        raise AffsupError(f"cannot write {size / 1e6:.1f} MB for decoding to {file.parent}: {reason}") from None
+
+
+def _mapped(folder: str, mode: Literal["r", "r+"], layout: tuple[int, ...]) -> NDArray[np.uint8]:
+    # An array, as to index a memmap itself takes long.
+    return np.asarray(np.memmap(Path(folder, _PIXELS), np.uint8, mode, shape=layout))
 
 
 def _cores() -> int:

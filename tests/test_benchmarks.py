@@ -53,7 +53,7 @@ def test_a_new_number_changes_the_table_and_nothing_else(summary: ModuleType, re
         writer.writerows(rows)
     text = f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n"
     made = summary.rewritten(text, results)
-    assert "| 7.77 float32, " in made
+    assert "| 7.77 *missed* float32, 1.0" in made
     assert made.startswith(f"before\n{summary.BEGIN}\n| script |")
     assert made.endswith(f"|\n{summary.END}\nafter\n")
     assert "old" not in made

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import data_prep
-from affsup_cli.engine.cost import LEAST_STEPS, MEMORY_STEPS, ROUND_SECONDS, WARM_UP_STEPS
+from affsup_cli.engine.cost import LEAST_STEPS, ROUND_SECONDS, WARM_UP_STEPS
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
 from affsup_cli.reporting.experiments import Experiment, experiments
@@ -85,14 +85,14 @@ def seconds_of(experiment: Experiment, speeds: Mapping[Kind, Speed]) -> float:
     speed = speeds[kind_of(recipe)]
     if experiment.baseline is not None:
         a_round = max(LEAST_STEPS * speed.step_seconds, ROUND_SECONDS)
-        return 2 * (COST_ROUNDS * a_round + (WARM_UP_STEPS + LEAST_STEPS + MEMORY_STEPS) * speed.step_seconds)
+        return 2 * (COST_ROUNDS * a_round + (2 * WARM_UP_STEPS + LEAST_STEPS) * speed.step_seconds)
     train, val, test = _image_counts(recipe)
     if isinstance(recipe, SceneRecipe):  # part A sees each image once; what learns from it takes next to nothing
         return (train + test) * speed.image_seconds
     epochs = recipe.train.epochs
-    evaluated = (epochs * val if recipe.train.select == "best" else 0) + test * (
-        epochs if recipe.train.test_curve else 1
-    )
+    evaluated = test * (epochs + 1 if recipe.train.test_curve else 1)
+    if recipe.train.select == "best":
+        evaluated += val * (epochs + 1)  # at the end once more, with the best epoch's model
     return epochs * -(-train // recipe.train.batch_size) * speed.step_seconds + evaluated * speed.image_seconds
 
 

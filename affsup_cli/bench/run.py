@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from affsup_cli.bench.parts import Rate, Sizes, measure_parts
 from affsup_cli.bench.speeds import Ratio, Tell, measure
 from affsup_cli.bench.synthetic import make
 from affsup_cli.engine.devices import resolve_device
+from affsup_cli.engine.run_folder import write_out
+from affsup_cli.errors import AffsupError
 from affsup_cli.reporting.experiments import Experiment
 
 TOTAL = "all of these"
@@ -50,13 +54,17 @@ class Bench:
     rates: tuple[Rate, ...]
 
     def write(self, path: Path) -> None:
-        """Keep all of it as a CSV with machine, date and commit in each row."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Keep all of it as a CSV with machine, date and commit in each row.
+
+        Raises:
+            AffsupError: it cannot be written there.
+        """
         where = machine(self.device)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["what", "name", "value", "unit", "measured", *where])
-            writer.writeheader()
-            writer.writerows({**row, **where} for row in self._rows())
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["what", "name", "value", "unit", "measured", *where])
+        writer.writeheader()
+        writer.writerows({**row, **where} for row in self._rows())
+        write_out(path, text.getvalue().encode())
 
     def _rows(self) -> Iterable[dict[str, Any]]:
         def row(what: str, name: object, value: float, unit: str, measured: object) -> dict[str, Any]:
@@ -71,6 +79,17 @@ class Bench:
             yield row("ratio", ratio.what, ratio.value, "", f"{ratio.rounds} rounds")
         for rate in self.rates:
             yield row("rate", rate.what, rate.images_per_second, "images a second", "")
+
+
+def refuse_place(path: Path) -> None:
+    """Refuse, before minutes are spent, to write a file where that cannot be; nothing is made yet.
+
+    Raises:
+        AffsupError: the folder may not be written to, or cannot be made.
+    """
+    home = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
+        raise AffsupError(f"cannot write {path}: {home} is no folder to write to. Name another place with --out")
 
 
 def run_bench(tables: Sequence[str], device: str, tell: Tell, sizes: Sizes | None = None) -> Bench:
@@ -94,7 +113,7 @@ def run_bench(tables: Sequence[str], device: str, tell: Tell, sizes: Sizes | Non
     with tempfile.TemporaryDirectory(prefix="affsup-bench-") as folder:
         for name in dict.fromkeys(str(recipe.flat()["data.name"]) for recipe in kinds.values()):
             tell(f"{name}: generate")
-            make(name, Path(folder))
+            make(name, Path(folder), test_of_gpu=on.type == "cuda")
         speeds, ratios = measure(kinds, Path(folder), str(on), tell)
     of_parts, rates = measure_parts(on, tell, sizes or Sizes())
     estimates = [_estimate(table, list(of_table.values()), speeds) for table, of_table in runs.items()]

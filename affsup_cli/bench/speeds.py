@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torchvision.ops import FrozenBatchNorm2d
 
 from affsup_cli.bench.needs import Kind, Speed, kind_of
-from affsup_cli.engine.cost import StepClock
+from affsup_cli.engine.cost import WARM_UP_STEPS, StepClock
 from affsup_cli.engine.task import Task
-from affsup_cli.recipe import Recipe, Training
+from affsup_cli.recipe import Recipe
 from affsup_cli.tasks import build_task
 from data_prep.format import read_manifest
 
 Tell = Callable[[str], None]
 """Told what is being timed."""
 
-SECONDS = 3.0  # of timed steps a kind, or one step if that is longer, after one that warms up
-_WARM_UP = 3
+SECONDS = 3.0  # of timed steps a kind, or one step if that is longer
+_STEPS_TO_GO_BY = 3  # to know how many steps make a round
 _STANDSTILL = 1e-12  # a learning rate that leaves untrained weights as they are, and their numbers finite
 
 
@@ -114,7 +114,7 @@ def _time_group(
         run = recipe.run.model_copy(update={"device": device})
         tasks[name] = build_task(recipe.model_copy(update={"run": run}), data_dir, fresh=False)
         _calm(tasks[name])
-        clocks[name] = standing_clock(tasks[name], recipe.train)
+        clocks[name] = standing_clock(tasks[name], recipe)
     steps, of_a_round = _in_turns(clocks, tell)
     for name, recipe in group.items():
         if kind_of(recipe) not in speeds:
@@ -122,7 +122,7 @@ def _time_group(
             images = read_manifest(data_dir / recipe.flat()["data.name"]).image_counts()["test"]
             of_a_step = statistics.median(steps[name])
             speeds[kind_of(recipe)] = Speed(
-                of_a_step, len(steps[name]) * of_a_round, _evaluation(tasks[name], images), images
+                of_a_step, len(steps[name]) * of_a_round, _evaluation(clocks[name], tasks[name], images), images
             )
     clocks.clear()
     tasks.clear()
@@ -132,9 +132,10 @@ def _time_group(
     return steps
 
 
-def standing_clock(task: Task, train: Training) -> StepClock:
+def standing_clock(task: Task, recipe: Recipe) -> StepClock:
     """Return a clock whose steps do all the work of training, and leave the weights as they are."""
-    return StepClock(task, train.model_copy(update={"learning_rate": _STANDSTILL}))
+    train = recipe.train.model_copy(update={"learning_rate": _STANDSTILL})
+    return StepClock(task, recipe.model_copy(update={"train": train}))
 
 
 def _in_turns(clocks: Mapping[str, StepClock], tell: Tell) -> tuple[dict[str, list[float]], int]:
@@ -144,9 +145,17 @@ def _in_turns(clocks: Mapping[str, StepClock], tell: Tell) -> tuple[dict[str, li
         tell(f"{name}: training")
         return clocks[name].seconds(steps) / steps
 
-    longest = max(timed(name, 1) for name in clocks)
+    def each(steps: int) -> dict[str, float]:
+        return {name: timed(name, steps) for name in clocks}
+
+    each(1)  # on a GPU this one loads libraries, and says nothing of the next
+    second = each(1)
+    longest = max(second.values())
+    if longest >= SECONDS:
+        return {name: [seconds] for name, seconds in second.items()}, 1
     if longest < SECONDS / 10:
-        longest = max(timed(name, _WARM_UP) for name in clocks)
+        each(WARM_UP_STEPS)
+        longest = max(each(_STEPS_TO_GO_BY).values())
     of_a_round = max(1, round(SECONDS / 8 / longest))
     rounds = max(1, round(SECONDS / (of_a_round * longest)))
     taken: dict[str, list[float]] = {name: [] for name in clocks}
@@ -156,14 +165,11 @@ def _in_turns(clocks: Mapping[str, StepClock], tell: Tell) -> tuple[dict[str, li
     return taken, of_a_round
 
 
-def _evaluation(task: Task, images: int) -> float:
-    """Return the seconds of an image of the test split; the first pass counts only where it is slow."""
-    for _ in range(2):
-        begun = time.perf_counter()
-        task.evaluate("test")  # reads its numbers: nothing on the device is left to wait for
-        seconds = time.perf_counter() - begun
-        if seconds > SECONDS / 3:
-            break
+def _evaluation(clock: StepClock, task: Task, images: int) -> float:
+    """Return the seconds of an image of the test split, by the second pass unless the first takes very long."""
+    seconds = clock.seconds_of(partial(task.evaluate, "test"))
+    if seconds < 10 * SECONDS:
+        seconds = clock.seconds_of(partial(task.evaluate, "test"))
     return seconds / images
 
 

@@ -20,14 +20,27 @@ from data_prep.memory import images_in_memory
 from data_prep.official import ImageSet, Official, OfficialScenes, SceneSet
 
 _SOURCE = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
-_TRAIN_IMAGES, _TEST_IMAGES = 1500, 256
-_TRAIN_SCENES, _TEST_SCENES = 8, 2
+_BATCH = 128
+_TRAIN_SCENES = 8
+
+
+@dataclass(frozen=True)
+class _TestSplits:
+    images: int
+    scenes: int
+
+
+_ON_CPU, _ON_GPU = _TestSplits(2 * _BATCH, 2), _TestSplits(40 * _BATCH, 64)
+"""A GPU needs many, as real ones are: its first batches, and what a pass does once, would be all there is."""
 
 
 @dataclass(frozen=True)
 class _Images:
+    """Of the training images, validation aside, there are so many whole batches: a smaller last one costs more."""
+
     side: int
     classes: int
+    batches: int
 
 
 @dataclass(frozen=True)
@@ -42,17 +55,22 @@ class _Scenes:
 
 
 _SHAPES: dict[str, _Images | _Scenes] = {
-    "cifar10": _Images(32, 10),
-    "cifar100": _Images(32, 100),
-    "tiny-imagenet": _Images(64, 200),
+    "cifar10": _Images(32, 10, 100),
+    "cifar100": _Images(32, 100, 100),
+    "tiny-imagenet": _Images(64, 200, 25),
     "voc07": _Scenes(500, 375, 20, 3),
     "coco": _Scenes(640, 480, 80, 7),
     "vg": _Scenes(800, 600, 150, 10, 6),
 }
 
 
-def make(name: str, data_dir: Path) -> None:
+def make(name: str, data_dir: Path, *, test_of_gpu: bool = False) -> None:
     """Prepare `<data_dir>/<name>` in the shape of that data set; those that ship with affsup are themselves.
+
+    Args:
+        name: of the data set.
+        data_dir: where to.
+        test_of_gpu: with a test split as large as timing a GPU takes.
 
     Raises:
         KeyError: The data set has no known shape here.
@@ -62,30 +80,30 @@ def make(name: str, data_dir: Path) -> None:
         data_prep.prepare(name, data_dir=data_dir)
         return
     data_dir.mkdir(parents=True, exist_ok=True)
-    shape = _SHAPES[name]
+    shape, tested = _SHAPES[name], _ON_GPU if test_of_gpu else _ON_CPU
     if isinstance(dataset, ImageSet) and isinstance(shape, _Images):
-        labelled.write(dataset, _images(shape), _SOURCE, data_dir / name, None, _silent)
+        labelled.write(dataset, _images(shape, tested.images), _SOURCE, data_dir / name, None, _silent)
     if isinstance(dataset, SceneSet) and isinstance(shape, _Scenes):
-        scenes.write(dataset, _scenes(shape), _SOURCE, data_dir / name, None, _silent)
+        scenes.write(dataset, _scenes(shape, tested.scenes), _SOURCE, data_dir / name, None, _silent)
 
 
-def _images(shape: _Images) -> Official:
+def _images(shape: _Images, test_images: int) -> Official:
     random = np.random.default_rng(0)
     train, test = (
         images_in_memory(
             random.integers(0, 256, (count, shape.side, shape.side, 3), dtype=np.uint8),
             random.integers(0, shape.classes, count),
         )
-        for count in (_TRAIN_IMAGES, _TEST_IMAGES)
+        for count in (int(shape.batches * _BATCH / (1 - labelled.VALIDATION.fraction)), test_images)
     )
     return Official(_classes(shape.classes), (3, shape.side, shape.side), train, test)
 
 
-def _scenes(shape: _Scenes) -> OfficialScenes:
+def _scenes(shape: _Scenes, test_scenes: int) -> OfficialScenes:
     random = np.random.default_rng(0)
     pictures = Pictures()
     parts: dict[str, Sequence[Scene]] = {}
-    for part, count in (("train", _TRAIN_SCENES), ("test", _TEST_SCENES)):
+    for part, count in (("train", _TRAIN_SCENES), ("test", test_scenes)):
         parts[part] = [_scene(f"{part}{number}.jpg", number, shape, random) for number in range(count)]
         for scene in parts[part]:
             pictures[scene.name] = _picture(shape, random)

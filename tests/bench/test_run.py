@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ import torch
 from affsup_cli.bench import run as whole
 from affsup_cli.bench.needs import Kind, Speed, needed_runs
 from affsup_cli.bench.parts import Rate, Sizes, measure_parts
-from affsup_cli.bench.run import TOTAL, Bench, Estimate, run_bench
+from affsup_cli.bench.run import TOTAL, Bench, Estimate, refuse_place, run_bench
 from affsup_cli.bench.speeds import Ratio
-from affsup_cli.errors import UsageError
+from affsup_cli.errors import AffsupError, UsageError
 
 SMALL = Sizes(nodes=32, images=2, proposals=8, rounds=1)
 KIND = Kind("relnet", "resnet101", "600x1000")
@@ -19,7 +21,7 @@ KIND = Kind("relnet", "resnet101", "600x1000")
 
 def test_runs_that_tables_share_count_once_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(whole, "make", lambda name, folder: told.append(name))
+    monkeypatch.setattr(whole, "make", lambda name, folder, test_of_gpu: told.append(name))
     monkeypatch.setattr(whole, "measure", lambda kinds, *_: ({kind: Speed(3600.0, 1, 0.0, 1) for kind in kinds}, []))
     found = run_bench(["table5", "table6"], "cpu", id, SMALL)  # type: ignore[arg-type]
     assert [estimate.table for estimate in found.estimates] == ["table5", "table6", TOTAL]
@@ -40,6 +42,37 @@ def test_the_parts_are_timed() -> None:
     ratios, rates = measure_parts(torch.device("cpu"), id, SMALL)  # type: ignore[arg-type]
     assert [ratio.what for ratio in ratios] == ["L_G of 32 nodes, plain ÷ tiled", "mAP by pycocotools ÷ ours"]
     assert all(rate.images_per_second > 0 for rate in rates)
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o755)
+    with pytest.raises(AffsupError, match=r"cannot write .*new.bench\.csv: .*file is no folder to write to"):
+        refuse_place(tmp_path / "file" / "new" / "bench.csv")
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # for root every folder may be
+    with pytest.raises(AffsupError, match="is no folder to write to"):
+        refuse_place(tmp_path / "new" / "bench.csv")
+
+
+def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path: Path) -> None:
+    refuse_place(tmp_path / "new" / "bench.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_csv_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bench.csv").write_text("old")
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(AffsupError, match="no space to write"):
+        Bench(torch.device("cpu"), (), {}, (), ()).write(tmp_path / "bench.csv")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("bench.csv", "old")]
 
 
 def test_the_csv_has_machine_date_and_commit_in_each_row(tmp_path: Path) -> None:

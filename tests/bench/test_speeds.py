@@ -10,6 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from affsup_cli.bench import speeds
 from affsup_cli.bench.needs import Kind, kind_of
+from affsup_cli.engine.cost import WARM_UP_STEPS
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 
@@ -18,22 +19,25 @@ NETWORKS = {name: load_recipe(name) for name in ("relnet", "frcnn")}
 
 
 class Clock:
-    """Takes a known time a step, twice as long in every second call; keeps what it was asked for."""
+    """Takes a known time a step, and to record one as a GPU does; keeps what it was asked for."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, first: float = 0.0) -> None:
         self.asked: list[int] = []
         self._each = seconds
+        self._first = first
 
     def seconds(self, steps: int) -> float:
+        extra = 0.0 if self.asked else self._first
+        extra += 60.0 if sum(self.asked) < WARM_UP_STEPS <= sum(self.asked) + steps else 0.0
         self.asked.append(steps)
-        return self._each * steps
+        return self._each * steps + extra
 
 
 def test_quick_steps_are_timed_in_rounds_after_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speeds, "SECONDS", 3.2)
     slower, faster = Clock(0.1), Clock(0.05)
     taken, of_a_round = speeds._in_turns({"a": slower, "b": faster}, lambda _: None)  # type: ignore[dict-item]
-    assert slower.asked == faster.asked == [1, 3, *[of_a_round] * 8]
+    assert slower.asked == faster.asked == [1, 1, WARM_UP_STEPS, 3, *[of_a_round] * 8]
     assert of_a_round == 4
     assert taken["a"] == pytest.approx([0.1] * 8)
     assert taken["b"] == pytest.approx([0.05] * 8)
@@ -44,6 +48,36 @@ def test_a_slow_step_is_timed_once() -> None:
     taken, _ = speeds._in_turns({"a": slow, "b": quick}, lambda _: None)  # type: ignore[dict-item]
     assert slow.asked == quick.asked == [1, 1]
     assert taken == {"a": [9.0], "b": [0.5]}
+
+
+def test_what_the_first_step_takes_besides_is_not_a_slow_step() -> None:
+    quick = Clock(0.001, first=30.0)
+    taken, of_a_round = speeds._in_turns({"a": quick}, lambda _: None)  # type: ignore[dict-item]
+    assert of_a_round == 375
+    assert taken["a"] == pytest.approx([0.001] * 8)
+
+
+class Passes:
+    """Stands in for a clock and its task: evaluations that take known times, one after the other."""
+
+    def __init__(self, *seconds: float) -> None:
+        self._seconds = iter(seconds)
+
+    def seconds_of(self, work: object) -> float:
+        return next(self._seconds)
+
+    def evaluate(self, split: str) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("passes", "an_image"), [((1.2, 0.01), 0.001), ((29.0, 28.0), 2.8), ((31.0, 1.0), 3.1)], ids=str
+)
+def test_an_evaluation_counts_by_its_second_pass_unless_the_first_takes_very_long(
+    passes: tuple[float, float], an_image: float
+) -> None:
+    made = Passes(*passes)
+    assert speeds._evaluation(made, made, images=10) == pytest.approx(an_image)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -79,7 +113,7 @@ def test_training_steps_leave_the_weights_as_they_are(digits: Path) -> None:
         CLASSIFIER.model_copy(update={"run": CLASSIFIER.run.model_copy(update={"device": "cpu"})}), digits
     )
     before = [value.clone() for value in task.model.parameters()]
-    speeds.standing_clock(task, CLASSIFIER.train).seconds(2)
+    speeds.standing_clock(task, CLASSIFIER).seconds(2)
     for now, then in zip(task.model.parameters(), before, strict=True):
         torch.testing.assert_close(now, then, rtol=0, atol=1e-6)
 

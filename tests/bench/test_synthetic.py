@@ -9,7 +9,7 @@ from affsup_cli.bench import synthetic
 from affsup_cli.bench.needs import kinds_of, needed_runs
 from affsup_cli.bench.synthetic import make
 from affsup_cli.reporting.spec import report_names
-from data_prep.format import read_image_manifest, read_scene_manifest, read_scenes
+from data_prep.format import read_image_manifest, read_manifest, read_scene_manifest, read_scenes
 
 
 @pytest.mark.parametrize(("name", "side", "classes"), [("cifar100", 32, 100), ("tiny-imagenet", 64, 200)])
@@ -21,6 +21,7 @@ def test_generated_images_are_a_sound_data_set_of_the_real_shape(
     manifest = read_image_manifest(tmp_path / name)
     assert (manifest.image_shape, len(manifest.classes)) == ([3, side, side], classes)
     assert not manifest.complete
+    assert manifest.image_counts()["train"] % 128 == 0
 
 
 @pytest.mark.parametrize(("name", "relations"), [("voc07", "classes"), ("vg", "annotated")])
@@ -32,6 +33,14 @@ def test_generated_scenes_are_a_sound_data_set(name: str, relations: str, tmp_pa
     scenes = read_scenes(tmp_path / name, manifest, "train")
     assert all(len(scenes.objects(index).relations) for index in range(len(scenes)))
     assert scenes.pixels(0).std() > 10
+
+
+@pytest.mark.parametrize("name", ["cifar10", "voc07"])
+def test_a_gpu_is_given_far_more_to_evaluate(name: str, tmp_path: Path) -> None:
+    make(name, tmp_path / "cpu")
+    make(name, tmp_path / "gpu", test_of_gpu=True)
+    few, many = (read_manifest(tmp_path / device / name).image_counts()["test"] for device in ("cpu", "gpu"))
+    assert many >= 20 * few
 
 
 @pytest.mark.parametrize("table", report_names())

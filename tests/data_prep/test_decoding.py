@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -74,6 +77,46 @@ def test_who_stops_early_leaves_no_process_behind() -> None:
 def test_a_process_that_dies_is_an_error_that_says_why() -> None:
     with pytest.raises(AffsupError, match="a process that decodes images has died"):
         list(decoded(pictures(8), 8, SHAPE, die, block=4, cores=2))
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_full_disk_is_named_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(AffsupError, match=r"affsup-.*: No space left on device: make room there.*TMPDIR"):
+        list(decoded(pictures(8), 8, SHAPE, fill, block=4, cores=2))
+
+
+def test_processes_clear_up_after_one_that_is_killed(tmp_path: Path) -> None:
+    script, temporary = tmp_path / "script.py", tmp_path / "temporary"
+    script.write_text(_DECODES_FOR_EVER)
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"decoding\n"
+        assert list(temporary.iterdir())
+        process.kill()
+        process.stdout.read()  # open as long as one of its processes is there
+    assert list(temporary.iterdir()) == []
+
+
+_DECODES_FOR_EVER = """
+import itertools
+from data_prep.decoding import decoded
+
+def fill(encoded, images):
+    images[:] = 1
+
+if __name__ == "__main__":
+    for number, _ in enumerate(decoded(itertools.repeat(("", b"")), 10**8, (2, 1, 3), fill, block=250, cores=2)):
+        if number == 0:
+            print("decoding", flush=True)
+"""
 
 
 @pytest.mark.parametrize(("count", "cores"), [(9, 2), (10, 1)])
