@@ -10,10 +10,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-import torch._functorch.config
 from torch import nn
 
 from affsup_cli.errors import UsageError
+
+
+def gpus() -> int:
+    """Return how many CUDA devices PyTorch can use: where the driver is too old it counts some, and can use none."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpus_in_words() -> str:
+    """Return "2 CUDA devices", or why there is none to use."""
+    usable, there = gpus(), torch.cuda.device_count()
+    counted = f"{there or 'no'} CUDA device{'' if there == 1 else 's'}"
+    if usable or not there:
+        return counted
+    return f"{counted} that PyTorch (CUDA {torch.version.cuda}) cannot use: the driver may be too old for it"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -32,11 +45,8 @@ def resolve_device(name: str) -> torch.device:
         return device
     if device.type != "cuda":
         raise UsageError(f"run.device = '{name}': affsup trains on cpu and cuda")
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise UsageError(
-            f"run.device = '{name}': this machine has {count or 'no'} CUDA device{'' if count == 1 else 's'}"
-        )
+    if (device.index or 0) >= gpus():
+        raise UsageError(f"run.device = '{name}': this machine has {gpus_in_words()}")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
@@ -67,14 +77,25 @@ def compile_modules(*modules: nn.Module, device: torch.device, sizes_differ: boo
         sizes_differ: compile once for inputs of many sizes, rather than for the first that comes.
 
     Raises:
-        UsageError: on a CPU the kernels are C++, and this machine has no compiler for it.
+        UsageError: this machine has no compiler: of C++, in which kernels for a CPU are written, or of C, in which
+            those for a GPU are loaded.
     """
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    if device.type == "cpu" and not any(shutil.which(compiler) for compiler in compilers):
-        raise UsageError("train.compile = true needs a C++ compiler on a CPU, such as g++, and none is on the PATH")
+    if device.type == "cpu":
+        language, compilers = "C++", [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    else:
+        language, compilers = "C", [os.environ.get("CC", ""), "gcc", "clang"]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        raise UsageError(
+            f"train.compile = true needs a {language} compiler, such as {compilers[1]}, and none is on the PATH"
+        )
+    import torch._dynamo.config  # takes two seconds
+    import torch._functorch.config
+
     # Two losses may go back through a module one after the other (`Losses.gradient_share`): the first must not write
     # over what the second reads.
     torch._functorch.config.donated_buffer = False
+    # A sweep's worker compiles network after network through the same forward, and torch stops at eight without a word.
+    torch._dynamo.config.recompile_limit = 64
     for module in modules:
         module.compile(dynamic=True if sizes_differ else None)
 

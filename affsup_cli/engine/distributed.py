@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from affsup_cli.engine.devices import gpus, gpus_in_words
+from affsup_cli.engine.stop import Stopped
 from affsup_cli.errors import AffsupError, UsageError
 
 T = TypeVar("T")
@@ -75,6 +77,8 @@ def joined(device: str) -> Iterator[None]:
             dist.init_process_group(backend, store=store, rank=this, world_size=processes, timeout=PATIENCE)
         yield
     except AffsupError as error:
+        if isinstance(error, Stopped) and dist.is_initialized():  # all have met to stop: nobody is missing
+            dist.destroy_process_group()
         if not _first_to_fail(store):
             raise SystemExit(error.exit_code) from error
         raise
@@ -87,13 +91,13 @@ def joined(device: str) -> Iterator[None]:
 
 
 def _take_gpu(device: str) -> bool:
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+    if device == "cpu" or (device == "auto" and not gpus()):
         return False
     if device not in ("auto", "cuda"):
         raise UsageError(f"run.device = '{device}': each of several processes takes a GPU of its own; expected cuda")
-    local, there = _number("LOCAL_RANK", 0), torch.cuda.device_count()
-    if local >= there:
-        raise UsageError(f"process {local + 1} of this machine has no GPU: it has {there or 'no'} CUDA devices")
+    local = _number("LOCAL_RANK", 0)
+    if local >= gpus():
+        raise UsageError(f"process {local + 1} of this machine has no GPU: it has {gpus_in_words()}")
     torch.cuda.set_device(local)
     return True
 
@@ -134,6 +138,11 @@ def _others_needed() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
+    except dist.DistBackendError as error:  # NCCL says the cause last
+        said = " ".join(str(error).split())
+        raise AffsupError(
+            f"the processes cannot talk to each other: {said}. If another process of this run has ended: {_EFFECT}"
+        ) from error
     except RuntimeError as error:
         reason = _first_line(error).partition(". ")[0]  # gloo's line goes on with advice
         raise AffsupError(

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import IO, cast
 
-import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from affsup_cli.engine.devices import gpus, gpus_in_words
 from affsup_cli.engine.own_process import own_process
 from affsup_cli.errors import AffsupError, UsageError
 
@@ -43,11 +43,9 @@ def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
         AffsupError: a process was killed.
         KeyboardInterrupt: Ctrl-C or SIGTERM came before training had begun.
     """
-    there = torch.cuda.device_count()
-    if device != "cpu" and count > there:
+    if device != "cpu" and count > gpus():
         raise UsageError(
-            f"--gpus {count}: this machine has {there or 'no'} CUDA device{'' if there == 1 else 's'}; "
-            "--device cpu runs as many processes on the CPU"
+            f"--gpus {count}: this machine has {gpus_in_words()}; --device cpu runs as many processes on the CPU"
         )
     # Kept here, it outlives each of the processes; torch's own variable says that none of them is to open it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -73,10 +73,11 @@ class CudaGraphs:
                 returned = work()
         except RuntimeError as error:
             first = error.__context__ or error  # to leave a capture that has failed raises once more
-            if isinstance(first, torch.OutOfMemoryError):
+            if not isinstance(first, RuntimeError) or isinstance(first, torch.OutOfMemoryError):
                 raise first from None
+            reason = (str(first).splitlines() or [type(first).__name__])[0]
             raise AffsupError(
-                f"the training step cannot be recorded as a CUDA graph here ({str(first).splitlines()[0]}): "
+                f"the training step cannot be recorded as a CUDA graph here ({reason}): "
                 "--set run.graph=off does without"
             ) from first
         self._pool = graph.pool()

@@ -108,6 +108,11 @@ class TrainingStep:
         """Continue from `state_dict`; `begin` comes next."""
         # Tensors that are kept must not hold on to a file that the next checkpoint takes the place of.
         self._optimizer.load_state_dict(copied_state(state))
+        for parameter, kept in self._optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # The fused step takes them for memory of one layout, which `run.channels_last` may have changed.
+                    kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     def _take(self, of_the_batch: Callable[[], Losses], looking: bool) -> int:
         losses = of_the_batch()

@@ -81,7 +81,7 @@ def over_processes(losses: Losses) -> tuple[Losses, Losses]:
         raise ValueError("the task trains on whole batches: several processes cannot share them")
     terms = dict(losses.main) if losses.affinity is None else {**losses.main, "affinity": losses.affinity}
     means = {**terms, **losses.metrics}
-    here = losses.meeting.new_tensor(losses.size, dtype=torch.float64)
+    here = losses.meeting.new_full((), losses.size, dtype=torch.float64)
     counts = {name: losses.counts.get(name, here).double() * (losses.size > 0) for name in means}
     of_some = {name: (value, number.double() * (losses.size > 0)) for name, (value, number) in losses.of_some.items()}
     weighted = [value.detach().double() * counts[name] for name, value in means.items()]

@@ -167,6 +167,8 @@ class Trainer:
         return 1 if distributed.count() == 1 else max(1, int(ASK_SECONDS / max(seconds_a_step, 1e-9)))
 
     def _report(self) -> None:
+        if not self._observers:
+            return
         rate = self._images / self._epoch_seconds
         done = self._step / self._task.steps
         left = self._epoch_seconds / done * (self._train.epochs - self._epoch - done)

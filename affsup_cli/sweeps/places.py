@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from affsup_cli.engine.devices import device_name, resolve_device
+from affsup_cli.engine.devices import device_name, gpus, resolve_device
 from affsup_cli.recipe import Recipe
 
 _THREADS = "OMP_NUM_THREADS"
@@ -58,11 +58,11 @@ def find_places(device: str, jobs: int = 1) -> list[Place]:
 
 def _devices(device: str) -> list[torch.device]:
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if gpus() else "cpu"
     found = resolve_device(device)
     if device != "cuda":
         return [found]
-    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [torch.device("cuda", index) for index in range(gpus())]
 
 
 def _visible(device: torch.device) -> dict[str, str]:

@@ -147,7 +147,7 @@ class DetectionTask:
             indices, on_host = seen
             values = on_host.read()
             if "mass" in values:
-                masses.append((values["mass"], values["supervised"]))
+                masses.append((values["mass"].clone(), values["supervised"].clone()))  # not of the pinned memory
             for place, index in enumerate(indices):
                 scale, present = values["scales"][place].repeat(2), int(values["present"][place].sum())
                 objects, image_id = scenes.objects(index), int(scenes.ids[index])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistBackendError, TCPStore  # type: ignore[attr-defined]
 
 import data_prep
 from affsup_cli.data.share import Share
@@ -242,6 +242,16 @@ def test_a_process_that_waits_for_the_others_can_be_stopped(number: signal.Signa
             finally:
                 process.kill()
                 connection.close()
+
+
+def test_what_nccl_says_last_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise DistBackendError("NCCL error in: x.cpp:47\nLast error:\nno room in /dev/shm")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    with pytest.raises(AffsupError, match=r"cannot talk to each other: NCCL error .* Last error: no room in /dev/shm"):
+        distributed.total(torch.ones(1))
 
 
 def test_an_error_that_is_not_of_the_collective_keeps_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,7 @@ def test_processes_that_a_signal_ends_before_they_can_save_are_no_failure(
 
 
 def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match=r"--gpus 2: this machine has 1 CUDA device; --device cpu runs as many"):
         run_processes(2, "auto", [])

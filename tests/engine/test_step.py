@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from affsup_cli.affinity import tiles
 from affsup_cli.engine import recorded, training
+from affsup_cli.engine import task as engine_task
 from affsup_cli.engine.recorded import Recorder, Repeated
 from affsup_cli.engine.step import TrainingStep
 from affsup_cli.engine.training import Trainer
@@ -71,6 +73,24 @@ def test_a_repeated_step_is_the_step_itself(
     assert repeated_sizes == sizes == [16] * 9 + [tasks[0]._epochs.size(tasks[0].steps - 1)]
     for one, other in zip(tasks[0].model.state_dict().values(), tasks[1].model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_momentum_goes_on_in_another_layout_of_the_weights(digits: Path, before: bool) -> None:
+    there, other = (minibatch(digits, **{"run.channels_last": layout}) for layout in (before, not before))
+    first, second = (TrainingStep(task, task._recipe.train) for task in (there, other))
+    there.begin_epoch(0)
+    first.begin(0, 0)
+    for step in range(2):
+        first.take(step)
+    other.model.load_state_dict(there.model.state_dict())
+    second.load_state_dict(first.state_dict())
+    other.begin_epoch(0)
+    second.begin(0, 2)
+    for steps in (first, second):
+        steps.take(2)
+    for mine, expected in zip(other.model.parameters(), there.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.usefixtures("soon")
@@ -174,6 +194,22 @@ def test_nothing_of_a_step_or_an_evaluation_on_cuda_is_on_the_host(
             task._evaluate_batch(task._passes["test"], 16)
 
 
+def test_nothing_of_what_processes_make_of_a_step_on_cuda_is_on_the_host(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_cuda(monkeypatch):
+        task = minibatch(digits)
+        task.begin_epoch(0)
+        losses = task.losses(0)
+        losses = dataclasses.replace(losses, whole=losses.size)
+        monkeypatch.setattr(engine_task, "count", lambda: 2)
+        monkeypatch.setattr(engine_task, "total", lambda value: value)
+        with OnDevice():
+            whole, part = engine_task.over_processes(losses)
+            part.total()
+        assert whole.size == 16
+
+
 @pytest.mark.parametrize("softmax", ["matrix", "row"])
 def test_nothing_of_the_tiles_on_cuda_is_on_the_host(softmax: str) -> None:
     with FakeTensorMode(), torch.device(CUDA):
@@ -234,6 +270,7 @@ def test_a_task_that_does_not_promise_static_steps_is_never_recorded() -> None:
 
 def gpu_run(digits: Path, path: Path, **fields: Any) -> list[dict[str, Any]]:
     base = {"run.device": "cuda", "train.epochs": 2, "train.milestones": [1], "train.batch_size": 64}
+    base["run.checkpoint_seconds"] = 0.001  # saving while steps are recorded
     wanted = load_recipe("minibatch", base | fields)
     run = folder(path)
     Trainer(build_task(wanted, digits), wanted, run).run()
