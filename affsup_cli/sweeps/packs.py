@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def packed(steps: Sequence[Step], most: int, places: int = 1) -> list[Pack]:
     packs: list[Pack] = []
     for group in groups.values():
         parts = min(max(for_all_places, math.ceil(len(group) / most)), len(group))
-        packs += [tuple(group[part::parts]) for part in range(parts)]
+        starts = [len(group) * part // parts for part in range(parts + 1)]
+        packs += [tuple(group[start:end]) for start, end in itertools.pairwise(starts)]
     return sorted(packs, key=lambda pack: steps.index(pack[0]))
 
 
