@@ -57,7 +57,7 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """What one process found, and each of two; their files; and what the two said at their end."""
     out = {name: tmp_path_factory.mktemp(name) for name in ("one", "two")}
     apart = tmp_path_factory.mktemp("apart")  # what the one keeps of images beside the data is not for the two to read
-    for data in folder.iterdir():
+    for data in folder.glob("[!.]*"):
         (apart / data.name).symlink_to(data)
     with two_processes(["tests.together", str(folder), str(out["two"])]) as processes:
         with pytest.MonkeyPatch.context() as patch:
