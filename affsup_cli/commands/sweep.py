@@ -177,10 +177,12 @@ def print_plan(plan: Plan, title: str, places: Sequence[Place], together: int = 
     console.print(_plan_table(plan), soft_wrap=False)
     if any(shared for _, _, shared in _lines(plan)):
         console.print("+: runs that these cells share with lines above, and that are counted there")
-    for pack in packed(plan.to_do, together, max(1, len(places))):
-        if len(pack) > 1:
-            cells = ", ".join(dict.fromkeys(cell for step in pack for cell in step.cells))
-            console.print(f"side by side: {counted(len(pack), 'run')} of {cells}", markup=False)
+    packs = [pack for pack in packed(plan.to_do, together, max(1, len(places))) if len(pack) > 1]
+    for pack in packs:
+        cells = ", ".join(dict.fromkeys(cell for step in pack for cell in step.cells))
+        console.print(f"side by side: {counted(len(pack), 'run')} of {cells}", markup=False)
+    if together > 1 and not packs:
+        console.print("side by side: none; only image classifiers that differ in seed and L_G alone train so")
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 

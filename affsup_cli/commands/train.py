@@ -101,7 +101,9 @@ def train(
         import affsup_cli.tasks.launch  # noqa: F401
     if gpus > 1 and started == "1":
         from affsup_cli.engine.processes import run_processes
+        from affsup_cli.tasks.launch import division
 
+        division(resolved, gpus)
         raise typer.Exit(run_processes(gpus, resolved.run.device, sys.argv[1:]))
     if gpus > 1 and started != str(gpus):
         raise UsageError(f"--gpus {gpus}, but {started} processes were started already (WORLD_SIZE): leave it out")
@@ -149,7 +151,7 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)
         if distributed.count() > 1:
-            console.print(_said_of_processes(**division(resolved)))
+            console.print(_said_of_processes(**division(resolved, distributed.count())))
         return [LiveLine(console)]
 
     train_run(resolved, data, run, resume, observers, network.path if network else None)

@@ -19,6 +19,7 @@ from affsup_cli.engine.devices import gpus, gpus_in_words
 from affsup_cli.engine.own_process import own_process
 from affsup_cli.errors import AffsupError, UsageError
 
+MOST_TO_TRY = 4  # processes on a CPU of fewer cores
 LOOK_SECONDS = 0.05
 GRACE_SECONDS = 4.0  # for the others to leave by themselves, once one has failed, and again once they are asked to
 _LIFELINE = "AFFSUP_LIFELINE"  # set where the standard input ends with the process that holds its other end
@@ -39,10 +40,13 @@ def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
         The exit code of the first process, or that of the one that failed.
 
     Raises:
-        UsageError: this machine has fewer GPUs.
+        UsageError: this machine has fewer GPUs, or far fewer cores.
         AffsupError: a process was killed.
         KeyboardInterrupt: Ctrl-C or SIGTERM came before training had begun.
     """
+    cores = os.cpu_count() or 1
+    if device == "cpu" and count > max(MOST_TO_TRY, cores):
+        raise UsageError(f"--gpus {count} --device cpu: each process wants a core, and this machine has {cores}")
     if device != "cpu" and count > gpus():
         raise UsageError(
             f"--gpus {count}: this machine has {gpus_in_words()}; --device cpu runs as many processes on the CPU"

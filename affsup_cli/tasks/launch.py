@@ -137,7 +137,7 @@ def _ready_to_train(
     if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
         yield None
         return
-    processes = division(recipe)
+    processes = division(recipe, distributed.count())
     fresh = not distributed.first_decides(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
     task = build_task(recipe, data_dir, fresh=fresh, network=begin)
@@ -177,13 +177,13 @@ def _ready_to_train(
                 observer.close()
 
 
-def division(recipe: Recipe) -> dict[str, Any]:
+def division(recipe: Recipe, count: int) -> dict[str, Any]:
     """Return how many processes train, and how many images of a whole batch each of them has.
 
     Raises:
         UsageError: some would have none.
     """
-    count, batch = distributed.count(), recipe.train.batch_size
+    batch = recipe.train.batch_size
     if count > batch:
         raise UsageError(f"train.batch_size = {batch} for {count} processes: expected an image for each of them")
     return {"count": count, "images_each": Share(0, count).sizes(batch)}

@@ -279,6 +279,11 @@ def test_two_processes_cannot_train_in_one_folder(
         (["train", "minibatch", "--set", "epochs"], 2, "key=value"),
         (["train", "minibatch", "--device", "tpu"], 2, "run.device = 'tpu'"),
         (["train", "minibatch", "--resume"], 2, "nothing to resume"),
+        (
+            ["train", "relnet", "--gpus", "3", "--device", "cpu", "--set", "train.batch_size=2"],
+            2,
+            "train.batch_size = 2 for 3 processes",
+        ),
         (["train"], 2, "Missing argument"),
         (["evaluate", "nowhere"], 2, "is not a run folder"),
         (["evaluate", "nowhere", "--split", "dev"], 2, "--split"),

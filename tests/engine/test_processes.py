@@ -187,6 +187,14 @@ def test_processes_that_a_signal_ends_before_they_can_save_are_no_failure(
         run_processes(2, "cpu", [])
 
 
+def test_far_more_processes_than_cores_are_refused_before_any_is_started(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"--gpus 5 --device cpu: each process wants a core, and this machine has 2"):
+        run_processes(5, "cpu", [])
+
+
 def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
