@@ -98,10 +98,9 @@ def train(
         )
     started = os.environ.get("WORLD_SIZE", "1")  # by torchrun, or by the call below
     with imports_whole():
-        import affsup_cli.tasks.launch  # noqa: F401
+        from affsup_cli.tasks.launch import division
     if gpus > 1 and started == "1":
         from affsup_cli.engine.processes import run_processes
-        from affsup_cli.tasks.launch import division
 
         division(resolved, gpus)
         raise typer.Exit(run_processes(gpus, resolved.run.device, sys.argv[1:]))
