@@ -49,6 +49,9 @@ class ImageData(Section):
     name: str
     pad: int = Field(ge=0, description="zero padding in pixels before a random crop of the original size; 0 = no crop")
     flip: bool = Field(description="mirror each image left-right with probability 1/2")
+    train_images: int = Field(
+        0, ge=0, description="train on so many images, a fixed subset with the classes in equal parts; 0 = all"
+    )
 
 
 class ImageModel(Section):
@@ -195,6 +198,9 @@ class Training(Section):
     milestones: tuple[int, ...] = Field(
         strict=False, description="epochs after which the learning rate is divided by 10"
     )
+    schedule: Literal["steps", "cosine"] = Field(
+        "steps", description="steps: as milestones say; cosine: from learning_rate down to 0 over the epochs"
+    )
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     clip_norm: float = Field(ge=0, description="norm that the gradient of all parameters is cut down to; 0 = never")
@@ -213,6 +219,9 @@ class ClassifierTraining(NetworkTraining):
     """`[train]` of a classifier."""
 
     batch_size: int = Field(ge=2, description="images a step")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the cross entropy's target that is spread over all classes"
+    )
 
 
 class Execution(Section):
@@ -285,7 +294,7 @@ class Recipe(Section):
 class MinibatchRecipe(Recipe):
     """Affinity supervision of image classification (section 5)."""
 
-    CELL_FIELDS = frozenset({"model.arch"})
+    CELL_FIELDS = frozenset({"model.arch", "data.train_images"})
 
     task: Literal["minibatch"]
     data: ImageData

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
 from affsup_cli.data.share import ALONE, Share
 from data_prep.format import Manifest, read_split
+
+SUBSET_SEED = 6400
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,25 @@ class DeviceImages:
         return torch.addcmul(self._shift, floats, self._scale)
 
 
+def balanced_subset(labels: np.ndarray, count: int) -> np.ndarray:
+    """Choose `count` images with the classes in equal parts, always the same ones.
+
+    Args:
+        labels: class ids `[n]`.
+        count: 0 <= count <= n. Where it is no multiple of the number of classes, the first classes have one more; a
+            class with too few images gives all it has.
+
+    Returns:
+        Indices `[count]` in rising order. A smaller subset is part of every larger one.
+    """
+    order = np.random.default_rng(SUBSET_SEED).permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)  # of an image among those of its class
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = np.arange(len(members))
+    return np.sort(np.lexsort((labels, rank))[:count])
+
+
 class AugmentedEpochs:
     """Shuffled, augmented passes over a `DeviceImages`, each a function of `(seed, epoch)` alone.
 
@@ -140,7 +162,7 @@ class AugmentedEpochs:
         return self._data._floats(pixels), self._data.labels[index]
 
 
-_Key = tuple[Path, str, str, torch.device, torch.memory_format]
+_Key = tuple[Path, str, str, torch.device, torch.memory_format, int]
 
 _loaded: weakref.WeakValueDictionary[_Key, DeviceImages] = weakref.WeakValueDictionary()
 
@@ -151,18 +173,28 @@ def load_images(
     split: str,
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,
+    count: int = 0,
 ) -> DeviceImages:
     """Load one split ("train", "val" or "test") of the prepared data set in `folder` onto `device`.
 
     Where it is in use already, in this process and with the same content, that is returned: nobody changes it.
+
+    Args:
+        folder: of the data set.
+        manifest: its manifest.
+        split: which split.
+        device: where to.
+        layout: of a batch in memory.
+        count: load the `balanced_subset` of so many images; 0 = all.
     """
-    key = (folder.resolve(), manifest.digest, split, device, layout)
+    key = (folder.resolve(), manifest.digest, split, device, layout, count)
     images = _loaded.get(key)
     if images is None:
         stored = read_split(folder, manifest, split)
+        part = balanced_subset(stored.labels, count) if count else slice(None)
         images = _loaded[key] = DeviceImages(
-            torch.from_numpy(stored.images),
-            torch.from_numpy(stored.labels),
+            torch.from_numpy(stored.images[part]),
+            torch.from_numpy(stored.labels[part]),
             manifest.channel_mean,
             manifest.channel_std,
             device,

@@ -7,6 +7,7 @@ the same work every time, which may be recorded (see `recorded`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -26,7 +27,13 @@ DIVERGED = "a new run with a smaller train.learning_rate or affinity.lambda is t
 
 
 def learning_rate(train: Training, epoch: int) -> float:
-    """Return the learning rate of `epoch` (0, 1, ...): divided by 10 at each milestone passed (section 6.2)."""
+    """Return the learning rate of `epoch` (0, 1, ...).
+
+    Schedule "steps" divides it by 10 at each milestone passed (section 6.2); "cosine" is half a cosine wave from
+    `train.learning_rate` in the first epoch to 0 after the last (Loshchilov and Hutter, SGDR).
+    """
+    if train.schedule == "cosine":
+        return train.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / train.epochs))
     return train.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
 
 

@@ -46,7 +46,10 @@ class MinibatchTask:
         self.model = model.to(memory_format=layout).to(self._device)
         if recipe.train.compile:
             compile_modules(model.backbone, device=self._device)
-        splits = {name: load_images(folder, manifest, name, self._device, layout) for name in ("train", "val", "test")}
+        counts = {"train": recipe.data.train_images, "val": 0, "test": 0}
+        splits = {
+            name: load_images(folder, manifest, name, self._device, layout, count) for name, count in counts.items()
+        }
         self._passes = {name: _Pass.of(data, recipe.train.batch_size) for name, data in splits.items()}
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
         self._share = Share(distributed.rank(), distributed.count())
@@ -90,7 +93,11 @@ class MinibatchTask:
             metrics["empty_target"] = self._empty(of_nodes)
         return Losses(
             size=self._share.size(whole),
-            main={"class_loss": F.cross_entropy(logits.float(), labels)},
+            main={
+                "class_loss": F.cross_entropy(
+                    logits.float(), labels, label_smoothing=self._recipe.train.label_smoothing
+                )
+            },
             affinity=loss,
             weight=affinity.lambda_,
             meeting=features if affinity.features == "pooled" else logits,
@@ -206,7 +213,10 @@ class _Pass:
 
 
 def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> None:
-    side, count, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
+    side, there, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
+    count = recipe.data.train_images or there
+    if count > there:
+        raise UsageError(f"data.train_images = {count}: {recipe.data.name} has {there:,} training images")
     if recipe.data.pad >= side:
         raise UsageError(f"data.pad = {recipe.data.pad}: expected less than the {side} pixels of a side")
     if count % batch == 1:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages
+from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, balanced_subset
 from affsup_cli.data.share import ALONE, Share
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -133,3 +133,13 @@ def test_processes_share_a_batch_that_is_drawn_as_for_one() -> None:
     # The last batch is of one image: the second process computes on it too, and counts none.
     assert both[0].size(2) == 1
     assert torch.equal(both[1].batch(2)[0], alone.batch(2)[0])
+
+
+@pytest.mark.parametrize(("count", "per_class"), [(6, [2, 2, 2]), (8, [3, 3, 2]), (13, [6, 5, 2]), (15, [6, 7, 2])])
+def test_a_subset_has_the_classes_in_equal_parts_and_is_always_the_same(count: int, per_class: list[int]) -> None:
+    labels = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [6, 7, 2]))
+    chosen = balanced_subset(labels, count)
+    assert np.bincount(labels[chosen]).tolist() == per_class
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert chosen.tolist() == balanced_subset(labels, count).tolist()
+    assert set(chosen) >= set(balanced_subset(labels, count - 2))

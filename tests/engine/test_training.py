@@ -52,6 +52,17 @@ def assert_same_end(first: RunFolder, second: RunFolder) -> None:
     assert {**first.result(), "seconds": 0} == {**second.result(), "seconds": 0}
 
 
+def test_the_cosine_schedule_is_torchs() -> None:
+    train = load_recipe("minibatch", {"train.schedule": "cosine", "train.epochs": 9}).train
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([parameter], train.learning_rate)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=9)
+    for epoch in range(9):
+        assert learning_rate(train, epoch) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
+        sgd.step()
+        reference.step()
+
+
 def test_the_learning_rate_falls_tenfold_after_each_milestone() -> None:
     train = load_recipe("minibatch", {"data.name": "cifar10"}).train
     rates = {epoch: learning_rate(train, epoch) for epoch in (0, 99, 100, 149, 150, 199)}

@@ -76,6 +76,23 @@ def test_losses_are_those_of_the_paper(digits: Path, diagonal: str, features: st
     assert losses.size == 32
 
 
+def test_a_smoothed_label_spreads_its_share_over_all_classes(digits: Path) -> None:
+    task = build(digits, train__batch_size=16, train__label_smoothing=0.2)
+    images, labels = task._epochs.batch(0)
+    logits = task.model(images)[1].detach().double().numpy()
+    log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    wanted = np.full_like(log_softmax, 0.2 / 10) + 0.8 * np.eye(10)[labels.numpy()]
+    assert task.losses(0).main["class_loss"].item() == pytest.approx(-(wanted * log_softmax).sum(1).mean(), rel=1e-4)
+
+
+def test_a_part_of_the_training_images_is_trained_on_with_the_classes_in_equal_parts(digits: Path) -> None:
+    task = build(digits, train__batch_size=32, data__train_images=100)
+    labels = torch.cat([task._epochs.batch(step)[1] for step in range(task.steps)])
+    assert labels.bincount().tolist() == [10] * 10
+    with pytest.raises(UsageError, match="data.train_images = 9999: digits has 1,295 training images"):
+        build(digits, data__train_images=9999)
+
+
 def test_the_base_network_gets_no_gradient_from_the_graph_and_still_measures_m(digits: Path) -> None:
     base, affinity = build(digits, affinity__loss="none"), build(digits)
     without = base.losses(0)
