@@ -4,8 +4,9 @@ Needs torch alone; `match_proposals` takes the box overlap from torchvision.
 """
 
 from affsup_cli.affinity.batch import BatchAffinityLoss
+from affsup_cli.affinity.closed_form import LossAndMass
 from affsup_cli.affinity.graph import l2_affinity, scaled_dot_affinity
-from affsup_cli.affinity.large import LossAndMass, l2_loss_and_mass, scaled_dot_loss_and_mass
+from affsup_cli.affinity.large import l2_loss_and_mass, scaled_dot_loss_and_mass
 from affsup_cli.affinity.loss import AffinityLoss, LossForm, affinity_loss
 from affsup_cli.affinity.mass import DiagonalKind, SoftmaxKind, target_mass
 from affsup_cli.affinity.target import (

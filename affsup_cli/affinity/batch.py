@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from affsup_cli.affinity.closed_form import LossAndMass
 from affsup_cli.affinity.graph import l2_affinity
-from affsup_cli.affinity.large import LossAndMass, check_temperature, check_tile, l2_loss_and_mass
+from affsup_cli.affinity.large import check_temperature, check_tile, l2_loss_and_mass
 from affsup_cli.affinity.loss import AffinityLoss, LossForm
-from affsup_cli.affinity.mass import DiagonalKind, SoftmaxKind, target_mass
+from affsup_cli.affinity.mass import DiagonalKind, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32
 from affsup_cli.affinity.target import same_category_target
 
@@ -65,17 +66,12 @@ class BatchAffinityLoss(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of features `[N, d]` and integer class ids `[N]`, eq. 7 of eq. 11."""
-        if self._tiled(features):
-            return self.loss_and_mass(features, labels).loss
-        loss: Tensor = self.loss(*self.graph(features, labels))
-        return loss
+        return self.loss_and_mass(features, labels).loss
 
     def loss_and_mass(self, features: Tensor, labels: Tensor) -> LossAndMass:
         """The loss, and M of the whole matrix (eq. 3) without gradient, also where the loss takes it row by row."""
         if not self._tiled(features):
-            logits, target = self.graph(features, labels)
-            mass = target_mass(logits.detach(), target, "matrix", self.loss.diagonal)
-            return LossAndMass(self.loss(logits, target), mass)
+            return self.loss.loss_and_mass(*self.graph(features, labels))
         return l2_loss_and_mass(
             self._nodes(features, labels),
             labels=labels,
@@ -94,11 +90,15 @@ class BatchAffinityLoss(nn.Module):
             TypeError: `features` are not floating point or `labels` not integers.
             ValueError: `features` are not `[N, d]` or `labels` not `[N]`.
         """
-        return l2_affinity(self._nodes(features, labels)) / self.temperature, same_category_target(labels)
+        return self._affinities(self._nodes(features, labels)), same_category_target(labels)
 
     def extra_repr(self) -> str:
         """What `repr` shows of the options."""
         return f"normalize={self.normalize}, temperature={self.temperature}, tile={self.tile}"
+
+    def _affinities(self, nodes: Tensor) -> Tensor:
+        affinities = l2_affinity(nodes)
+        return affinities if self.temperature == 1 else affinities / self.temperature
 
     def _tiled(self, features: Tensor) -> bool:
         return self.tile is not None or (features.shape[:1].numel() > LARGEST_MATRIX and self.loss.form != "bce")

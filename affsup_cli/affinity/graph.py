@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from affsup_cli.affinity.closed_form import L2Affinity
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
 
 
@@ -29,16 +30,8 @@ def l2_affinity(features: Tensor) -> Tensor:
     if features.dim() < 2:
         raise ValueError(f"features must have the shape [..., N, d], found {list(features.shape)}")
     with without_autocast(features):
-        features = at_least_float32("features", features)
-        # An offset that all entities share changes no distance, but its square would drown them.
-        centered = features - features.detach().mean(dim=-2, keepdim=True)
-        gram = centered @ centered.mT
-        # Matrix products are not bit-symmetric on every device.
-        gram = (gram + gram.mT) / 2
-        # Norms taken from the same product cancel exactly on the diagonal.
-        squared_norms = gram.diagonal(dim1=-2, dim2=-1)
-        half_distances = (squared_norms.unsqueeze(-1) + squared_norms.unsqueeze(-2)) / 2 - gram
-        return -half_distances.clamp(min=0)
+        affinity: Tensor = L2Affinity.apply(at_least_float32("features", features))
+        return affinity
 
 
 def scaled_dot_affinity(queries: Tensor, keys: Tensor) -> Tensor:

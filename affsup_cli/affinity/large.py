@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from affsup_cli.affinity.closed_form import LossAndMass
 from affsup_cli.affinity.loss import LossForm, check_options, mass_losses
 from affsup_cli.affinity.mass import DiagonalKind, LogOdds, SoftmaxKind, check_choice
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
 from affsup_cli.affinity.target import check_integer
 from affsup_cli.affinity.tiles import Product, matrix_log_odds, row_log_odds, tile_rows
-
-
-class LossAndMass(NamedTuple):
-    """A scalar loss, and M of the whole matrix (eq. 3), a scalar without gradient."""
-
-    loss: Tensor
-    mass: Tensor
 
 
 def l2_loss_and_mass(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from affsup_cli.affinity.closed_form import LossAndMass, MassLoss, losses_and_slopes
 from affsup_cli.affinity.mass import (
     DiagonalKind,
     Entries,
     LogOdds,
     SoftmaxKind,
     check_choice,
+    check_graph,
     mass_log_odds,
     supervised_entries,
     target_mass,
 )
-from affsup_cli.affinity.precision import without_autocast
+from affsup_cli.affinity.precision import at_least_float32, without_autocast
 
 LossForm = Literal["focal", "log", "l2", "smooth_l1", "bce"]
 
@@ -63,18 +66,46 @@ def affinity_loss(
         TypeError: `logits` is not floating point or `target` not bool.
         ValueError: the shapes do not fit, an option is unknown, or `gamma` is refused.
     """
+    if form != "bce":
+        return loss_and_mass(logits, target, form, gamma, softmax, diagonal).loss
     check_options(form, gamma, softmax)
     with without_autocast(logits):
-        entries = supervised_entries(logits, target, diagonal)
-        if form == "bce":
-            losses, supervised = _cross_entropy(entries)
-            losses = losses.masked_fill(~supervised, 0)
-        else:
-            log_odds = mass_log_odds(entries, softmax)
-            losses, supervised = mass_losses(log_odds, form, gamma), log_odds.supervised
-        if softmax == "row" and form != "bce":
-            losses, supervised = losses.sum(dim=-1), supervised.any(dim=-1)
-        return losses.sum() / supervised.sum().clamp(min=1)
+        losses, supervised = _cross_entropy(supervised_entries(logits, target, diagonal))
+        return losses.masked_fill(~supervised, 0).sum() / supervised.sum().clamp(min=1)
+
+
+def loss_and_mass(
+    logits: Tensor,
+    target: Tensor,
+    form: LossForm = "focal",
+    gamma: float = 2.0,
+    softmax: SoftmaxKind = "matrix",
+    diagonal: DiagonalKind = "keep",
+) -> LossAndMass:
+    """`affinity_loss`, and M of each graph (eq. 3) without gradient, from one pass over the graphs.
+
+    For "bce", which has no softmax, M is computed beside it.
+    """
+    check_options(form, gamma, softmax)
+    if form == "bce":
+        loss = affinity_loss(logits, target, form, gamma, softmax, diagonal)
+        return LossAndMass(loss, target_mass(logits.detach(), target, "matrix", diagonal))
+    with without_autocast(logits):
+        check_graph(logits, target, diagonal)
+        reference = partial(_by_autograd, form=form, gamma=gamma, softmax=softmax, diagonal=diagonal)
+        graphs = at_least_float32("logits", logits)
+        return LossAndMass(*MassLoss.apply(graphs, target, form, gamma, softmax, diagonal, reference))
+
+
+def _by_autograd(
+    logits: Tensor, target: Tensor, form: LossForm, gamma: float, softmax: SoftmaxKind, diagonal: DiagonalKind
+) -> Tensor:
+    """The same loss from operators that autograd can differentiate any number of times."""
+    log_odds = mass_log_odds(supervised_entries(logits, target, diagonal), softmax)
+    losses, supervised = mass_losses(log_odds, form, gamma), log_odds.supervised
+    if softmax == "row":
+        losses, supervised = losses.sum(dim=-1), supervised.any(dim=-1)
+    return losses.sum() / supervised.sum().clamp(min=1)
 
 
 class AffinityLoss(nn.Module):
@@ -109,6 +140,10 @@ class AffinityLoss(nn.Module):
         """Scalar loss of affinities `[..., N, M]` and a bool target of that shape, eq. 5-7 and 13-15."""
         return affinity_loss(logits, target, self.form, self.gamma, self.softmax, self.diagonal)
 
+    def loss_and_mass(self, logits: Tensor, target: Tensor) -> LossAndMass:
+        """The loss, and M of the whole matrix of each graph (eq. 3), from one pass over the graphs."""
+        return loss_and_mass(logits, target, self.form, self.gamma, self.softmax, self.diagonal)
+
     def mass(self, logits: Tensor, target: Tensor) -> Tensor:
         """The target affinity mass that this loss drives up, eq. 3 or 12; see `target_mass`."""
         return target_mass(logits, target, self.softmax, self.diagonal)
@@ -121,14 +156,7 @@ class AffinityLoss(nn.Module):
 def mass_losses(log_odds: LogOdds, form: LossForm, gamma: float) -> Tensor:
     """Loss of each mass from its log-odds, eq. 5, 6, 7; 0 where there is no target."""
     value = log_odds.value.masked_fill(~log_odds.supervised, 0)
-    miss = torch.sigmoid(-value)
-    if form == "l2":
-        losses = miss.square()
-    elif form == "smooth_l1":
-        losses = torch.where(miss < 0.5, miss.square(), miss - 0.25)
-    else:
-        surprise = -F.logsigmoid(value)
-        losses = surprise if form == "log" else miss**gamma * surprise
+    losses, _ = losses_and_slopes(value, form, gamma, slopes=False)
     return losses.masked_fill(~log_odds.supervised, 0)
 
 

@@ -60,6 +60,17 @@ class LogOdds(NamedTuple):
 
 def supervised_entries(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -> Entries:
     """Check a graph and split its entries; an excluded diagonal is in neither part."""
+    check_graph(logits, target, diagonal)
+    logits = at_least_float32("logits", logits)
+    if diagonal == "keep":
+        return Entries(logits, target, ~target)
+    rows = logits.shape[-1]
+    off_diagonal = ~torch.eye(rows, dtype=torch.bool, device=logits.device)
+    return Entries(logits, target & off_diagonal, ~target & off_diagonal)
+
+
+def check_graph(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -> None:
+    """Raise the error that says what is wrong with a graph."""
     check_choice("diagonal", diagonal, get_args(DiagonalKind))
     if logits.dim() < 2 or logits.shape != target.shape:
         raise ValueError(
@@ -69,14 +80,9 @@ def supervised_entries(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -
         )
     if target.dtype != torch.bool:
         raise TypeError(f"target must be a bool tensor, found {target.dtype}: call target.bool()")
-    logits = at_least_float32("logits", logits)
-    if diagonal == "keep":
-        return Entries(logits, target, ~target)
     rows, columns = logits.shape[-2:]
-    if rows != columns:
+    if diagonal == "exclude" and rows != columns:
         raise ValueError(f'diagonal="exclude" needs a square graph, found {rows} x {columns}: use diagonal="keep"')
-    off_diagonal = ~torch.eye(rows, dtype=torch.bool, device=logits.device)
-    return Entries(logits, target & off_diagonal, ~target & off_diagonal)
 
 
 def mass_log_odds(entries: Entries, softmax: SoftmaxKind) -> LogOdds:

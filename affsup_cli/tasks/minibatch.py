@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from affsup_cli.affinity import BatchAffinityLoss
+from affsup_cli.affinity import BatchAffinityLoss, same_category_target
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, load_images
 from affsup_cli.data.share import ALONE, Share
 from affsup_cli.engine import distributed
@@ -169,10 +169,8 @@ class MinibatchTask:
 
     def _empty(self, labels: Tensor) -> Tensor:
         """1 where the batch's target has no edge, else 0."""
-        if self._recipe.affinity.diagonal == "keep":
-            return torch.zeros((), device=labels.device)
-        ordered = labels.sort().values
-        return 1 - (ordered[1:] == ordered[:-1]).any().float()
+        edges = same_category_target(labels).sum()
+        return (edges == (0 if self._recipe.affinity.diagonal == "keep" else len(labels))).float()
 
     def _predictions(self, data: DeviceImages, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, logits and labels of images as they are."""

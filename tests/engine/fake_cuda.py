@@ -51,11 +51,13 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         with torch.device(CUDA):
             return build(*args)
 
-    def no_images(folder: Path, manifest: Manifest, split: str, device: torch.device, *more: Any) -> DeviceImages:
-        count, (channels, height, width) = manifest.splits[split].count, manifest.image_shape
+    def no_images(
+        folder: Path, manifest: Manifest, split: str, device: torch.device, layout: torch.memory_format, count: int
+    ) -> DeviceImages:
+        count, (channels, height, width) = count or manifest.splits[split].count, manifest.image_shape
         images = torch.zeros(count, height, width, channels, dtype=torch.uint8)
         labels = torch.zeros(count, dtype=torch.int64)
-        return DeviceImages(images, labels, manifest.channel_mean, manifest.channel_std, device, *more)
+        return DeviceImages(images, labels, manifest.channel_mean, manifest.channel_std, device, layout)
 
     def updated(optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
         if any(group["lr"].device != CUDA for group in optimizer.param_groups):

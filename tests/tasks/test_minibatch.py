@@ -89,7 +89,7 @@ def test_a_part_of_the_training_images_is_trained_on_with_the_classes_in_equal_p
     task = build(digits, train__batch_size=32, data__train_images=100)
     labels = torch.cat([task._epochs.batch(step)[1] for step in range(task.steps)])
     assert labels.bincount().tolist() == [10] * 10
-    with pytest.raises(UsageError, match="data.train_images = 9999: digits has 1,295 training images"):
+    with pytest.raises(UsageError, match=r"data\.train_images = 9999: digits has 1,295 training images"):
         build(digits, data__train_images=9999)
 
 

@@ -1,0 +1,149 @@
+"""L_G, M and the gradient of L_G in one pass: what autograd would compute of `mass` and `loss`, with fewer operators.
+
+With d the log-odds of M, P_T and P_R the softmax over the entries in the target and over the others, the gradient is
+`dL/dW = dL/dd (P_T - P_R)`: both softmaxes are there once d is. On a GPU a mini-batch graph is so small that its time
+is the number of its kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+from affsup_cli.affinity.mass import DiagonalKind, SoftmaxKind
+
+
+class LossAndMass(NamedTuple):
+    """A scalar loss, and M of each graph's whole matrix (eq. 3) without gradient, also with a softmax of each row."""
+
+    loss: Tensor
+    mass: Tensor
+
+
+class MassLoss(torch.autograd.Function):
+    """L_G of every form that has a softmax, with M; see `affsup_cli.affinity.loss.affinity_loss`.
+
+    Inputs are logits `[..., N, M]`, float32 or float64, and a bool target of that shape; the outputs are those of
+    `LossAndMass`. The gradient can itself be differentiated: `reference` is then what autograd goes through.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        form: str,
+        gamma: float,
+        softmax: SoftmaxKind,
+        diagonal: DiagonalKind,
+        reference: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute loss, M and, where it will be asked for, the gradient."""
+        # masked_fill and not where: a scalar in `where` is a tensor, and one kernel more.
+        parts = torch.stack((logits.masked_fill(~target, -torch.inf), logits.masked_fill(target, -torch.inf)))
+        if diagonal == "exclude":
+            parts.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+        flat = parts.flatten(-2) if softmax == "matrix" else parts
+        # Nothing has no maximum, but a sum. Without entries a part has no finite peak, and 0 as its sum.
+        peak = (flat.amax(-1) if flat.shape[-1] else flat.sum(-1)).clamp(min=torch.finfo(logits.dtype).min)
+        weights = (flat - peak.unsqueeze(-1)).exp_()
+        total = weights.sum(-1)
+        log_total = total.log()
+        empty = total[0] == 0  # false for NaN, which must not pass for a graph without a target
+        # The peaks are subtracted before the logs are added, which would round away beside a peak of thousands.
+        log_odds = (peak[0] - peak[1]) + (log_total[0] - log_total[1])
+        log_odds = log_odds.masked_fill_(empty, -torch.inf)
+        losses, slopes = losses_and_slopes(log_odds, form, gamma, ctx.needs_input_grad[0])
+        losses = losses.masked_fill(empty, 0)
+        empty_graphs, whole = empty, log_odds
+        if softmax == "row":
+            losses, empty_graphs = losses.sum(-1), empty.all(-1)
+            log_sums = (peak + log_total).logsumexp(-1)
+            whole = (log_sums[0] - log_sums[1]).masked_fill_(empty_graphs, -torch.inf)
+        loss = losses
+        if losses.dim():
+            count = (~empty_graphs).sum().clamp(min=1)
+            loss = losses.sum() / count
+        if slopes is not None:
+            slopes = slopes.masked_fill(empty, 0)
+            if losses.dim():
+                slopes = slopes / count
+            factors = (slopes / total.clamp(min=1)).unsqueeze(-1)  # a sum is 0, or at least the 1 of its peak
+            gradient = torch.addcmul(weights[0] * factors[0], weights[1], factors[1], value=-1)
+            ctx.save_for_backward(logits, target, gradient.view_as(logits))
+            ctx.reference = reference
+        mass = torch.sigmoid(whole)
+        ctx.mark_non_differentiable(mass)
+        ctx.set_materialize_grads(False)
+        return loss, mass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Scale the gradient that is there; where it is to be differentiated again, have autograd find it."""
+        nothing = (None,) * 6
+        of_loss = gradients[0]
+        if of_loss is None:
+            return None, *nothing
+        logits, target, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            (differentiable,) = torch.autograd.grad(ctx.reference(logits, target), logits, of_loss, create_graph=True)
+            return differentiable, *nothing
+        return gradient * of_loss, *nothing
+
+
+def losses_and_slopes(log_odds: Tensor, form: str, gamma: float, slopes: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss L of each mass from its log-odds d (eq. 5, 6, 7), and dL/dd if `slopes`; undefined where d is -inf."""
+    against = -log_odds
+    miss = torch.sigmoid(against)  # 1 - M, whose own slope is -M (1 - M)
+    if form in ("l2", "smooth_l1"):
+        squared = miss.square()
+        losses = squared if form == "l2" else torch.where(miss < 0.5, squared, miss - 0.25)
+        if not slopes:
+            return losses, None
+        of_miss = 2 * miss if form == "l2" else torch.where(miss < 0.5, 2 * miss, 1)
+        return losses, of_miss * miss * (miss - 1)
+    surprise = F.softplus(against, threshold=50)  # -log M; from 50 on the two are one float64
+    if form == "log" or gamma == 0:
+        return surprise, -miss if slopes else None
+    power = miss**gamma
+    if not slopes:
+        return power * surprise, None
+    return power * surprise, -power * torch.addcmul(miss, torch.sigmoid(log_odds), surprise, value=gamma)
+
+
+class L2Affinity(torch.autograd.Function):
+    """`W[m, n] = -||f_m - f_n||^2 / 2` of features `[..., N, d]`; see `affsup_cli.affinity.graph.l2_affinity`."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, features: Tensor) -> Tensor:
+        """Compute W `[..., N, N]`."""
+        affinity, centered = _l2(features)
+        ctx.save_for_backward(features, centered, affinity)
+        return affinity
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return dL/df = B f - (sum of B's rows) f, where B is dL/dW plus its transpose."""
+        features, centered, affinity = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            centered = features - features.detach().mean(dim=-2, keepdim=True)
+        # Where two features coincide, W is at its maximum.
+        moving = gradients[0].masked_fill(affinity >= 0, 0)
+        both = moving + moving.mT
+        return torch.addcmul(both @ centered, both.sum(-1, keepdim=True), centered, value=-1)
+
+
+def _l2(features: Tensor) -> tuple[Tensor, Tensor]:
+    # An offset that all entities share changes no distance, but its square would drown them.
+    centered = features - features.mean(dim=-2, keepdim=True)
+    halves = (centered / 2) @ centered.mT
+    # Matrix products are not bit-symmetric on every device.
+    gram = halves + halves.mT
+    # Norms taken from the same product cancel exactly on the diagonal.
+    squared_norms = gram.diagonal(dim1=-2, dim2=-1)
+    affinity = torch.sub(gram, squared_norms.unsqueeze(-1) + squared_norms.unsqueeze(-2), alpha=0.5)
+    return affinity.clamp_(max=0), centered
