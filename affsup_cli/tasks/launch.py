@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,9 @@ import torch
 from affsup_cli.data.share import Share
 from affsup_cli.engine import distributed
 from affsup_cli.engine.cost import peak_megabytes, time_in_turns
-from affsup_cli.engine.devices import resolve_device
 from affsup_cli.engine.environment import environment
 from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.engine.stop import StopRequest
-from affsup_cli.engine.together import Pieces, SharedClock, take_turns
 from affsup_cli.engine.trained import open_trained
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError, UsageError
@@ -76,79 +71,19 @@ def train_run(
             nothing to resume, or there are more processes than images in a batch.
         AffsupError: the data set is not prepared or has changed, another process trains here, the training failed.
     """
-    with _ready_to_train(recipe, data_dir, run, resume, observers, pretrained) as trainer:
-        if trainer is not None:
-            trainer.run()
-    return run
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run of a pack, trained beside others.
-
-    Attributes:
-        recipe: what to train.
-        run: where to; need not exist; an unfinished run is continued.
-        observers: makes those who watch, once everything has been checked.
-    """
-
-    recipe: Recipe
-    run: RunFolder
-    observers: Callable[[], Sequence[Observer]] = tuple
-
-
-def train_together(pack: Sequence[Planned], data_dir: Path) -> Iterator[tuple[int, Exception | None]]:
-    """Train runs side by side in this process, on one device, each in its folder as `train_run` alone would.
-
-    On a CPU each ends bit-identical to a run of its own. Seconds and images a second are a run's share of the process.
-    Ctrl-C or SIGTERM lets all save and leave.
-
-    Yields:
-        The place of each run that has come to its end, and what it failed with, None if it is finished.
-    """
-    clock = SharedClock()
-    device = resolve_device(pack[0].recipe.run.device)
-    with StopRequest() as stop:
-        yield from take_turns([_pieces(planned, data_dir, stop, clock, len(pack)) for planned in pack], clock, device)
-
-
-def _pieces(planned: Planned, data_dir: Path, stop: StopRequest, clock: SharedClock, together: int) -> Pieces:
-    recipe, run = planned.recipe, planned.run
-    ready = _ready_to_train(recipe, data_dir, run, run.exists, planned.observers, None, clock, together)
-    with ready as trainer:
-        yield
-        if trainer is not None:
-            yield from trainer.pieces(stop)
-    return run
-
-
-@contextmanager
-def _ready_to_train(
-    recipe: Recipe,
-    data_dir: Path,
-    run: RunFolder,
-    resume: bool,
-    observers: Callable[[], Sequence[Observer]],
-    pretrained: Path | None,
-    clock: Callable[[], float] = time.perf_counter,
-    together: int = 1,
-) -> Iterator[Trainer | None]:
-    """Build what trains `recipe` and hold its folder; None where the run is finished. See `train_run`."""
     if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
-        yield None
-        return
+        return run
     processes = division(recipe, distributed.count())
     fresh = not distributed.first_decides(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
     task = build_task(recipe, data_dir, fresh=fresh, network=begin)
     writes = distributed.rank() == 0
     with run.lock() if writes else nullcontext():
-        # Another process may have come first.
+        # Another process may have finished the run meanwhile.
         if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
-            yield None
-            return
+            return run
         now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
-        now |= {"processes": processes, "together": together}
+        now |= {"processes": processes}
         if not writes:
             pass
         elif resume:
@@ -163,18 +98,18 @@ def _ready_to_train(
             run.write_recipe(recipe)
         watching = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
         try:
-            yield Trainer(task, recipe, run, watching, clock)
+            Trainer(task, recipe, run, watching).run()
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
-            fewer = f"fewer than the {together} runs side by side (--pack), or " if together > 1 else ""
             raise AffsupError(
-                f"out of memory: {fewer}a new run with a smaller train.batch_size, or for scenes data.short_side or "
+                "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side or "
                 f"model.proposals, needs less ({str(error).splitlines()[0]})"
             ) from error
         finally:
             for observer in watching:
                 observer.close()
+    return run
 
 
 def division(recipe: Recipe, count: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from affsup_cli.data.share import Share
 from affsup_cli.engine import distributed
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.models import detector
-from tests.together import do_all
+from tests.two_processes import do_all
 
 
 def place_of(rank: int, store: TCPStore) -> dict[str, str]:
@@ -59,7 +59,7 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     apart = tmp_path_factory.mktemp("apart")  # what the one keeps of images beside the data is not for the two to read
     for data in folder.glob("[!.]*"):
         (apart / data.name).symlink_to(data)
-    with two_processes(["tests.together", str(folder), str(out["two"])]) as processes:
+    with two_processes(["tests.two_processes", str(folder), str(out["two"])]) as processes:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(detector, "RPN_SAMPLED", 100_000)
             one = do_all(apart, out["one"])
@@ -110,7 +110,7 @@ def test_a_stopped_process_leaves_when_the_first_one_has_saved(results: dict[str
 
 
 def test_a_stop_that_cannot_save_is_said_to_have_saved_by_none(tmp_path: Path) -> None:
-    with two_processes(["tests.together", str(tmp_path / "run")]) as processes:
+    with two_processes(["tests.two_processes", str(tmp_path / "run")]) as processes:
         first, other = (process.communicate()[1] for process in processes)
     assert "AffsupError: the disk is full" in first
     assert other == ""

@@ -1,6 +1,6 @@
-"""What two processes and one are to do alike: `python -m tests.together DATA OUT` is one of two processes.
+"""What two processes and one are to do alike: `python -m tests.two_processes DATA OUT` is one of two processes.
 
-`python -m tests.together OUT` is one of two that are stopped while the first of them cannot save.
+`python -m tests.two_processes OUT` is one of two that are stopped while the first of them cannot save.
 """
 
 from __future__ import annotations
