@@ -23,7 +23,7 @@ from typing import Any
 
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder, RunInUse
-from affsup_cli.engine.stop import Stopped, imports_whole
+from affsup_cli.engine.stop import Stopped, imports_uninterrupted
 from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order, event_to_line
 
@@ -104,7 +104,7 @@ def _ended(error: BaseException | None, write: _Write) -> Ended:
 
 
 def _run(order: Order, tell: Tell) -> None:
-    with imports_whole():
+    with imports_uninterrupted():
         from affsup_cli.tasks.launch import measure_run, train_run
 
     run = RunFolder(order.folder)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
-from affsup_cli.engine.own_process import own_process
+from affsup_cli.engine.subprocess_command import subprocess_command
 from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
 from affsup_cli.sweeps.slots import Slot
 
@@ -35,7 +35,7 @@ class _Worker:
 
     @classmethod
     def started(cls, slot: Slot) -> _Worker:
-        command, environment = own_process("affsup_cli.sweeps.worker")
+        command, environment = subprocess_command("affsup_cli.sweeps.worker")
         process = subprocess.Popen(  # noqa: S603
             command,
             env={**environment, **slot.environment},

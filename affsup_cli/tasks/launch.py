@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from affsup_cli.data.share import Share
+from affsup_cli.data.shard import Shard
 from affsup_cli.engine import distributed
 from affsup_cli.engine.cost import peak_megabytes, time_in_turns
 from affsup_cli.engine.environment import environment
@@ -71,16 +71,16 @@ def train_run(
             nothing to resume, or there are more processes than images in a batch.
         AffsupError: the data set is not prepared or has changed, another process trains here, the training failed.
     """
-    if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
+    if distributed.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
         return run
-    processes = division(recipe, distributed.count())
-    fresh = not distributed.first_decides(run.checkpoint.exists)
+    processes = division(recipe, distributed.world_size())
+    fresh = not distributed.broadcast_from_rank0(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
     task = build_task(recipe, data_dir, fresh=fresh, network=begin)
     writes = distributed.rank() == 0
     with run.lock() if writes else nullcontext():
         # Another process may have finished the run meanwhile.
-        if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
+        if distributed.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
             return run
         now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
         now |= {"processes": processes}
@@ -121,7 +121,7 @@ def division(recipe: Recipe, count: int) -> dict[str, Any]:
     batch = recipe.train.batch_size
     if count > batch:
         raise UsageError(f"train.batch_size = {batch} for {count} processes: expected an image for each of them")
-    return {"count": count, "images_each": Share(0, count).sizes(batch)}
+    return {"count": count, "images_each": Shard(0, count).sizes(batch)}
 
 
 def _note_processes(run: RunFolder, count: int) -> None:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from affsup_cli.engine.own_process import own_process
 from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.engine.subprocess_command import subprocess_command
 from affsup_cli.recipe import load_recipe
 from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
 
@@ -51,7 +51,7 @@ class Worker:
 
 @contextmanager
 def hired() -> Iterator[Worker]:
-    command, environment = own_process("affsup_cli.sweeps.worker")
+    command, environment = subprocess_command("affsup_cli.sweeps.worker")
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield Worker(process)
         cast(IO[bytes], process.stdin).close()
@@ -83,7 +83,7 @@ def test_a_run_that_another_process_holds_is_busy_not_failed(tmp_path: Path, dig
 
 
 def test_the_signal_that_ends_a_worker_may_come_late() -> None:
-    _, environment = own_process("affsup_cli.sweeps.worker")
+    _, environment = subprocess_command("affsup_cli.sweeps.worker")
     left = subprocess.run(
         [sys.executable, "-P", "-c", SLOW_SIGNAL], env=environment, input=b"", capture_output=True, check=False
     )
