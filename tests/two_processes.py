@@ -1,4 +1,4 @@
-"""What two processes and one are to do alike: `python -m tests.two_processes DATA OUT` is one of two processes.
+"""What two processes and one must do alike: `python -m tests.two_processes DATA OUT` is one of two processes.
 
 `python -m tests.two_processes OUT` is one of two that are stopped while the first of them cannot save.
 """

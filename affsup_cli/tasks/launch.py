@@ -1,4 +1,4 @@
-"""From a recipe to a finished run folder: what `affsup train` and `affsup sweep` both do."""
+"""From a recipe to a finished run folder, for `affsup train` and `affsup sweep`."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def train_run(
 ) -> RunFolder:
     """Train `recipe` in the folder `run`; a folder whose run is finished is left as it is.
 
-    Several processes (`engine.distributed`) call this alike and train one model: `train.batch_size` and
-    `train.learning_rate` are those of all of them together. The first process alone writes, and is watched; the folder
-    must be one that all can read.
+    Several processes (`engine.distributed`) that all call this train one model: `train.batch_size` and
+    `train.learning_rate` are those of the global batch. Rank 0 alone writes and has observers; all processes must be
+    able to read the folder.
 
     Args:
         recipe: what to train.
         data_dir: where the data sets are prepared.
         run: where to; need not exist.
         resume: continue an unfinished run.
-        observers: makes those who watch, once everything has been checked.
+        observers: makes the observers, once everything has been checked.
         pretrained: the run folder, or an exported file, of the recipe's `prerequisite`.
 
     Raises:
@@ -96,9 +96,9 @@ def train_run(
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
-        watching = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
+        attached = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
         try:
-            Trainer(task, recipe, run, watching).run()
+            Trainer(task, recipe, run, attached).run()
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
@@ -107,7 +107,7 @@ def train_run(
                 f"model.proposals, needs less ({str(error).splitlines()[0]})"
             ) from error
         finally:
-            for observer in watching:
+            for observer in attached:
                 observer.close()
     return run
 
