@@ -16,7 +16,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from affsup_cli.engine.devices import resolve_device
-from affsup_cli.engine.recorded import finished, on_own_stream
-from affsup_cli.engine.step import TrainingStep, recorder_for
+from affsup_cli.engine.step import TrainingStep, graph_capture
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
@@ -89,21 +88,19 @@ def our_loop(data: Path, device: torch.device, fields: dict[str, object]) -> Cal
     base = {"data.name": "cifar10", "affinity.loss": "none", "affinity.measure": False, "run.device": str(device)}
     recipe = load_recipe("minibatch", base | fields)
     task = build_task(recipe, data)
-    taken = TrainingStep(task, recipe.train, recorder_for(task, recipe.run.graph))
+    training = TrainingStep(task, recipe.train, graph_capture(task, recipe.run.graph))
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     task.begin_epoch(0)
     task.model.train()
 
-    def steps_of(steps: int) -> Generator[None, None, float]:
-        taken.begin(0, 0)
-        for step in range(WARM_UP + steps):
-            if step == WARM_UP:
-                begun = now(device)
-            taken.take(step)
-            yield
-        return now(device) - begun
-
     def seconds(steps: int) -> float:
-        return finished(on_own_stream(steps_of(steps), device) if device.type == "cuda" else steps_of(steps))
+        training.begin(0, 0)
+        with torch.cuda.stream(stream):
+            for step in range(WARM_UP + steps):
+                if step == WARM_UP:
+                    begun = now(device)
+                training.run(step)
+            return now(device) - begun
 
     return seconds
 

@@ -85,13 +85,6 @@ BENCHMARKS = (
         ),
     ),
     Benchmark(
-        "together",
-        "`minibatch` runs an hour, half of them with L_G, as `sweep --together` trains them: side by side in a process "
-        "÷ one after another",
-        "4 on a GPU; on a CPU it is to be correct, not fast",
-        _each("ratio", "({runs} of {arch}, {precision})"),
-    ),
-    Benchmark(
         "affinity_cost",
         "an epoch with L_G ÷ without",
         "1.01 (paper, ResNet-110 on a Titan XP: 1.035)",

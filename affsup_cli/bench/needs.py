@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import data_prep
-from affsup_cli.engine.cost import LEAST_STEPS, ROUND_SECONDS, WARM_UP_STEPS
+from affsup_cli.engine.cost import MIN_STEPS, ROUND_SECONDS, WARM_UP_STEPS
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
 from affsup_cli.reporting.experiments import Experiment, experiments
@@ -84,8 +84,8 @@ def seconds_of(experiment: Experiment, speeds: Mapping[Kind, Speed]) -> float:
     recipe = experiment.recipe
     speed = speeds[kind_of(recipe)]
     if experiment.baseline is not None:
-        a_round = max(LEAST_STEPS * speed.step_seconds, ROUND_SECONDS)
-        return 2 * (COST_ROUNDS * a_round + (2 * WARM_UP_STEPS + LEAST_STEPS) * speed.step_seconds)
+        a_round = max(MIN_STEPS * speed.step_seconds, ROUND_SECONDS)
+        return 2 * (COST_ROUNDS * a_round + (2 * WARM_UP_STEPS + MIN_STEPS) * speed.step_seconds)
     train, val, test = _image_counts(recipe)
     if isinstance(recipe, SceneRecipe):  # part A sees each image once; what learns from it takes next to nothing
         return (train + test) * speed.image_seconds

@@ -29,16 +29,16 @@ def demo(
     from affsup_cli.commands.embedded import prepare_embedded
     from affsup_cli.commands.report import print_reports
     from affsup_cli.commands.sweep import print_plan, run_plan
-    from affsup_cli.sweeps.places import find_places
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
+    from affsup_cli.sweeps.slots import find_slots
 
     data, runs, reports = out / "data", out / "runs", out / "reports"
     wanted = wanted_experiments(TABLES)
     prepare_embedded(needed_recipes(wanted), data)
-    places = find_places("auto")
-    plan = plan_sweep(wanted, data, runs, {place.name for place in places})
-    print_plan(plan, "demo", places)
-    run_plan(plan, data, places)
+    slots = find_slots("auto")
+    plan = plan_sweep(wanted, data, runs, {place.name for place in slots})
+    print_plan(plan, "demo", slots)
+    run_plan(plan, data, slots)
     print_reports(list(REPORTS), runs, reports)
     console.print(
         "\nDigits are easy: both networks are near 100 % and M ends near 1 with and without L_G; that half shows the "

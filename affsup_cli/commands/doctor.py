@@ -23,7 +23,7 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     import affsup_cli
     from affsup_cli.commands import inventory
     from affsup_cli.commands.console import console
-    from affsup_cli.engine.devices import device_name, gpus, gpus_in_words
+    from affsup_cli.engine.devices import describe_gpus, device_name, gpus
     from affsup_cli.engine.environment import library_versions, source_commit
     from affsup_cli.engine.run_folder import run_folders
 
@@ -36,7 +36,7 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         console.print(f"cuda:{index}: {device_name(torch.device('cuda', index))}, {memory:.0f} GiB")
     if not gpus():
-        console.print(f"{gpus_in_words()}: runs use the cpu")
+        console.print(f"{describe_gpus()}: runs use the cpu")
     console.print(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")
     finished = [run.finished for run in run_folders(runs)]
     console.print(f"runs: {sum(finished)} finished, {len(finished) - sum(finished)} unfinished in {runs}")

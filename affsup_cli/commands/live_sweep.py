@@ -104,6 +104,10 @@ class SweepView(Watcher):
         else:
             self._say(f"{step.label} {outcome.how}: {outcome.reason}", style="red")
 
+    def reported(self, line: str) -> None:
+        """Print it."""
+        self._say(line)
+
     def stopping(self) -> None:
         """Say what is waited for."""
         self._say(f"stopping: {len(self._jobs)} running save and leave; Ctrl-C again kills them", style="yellow")

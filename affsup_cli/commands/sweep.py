@@ -14,9 +14,9 @@ from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, Run
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from affsup_cli.sweeps.places import Place
     from affsup_cli.sweeps.plan import Plan, Step
     from affsup_cli.sweeps.schedule import Outcome
+    from affsup_cli.sweeps.slots import Slot
 
 
 class Where(StrEnum):
@@ -39,20 +39,6 @@ def sweep(
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at the same time on each GPU; on the CPU, whose cores they share.")
     ] = 1,
-    together: Annotated[
-        bool,
-        typer.Option(
-            "--together",
-            help="Train image classifiers that differ in seed and L_G alone side by side in one process, or job: on a "
-            "GPU much faster. --jobs then counts such packs.",
-        ),
-    ] = False,
-    pack: Annotated[
-        int | None,
-        typer.Option(
-            min=1, show_default="all", help="With --together: so many side by side at most, where memory is short."
-        ),
-    ] = None,
     launcher: Annotated[
         Where, typer.Option(help="slurm: submit the runs as jobs of a Slurm cluster, and leave.")
     ] = Where.LOCAL,
@@ -81,34 +67,34 @@ def sweep(
     another process runs, such as another sweep, it waits for. The order is seed by seed, so that every cell has its
     first run early. Runs with --set depart from the recipe: the table marks them.
 
-    On a cluster each run, or with --together each pack, is a job that asks for one GPU and 240 minutes, if --slurm says
-    nothing else; one that needs longer, or is pre-empted, goes on from its checkpoint in another turn. --status and
-    --cancel work from anywhere, at any time.
+    With --jobs 2 or more, that many processes share each GPU: through NVIDIA's MPS, where nvidia-cuda-mps-control is
+    installed, at the same time, otherwise by turns.
+
+    On a cluster each run is a job that asks for one GPU and 240 minutes, if --slurm says nothing else; one that needs
+    longer, or is pre-empted, is requeued and continues from its checkpoint. --status and --cancel work from anywhere,
+    at any time.
 
     \b
     affsup sweep table3 --dry-run
     affsup sweep table3 --only cifar10/resnet20 --seeds 3
     affsup sweep table1 table5 table6 --only voc07 --seeds 1
     affsup sweep table3 --seeds 2 --set train.epochs=10 --jobs 2
-    affsup sweep table3 --seeds 10 --together --pack 10
+    affsup sweep table3 --seeds 10 --jobs 8
     affsup sweep table4
     affsup sweep all --dry-run
     affsup sweep table3 --launcher slurm --slurm partition=gpu --slurm cpus_per_task=4
-    affsup sweep table3 --launcher slurm --together
     affsup sweep table3 --status
     affsup sweep table3 --cancel
     """
     from affsup_cli.commands import sweep_cluster
     from affsup_cli.commands.console import console
     from affsup_cli.commands.embedded import prepare_embedded
-    from affsup_cli.errors import AffsupError, UsageError
+    from affsup_cli.errors import AffsupError
     from affsup_cli.recipe import parse_override
     from affsup_cli.reporting.spec import paper_names
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
 
     on_cluster = launcher is Where.SLURM
-    if pack is not None and not together:
-        raise UsageError("--pack is for runs side by side: add --together")
     _refuse_contradictions(on_cluster, jobs, slurm, status, cancel, dry_run)
     extra = dict(parse_override(text) for text in settings or [])
     if device is not None:
@@ -121,18 +107,17 @@ def sweep(
         if cancel:
             sweep_cluster.cancel_jobs(plan, runs)
         else:
-            sweep_cluster.print_standings(plan, title, runs)
+            sweep_cluster.print_status(plan, title, runs)
         return
     device_asked = str(extra.get("run.device", "auto"))
     asked = sweep_cluster.parse_slurm(slurm or [], device_asked) if on_cluster else {}
-    from affsup_cli.sweeps.places import find_places
+    from affsup_cli.sweeps.slots import find_slots
 
-    places = [] if on_cluster else find_places(device_asked, jobs)
+    slots = [] if on_cluster else find_slots(device_asked, jobs)
     if not dry_run:
         prepare_embedded(needed_recipes(wanted), data)
-    plan = plan_sweep(wanted, data, runs, {place.name for place in places})
-    most = (pack or max(1, len(plan.to_do))) if together else 1
-    print_plan(plan, title, places, most)
+    plan = plan_sweep(wanted, data, runs, {slot.name for slot in slots})
+    print_plan(plan, title, slots)
     if dry_run:
         for obstacle in plan.obstacles:
             console.print(obstacle, style="yellow", markup=False)
@@ -140,9 +125,9 @@ def sweep(
     if plan.obstacles:
         raise AffsupError("\n".join(plan.obstacles))
     if on_cluster:
-        sweep_cluster.submit_plan(plan, data, runs, asked, most)
+        sweep_cluster.submit_plan(plan, data, runs, asked)
         return
-    run_plan(plan, data, places, most)
+    run_plan(plan, data, slots)
     elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
     console.print(f"all runs of this sweep are finished; `affsup report {title}{elsewhere}` shows them", markup=False)
 
@@ -162,27 +147,17 @@ def _refuse_contradictions(
         )
 
 
-def print_plan(plan: Plan, title: str, places: Sequence[Place], together: int = 1) -> None:
-    """Print a plan: what it comes to, then a line a cell, and what cannot be read; without places, of a cluster.
-
-    `together`: also which runs train side by side, so many at most.
-    """
+def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
+    """Print a plan: its total, then a line a cell, and warnings; without slots, for a cluster."""
     from affsup_cli.commands.console import console, counted
-    from affsup_cli.sweeps.packs import packed
 
-    where = ", ".join(dict.fromkeys(place.device for place in places)) or "slurm"
-    at_once = f", {len(places)} at a time" if len(places) > 1 else ""
+    where = ", ".join(dict.fromkeys(slot.device for slot in slots)) or "slurm"
+    at_once = f", {len(slots)} at a time" if len(slots) > 1 else ""
     summary = f"{counted(len(plan.steps), 'run')}, {len(plan.to_do)} to do on {where}{at_once}"
-    console.print(f"{title}: {summary}{_total(plan, max(1, len(places)))}", style="bold", markup=False)
+    console.print(f"{title}: {summary}{_total(plan, max(1, len(slots)))}", style="bold", markup=False)
     console.print(_plan_table(plan), soft_wrap=False)
     if any(shared for _, _, shared in _lines(plan)):
         console.print("+: runs that these cells share with lines above, and that are counted there")
-    packs = [pack for pack in packed(plan.to_do, together, max(1, len(places))) if len(pack) > 1]
-    for pack in packs:
-        cells = ", ".join(dict.fromkeys(cell for step in pack for cell in step.cells))
-        console.print(f"side by side: {counted(len(pack), 'run')} of {cells}", markup=False)
-    if together > 1 and not packs:
-        console.print("side by side: none; only image classifiers that differ in seed and L_G alone train so")
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
@@ -236,8 +211,8 @@ def _time(plan: Plan, steps: Sequence[Step]) -> str:
     return duration(sum(known)) if left and len(known) == len(left) else "–"
 
 
-def run_plan(plan: Plan, data: Path, places: Sequence[Place], together: int = 1) -> None:
-    """Do what a plan has to do, and show it; a process trains up to `together` runs that are alike side by side.
+def run_plan(plan: Plan, data: Path, slots: Sequence[Slot]) -> None:
+    """Do the runs that a plan has to do, and show them.
 
     Raises:
         AffsupError: runs have failed, or the sweep was stopped; the message names what is not there.
@@ -247,8 +222,8 @@ def run_plan(plan: Plan, data: Path, places: Sequence[Place], together: int = 1)
     from affsup_cli.errors import AffsupError
     from affsup_cli.sweeps.local import run_here
 
-    with SweepView(console, plan.to_do, plan.speeds, len(places)) as view:
-        outcomes = run_here(plan, data, places, view, together)
+    with SweepView(console, plan.to_do, plan.speeds, len(slots)) as view:
+        outcomes = run_here(plan, data, slots, view)
     lines = _failures(outcomes)
     left = sum(step not in outcomes or outcomes[step].how != "finished" for step in plan.to_do)
     stopped = any(step not in outcomes or outcomes[step].how == "stopped" for step in plan.to_do)

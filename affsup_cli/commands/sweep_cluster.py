@@ -1,4 +1,4 @@
-"""What `affsup sweep` does with a Slurm cluster, and says of it."""
+"""`affsup sweep` on a Slurm cluster: parse --slurm, submit, print the state, cancel."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from affsup_cli.sweeps.cluster import Standing
+    from affsup_cli.sweeps.cluster import RunStatus
     from affsup_cli.sweeps.plan import Plan, Step
 
 
 def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
-    """Return what jobs ask for.
+    """Return the parameters of each job.
 
     Args:
         settings: `key=value` each, as given to --slurm.
@@ -25,7 +25,7 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
         UsageError: a setting is not of that form, or is refused.
     """
     from affsup_cli.errors import AffsupError, UsageError
-    from affsup_cli.sweeps.cluster import asked_of_slurm
+    from affsup_cli.sweeps.cluster import slurm_parameters
 
     if importlib.util.find_spec("submitit") is None:
         raise AffsupError("--launcher slurm needs submitit, which is not installed: `pip install 'affsup[slurm]'`")
@@ -37,15 +37,15 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
         if not (key and separator and value):
             raise UsageError(f"--slurm takes KEY=VALUE, for example partition=gpu; found '{setting}'")
         given.append((key, value))
-    return asked_of_slurm(given, device)
+    return slurm_parameters(given, device)
 
 
-def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any], together: int) -> None:
-    """Submit what a plan has to do, and say as which jobs; each trains up to `together` runs that are alike."""
+def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) -> None:
+    """Submit the runs that a plan has to do, and print their jobs."""
     from affsup_cli.commands.console import console, counted
     from affsup_cli.sweeps.cluster import submit
 
-    new = submit(plan, data, runs, asked, together)
+    new = submit(plan, data, runs, asked)
     there = len(plan.to_do) - len(new)
     if there:
         console.print(f"{counted(there, 'run')} in the queue already")
@@ -56,30 +56,28 @@ def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any], to
 
 
 def cancel_jobs(plan: Plan, runs: Path) -> None:
-    """Cancel the jobs of a sweep, and say which."""
+    """Cancel the jobs of a sweep, and print them."""
     from affsup_cli.commands.console import console, counted
     from affsup_cli.sweeps.cluster import cancel
 
-    cancelled, beside = cancel(plan, runs)
+    cancelled = cancel(plan, runs)
     if not cancelled:
         console.print("no run of this sweep is in the queue")
         return
     console.print(f"cancelled {counted(len(cancelled), 'run')}: {_of_jobs(cancelled.values())}", markup=False)
-    if beside:
-        console.print(f"with them, of the same jobs but another sweep: {', '.join(beside)}", markup=False)
     console.print("those that run save their checkpoints; sweep again to go on")
 
 
-def print_standings(plan: Plan, title: str, runs: Path) -> None:
-    """Print how the runs of a sweep stand: a count, a line a run, and the logs of those that failed."""
+def print_status(plan: Plan, title: str, runs: Path) -> None:
+    """Print the state of a sweep's runs: a count, a line a run, and the logs of those that failed."""
     from rich.table import Table
     from rich.text import Text
 
     from affsup_cli.commands.console import console, counted
-    from affsup_cli.sweeps.cluster import standings
+    from affsup_cli.sweeps.cluster import statuses
 
-    found = standings(plan, runs)
-    counts = Counter(standing.state for standing in found.values())
+    found = statuses(plan, runs)
+    counts = Counter(status.state for status in found.values())
     said = ", ".join(f"{number} {state}" for state, number in counts.items())
     console.print(f"{title}: {counted(len(found), 'run')}: {said}", style="bold", markup=False)
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
@@ -87,27 +85,27 @@ def print_standings(plan: Plan, title: str, runs: Path) -> None:
     for column in ("state", "job", "epoch"):
         shown.add_column(column, justify="right" if column == "epoch" else "left", no_wrap=True)
     shown.add_column("", overflow="fold")
-    for step, standing in found.items():
-        detail = "" if standing.state == "failed" else standing.detail
-        shown.add_row(Text(step.label), standing.state, standing.job or "", _epoch(step, standing), Text(detail))
+    for step, status in found.items():
+        detail = "" if status.state == "failed" else status.detail
+        shown.add_row(Text(step.label), status.state, status.job or "", _epoch(step, status), Text(detail))
     console.print(shown, soft_wrap=False)
-    for step, standing in found.items():
-        if standing.state == "failed":
-            log = f" (log: {standing.log})" if standing.log else ""
-            console.print(f"{step.label} failed: {standing.detail}{log}", style="red", markup=False)
+    for step, status in found.items():
+        if status.state == "failed":
+            log = f" (log: {status.log})" if status.log else ""
+            console.print(f"{step.label} failed: {status.detail}{log}", style="red", markup=False)
 
 
-def _epoch(step: Step, standing: Standing) -> str:
+def _epoch(step: Step, status: RunStatus) -> str:
     epochs = step.recipe.train.epochs
-    if standing.state == "finished" or step.baseline is not None:
+    if status.state == "finished" or step.baseline is not None:
         return ""
-    if standing.state == "running":
+    if status.state == "running":
         return f"{min(step.epochs_done + 1, epochs)}/{epochs}"
     return f"{step.epochs_done} of {epochs} done" if step.epochs_done else ""
 
 
 def _of_jobs(jobs: Iterable[str]) -> str:
-    """Name jobs, the tasks of an array together."""
-    sizes = Counter(job.partition("_")[0] for job in set(jobs))
+    """Return the names of jobs; tasks of one array share a name."""
+    sizes = Counter(job.partition("_")[0] for job in jobs)
     named = [f"{job} ({size} tasks)" if size > 1 else job for job, size in sizes.items()]
     return f"job{'s' if len(named) > 1 else ''} {', '.join(named)}"

@@ -76,7 +76,7 @@ def train(
     import re
 
     from affsup_cli.commands.places import model_path
-    from affsup_cli.engine.stop import imports_whole
+    from affsup_cli.engine.stop import imports_uninterrupted
     from affsup_cli.errors import UsageError
     from affsup_cli.recipe import NAME, load_recipe, parse_override
 
@@ -97,7 +97,7 @@ def train(
             f"--name {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
     started = os.environ.get("WORLD_SIZE", "1")  # by torchrun, or by the call below
-    with imports_whole():
+    with imports_uninterrupted():
         from affsup_cli.tasks.launch import division
     if gpus > 1 and started == "1":
         from affsup_cli.engine.processes import run_processes
@@ -106,14 +106,14 @@ def train(
         raise typer.Exit(run_processes(gpus, resolved.run.device, sys.argv[1:]))
     if gpus > 1 and started != str(gpus):
         raise UsageError(f"--gpus {gpus}, but {started} processes were started already (WORLD_SIZE): leave it out")
-    together: AbstractContextManager[None] = nullcontext()
+    process_group: AbstractContextManager[None] = nullcontext()
     if started != "1":
-        from affsup_cli.engine.distributed import joined
+        from affsup_cli.engine.distributed import init_distributed
         from affsup_cli.engine.processes import stop_with_parent
 
         stop_with_parent()
-        together = joined(resolved.run.device)
-    with together:
+        process_group = init_distributed(resolved.run.device)
+    with process_group:
         _train(resolved, data, runs, name, resume, named)
 
 
@@ -141,7 +141,7 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     from affsup_cli.tasks.launch import data_digest, division, run_name, train_run
 
     console.quiet = distributed.rank() > 0
-    distributed.first_decides(lambda: prepare_embedded([resolved], data))
+    distributed.broadcast_from_rank0(lambda: prepare_embedded([resolved], data))
     network = find_network(resolved, named, data, runs)
     digests = data_digest(resolved, data), network.data if network else None
     run = RunFolder(runs / (name or run_name(resolved, *digests)))
@@ -149,8 +149,8 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
 
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)
-        if distributed.count() > 1:
-            console.print(_said_of_processes(**division(resolved, distributed.count())))
+        if distributed.world_size() > 1:
+            console.print(_said_of_processes(**division(resolved, distributed.world_size())))
         return [LiveLine(console)]
 
     train_run(resolved, data, run, resume, observers, network.path if network else None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
-from affsup_cli.data.share import ALONE, Share
+from affsup_cli.data.shard import WHOLE, Shard
 from data_prep.format import Manifest, read_split
 
 SUBSET_SEED = 6400
@@ -109,16 +109,16 @@ class AugmentedEpochs:
 
     All of an epoch's random numbers are drawn when it begins, on the CPU, so that its batches are the same on any
     device and a resumed run needs to know no more than its epoch and step. Several processes draw the same and take
-    their share of each batch.
+    their shard of each batch.
     """
 
     def __init__(
-        self, data: DeviceImages, augmentation: Augmentation, batch_size: int, seed: int, share: Share = ALONE
+        self, data: DeviceImages, augmentation: Augmentation, batch_size: int, seed: int, shard: Shard = WHOLE
     ) -> None:
         self._data = data
         self._augmentation = augmentation
         self._seed = seed
-        self._share = share
+        self._shard = shard
         self.batch_size = batch_size
         self.steps = -(-len(data) // batch_size)
         self._padded = data.padded(augmentation.pad)
@@ -150,9 +150,9 @@ class AugmentedEpochs:
     def batch(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
         """Return batch `step` of the epoch: float32 `[B, C, H, W]` in the data's layout, and labels `[B]`.
 
-        Of several processes each gets its share, or a stand-in (see `Share.stand_in`).
+        Each of several processes gets its shard, or a dummy image (see `Shard.slice_or_dummy`).
         """
-        part = self._places[self._share.stand_in(self.size(step))] + step * self.batch_size
+        part = self._places[self._shard.slice_or_dummy(self.size(step))] + step * self.batch_size
         index, mirrored = self._order[part], self._mirrored[part].unsqueeze(1)
         rows = self._top[part].unsqueeze(1) + self._rows
         columns = self._left[part].unsqueeze(1) + torch.where(mirrored, self._mirrored_columns, self._columns)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from affsup_cli.data.epochs import epoch_generator
-from affsup_cli.data.share import ALONE, Share
+from affsup_cli.data.shard import WHOLE, Shard
 from data_prep.format import Objects
 
 SIZE_MULTIPLE = 32  # of padded images: every backbone's maps then cover them
@@ -120,15 +120,15 @@ class SceneBatches:
         return width >= height
 
     def batches(
-        self, plan: Sequence[Sequence[tuple[int, bool]]], begin: int = 0, share: Share = ALONE
+        self, plan: Sequence[Sequence[tuple[int, bool]]], begin: int = 0, shard: Shard = WHOLE
     ) -> Iterator[SceneBatch]:
         """Yield the batches of a plan, each a list of (image, mirrored), from the one at `begin` on.
 
-        Of several processes each gets its share, or a stand-in (see `Share.stand_in`), padded as the whole batch is.
+        Each of several processes gets its shard, or a dummy (see `Shard.slice_or_dummy`), padded as the whole batch is.
         """
         making: deque[Future[SceneBatch]] = deque()
         coming = (
-            self._threads.submit(self._made, entries[share.stand_in(len(entries))], entries)
+            self._threads.submit(self._made, entries[shard.slice_or_dummy(len(entries))], entries)
             for entries in islice(plan, begin, None)
         )
         making.extend(islice(coming, AHEAD))
@@ -137,10 +137,10 @@ class SceneBatches:
             making.extend(islice(coming, 1))
             yield self._on_device(ready)
 
-    def in_order(self, most: int, share: Share = ALONE) -> Iterator[SceneBatch]:
+    def in_order(self, most: int, shard: Shard = WHOLE) -> Iterator[SceneBatch]:
         """Yield all images as they are, up to `most` at a time, but only neighbours of one size together.
 
-        Of several processes each gets its share of these batches.
+        Each of several processes gets its shard of these batches.
 
         Nothing is padded but to a multiple of 32: what a network says of an image does not depend on its neighbours.
         """
@@ -151,7 +151,7 @@ class SceneBatches:
                 plan[-1].append((index, False))
             else:
                 plan.append([(index, False)])
-        return self.batches(plan[share.of(len(plan))])
+        return self.batches(plan[shard.slice_of(len(plan))])
 
     def _scene(self, index: int, mirrored: bool) -> _Scene:
         image = self._image(index)
@@ -225,15 +225,15 @@ class SceneEpochs:
         mirror: an epoch passes each image and its mirror image, as two images.
         batch_size: images a step; the last step of an epoch may have fewer.
         seed: of the order.
-        share: what this process takes of each batch.
+        shard: the part of each batch that this process has.
     """
 
-    def __init__(self, data: SceneBatches, mirror: bool, batch_size: int, seed: int, share: Share = ALONE) -> None:
+    def __init__(self, data: SceneBatches, mirror: bool, batch_size: int, seed: int, shard: Shard = WHOLE) -> None:
         self._data = data
         self._mirror = mirror
         self._batch_size = batch_size
         self._seed = seed
-        self._share = share
+        self._shard = shard
         self._plan: list[list[tuple[int, bool]]] = []
         self._batches: Iterator[SceneBatch] = iter(())
         self._next = 0
@@ -258,12 +258,12 @@ class SceneEpochs:
         return len(self._plan[step])
 
     def batch(self, step: int) -> SceneBatch:
-        """Return batch `step` of the epoch, of several processes this one's share (see `SceneBatches.batches`).
+        """Return batch `step` of the epoch, of several processes this one's shard (see `SceneBatches.batches`).
 
         Asked for in order, it has been made in advance.
         """
         if step != self._next:
-            self._batches = self._data.batches(self._plan, step, self._share)
+            self._batches = self._data.batches(self._plan, step, self._shard)
         self._next = step + 1
         return next(self._batches)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written in one step and in the background, read without running anything that is in them."""
+"""Checkpoints: written atomically and in the background, read without executing any code in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ONE_KEY = re.compile(r'(?:Missing|Unexpected) key\(s\) in state_dict: "[^"]*"')
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path`; a kill or a full disk leaves the previous file.
+    """Write tensors and plain values to `path` atomically: after a kill or on a full disk the previous file remains.
 
     Raises:
         AffsupError: the disk is full.
@@ -33,19 +33,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class BackgroundSaver:
-    """Saves checkpoints from a copy while training goes on, one after the other in the order in which they were given.
+    """Saves copies of checkpoints in a background thread, one after the other in the order of the calls.
 
-    To be entered; it is left when all is written. A write that failed takes those behind it with it.
+    A context manager that waits at its end until all is written. After a write that failed, no later one is done.
 
     Args:
-        device: where what is saved is.
+        device: the device of the tensors.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writes: list[Future[None]] = []
-        # Streams are taken in turns from a pool a priority: of another one than training's it is none that trains.
+        # PyTorch reuses streams from one pool per priority: of another priority, this is not a stream that trains.
         on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device, priority=-1) if on_gpu else None  # type: ignore[no-untyped-call]
 
@@ -58,7 +58,7 @@ class BackgroundSaver:
             self.wait()
 
     def save(self, path: Path, state: dict[str, Any], check: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
-        """Copy `state` where it is and have it written to `path`, if `check` of the copy raises nothing."""
+        """Copy `state` on its device, and write the copy to `path` in the background unless `check` of it raises."""
         copied = copied_state(state)
         copy_made = torch.cuda.current_stream(self._device).record_event() if self._stream else None
         before = self._writes[-1] if self._writes else None
@@ -66,7 +66,7 @@ class BackgroundSaver:
         def write() -> None:
             if before:
                 before.result()
-            with torch.cuda.stream(self._stream):  # training's kernels need not wait for these
+            with torch.cuda.stream(self._stream):  # the kernels of training do not wait for these
                 if self._stream and copy_made:
                     self._stream.wait_event(copy_made)
                 check(copied)
@@ -75,10 +75,10 @@ class BackgroundSaver:
         self._writes.append(self._thread.submit(write))
 
     def wait(self) -> None:
-        """Wait until everything given is on the disk.
+        """Wait until everything is on the disk.
 
         Raises:
-            AffsupError: something could not be written, as `save_checkpoint` says it, or as `check` does.
+            AffsupError: a write failed (see `save_checkpoint`), or `check` raised it.
         """
         for written in self._writes:
             written.result()
@@ -86,7 +86,7 @@ class BackgroundSaver:
 
 
 def copied_state(state: Any) -> Any:
-    """Return dictionaries, lists and tuples with every tensor in them copied, where it is."""
+    """Return a copy of nested dictionaries, lists and tuples, with each tensor copied on its device."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):
@@ -97,7 +97,7 @@ def copied_state(state: Any) -> Any:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, its tensors onto `device`; on a CPU they are read when they are looked at.
+    """Read a file of `save_checkpoint`, its tensors onto `device`; on a CPU they are memory-mapped.
 
     Raises:
         AffsupError: the file is missing, damaged or not a checkpoint.
@@ -106,7 +106,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: the run has finished no epoch yet; --resume continues it") from None
-    except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors
+    except Exception as error:  # torch raises errors of many kinds: zip, pickle, key and runtime errors
         raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {ANEW}") from error
     if not isinstance(state, dict):
         raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {ANEW}")
@@ -115,14 +115,14 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def fitting(path: Path, cure: str = ANEW) -> Iterator[None]:
-    """Turn what fails when a checkpoint's content is put to use into one message about `path`.
+    """Turn an error in using the content of a checkpoint into one message about `path`.
 
     Args:
         path: the file.
-        cure: what to do then.
+        cure: what the user should do.
 
     Raises:
-        AffsupError: something is missing in it, or is of another shape.
+        AffsupError: an entry is missing or has another shape.
     """
     try:
         yield
@@ -133,7 +133,7 @@ def fitting(path: Path, cure: str = ANEW) -> Iterator[None]:
 
 
 def _first_fault(error: Exception) -> str:
-    """Return what an error says first; of torch's list of faults in a state dict the first, with its one key."""
+    """Return the first line of an error; of torch's list of mismatched keys the first one."""
     lines = [line.strip() for line in str(error).splitlines()] or [""]
     if len(lines) == 1 or not lines[0].endswith(":"):
         return lines[0]
@@ -142,13 +142,13 @@ def _first_fault(error: Exception) -> str:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of torch's global generators: of the CPU, and of `device` if that is another."""
+    """Return the state of torch's global random generators: of the CPU, and of `device` if it is a GPU."""
     on_gpu = device.type == "cuda"
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if on_gpu else None}
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> bool:
-    """Restore `random_state`; returns whether all that is drawn from for `device` was there."""
+    """Restore `random_state`; returns whether it had the state of the generator of `device`."""
     torch.set_rng_state(state["cpu"].cpu())
     if device.type != "cuda":
         return True

@@ -1,4 +1,4 @@
-"""Devices and arithmetic: what a recipe's `run.device` and `train.precision` mean on this machine."""
+"""Devices, precision and memory format: `run.device`, `train.precision`, `run.channels_last`, `train.compile`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from affsup_cli.errors import UsageError
 
 
 def gpus() -> int:
-    """Return how many CUDA devices PyTorch can use: where the driver is too old it counts some, and can use none."""
+    """Return the number of CUDA devices that PyTorch can use; with a driver that is too old it is 0."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def gpus_in_words() -> str:
-    """Return "2 CUDA devices", or why there is none to use."""
-    usable, there = gpus(), torch.cuda.device_count()
-    counted = f"{there or 'no'} CUDA device{'' if there == 1 else 's'}"
-    if usable or not there:
+def describe_gpus() -> str:
+    """Return, for messages, "2 CUDA devices", or why there is none that can be used."""
+    usable, present = gpus(), torch.cuda.device_count()
+    counted = f"{present or 'no'} CUDA device{'' if present == 1 else 's'}"
+    if usable or not present:
         return counted
     return f"{counted} that PyTorch (CUDA {torch.version.cuda}) cannot use: the driver may be too old for it"
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that is there; auto takes CUDA where it can.
+    """Return the device that "auto", "cpu", "cuda" or "cuda:N" names; "auto" is CUDA where available.
 
     Raises:
-        UsageError: no such device, or not on this machine.
+        UsageError: no such device, or this machine does not have it.
     """
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -46,12 +46,12 @@ def resolve_device(name: str) -> torch.device:
     if device.type != "cuda":
         raise UsageError(f"run.device = '{name}': affsup trains on cpu and cuda")
     if (device.index or 0) >= gpus():
-        raise UsageError(f"run.device = '{name}': this machine has {gpus_in_words()}")
+        raise UsageError(f"run.device = '{name}': this machine has {describe_gpus()}")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def configure_cuda(precision: str) -> None:
-    """Let cuDNN choose the fastest algorithms, and allow TF32 for "tf32" alone: by itself torch allows it in part."""
+    """Enable cuDNN's benchmark mode, and TF32 for "tf32" alone; torch's default enables it in part."""
     torch.backends.cudnn.benchmark = True
     allowed = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -64,21 +64,20 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
-    """Return how `run.channels_last` lays out images and the weights of convolutions."""
+    """Return the memory format of images and convolution weights for `run.channels_last`."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def compile_modules(*modules: nn.Module, device: torch.device, sizes_differ: bool = False) -> None:
-    """Have calls of `modules` run through torch.compile: fused kernels, the same parameters under the same names.
+    """Compile `modules` in place by torch.compile; parameters and their names stay the same.
 
     Args:
-        modules: what is called as it is, part by part.
-        device: where they are.
-        sizes_differ: compile once for inputs of many sizes, rather than for the first that comes.
+        modules: compiled one by one.
+        device: their device.
+        sizes_differ: compile once for inputs of many sizes, rather than for the size of the first input.
 
     Raises:
-        UsageError: this machine has no compiler: of C++, in which kernels for a CPU are written, or of C, in which
-            those for a GPU are loaded.
+        UsageError: this machine has no compiler: of C++ for kernels on a CPU, or of C for the launchers of GPU kernels.
     """
     if device.type == "cpu":
         language, compilers = "C++", [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
@@ -91,17 +90,17 @@ def compile_modules(*modules: nn.Module, device: torch.device, sizes_differ: boo
     import torch._dynamo.config  # takes two seconds
     import torch._functorch.config
 
-    # Two losses may go back through a module one after the other (`Losses.gradient_share`): the first must not write
-    # over what the second reads.
+    # `Losses.gradient_share` runs two backward passes through a module: the first must not overwrite the buffers that
+    # the second one reads.
     torch._functorch.config.donated_buffer = False
-    # A sweep's worker compiles network after network through the same forward, and torch stops at eight without a word.
+    # A sweep's worker compiles many networks with the same forward; torch's default silently stops at eight.
     torch._dynamo.config.recompile_limit = 64
     for module in modules:
         module.compile(dynamic=True if sizes_differ else None)
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device is called by its maker."""
+    """Return the product name of the device."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return _processor()

@@ -1,7 +1,7 @@
-"""Several processes that train one model together: who they are, and what they tell each other.
+"""Data-parallel training by several processes: the process group and its collectives.
 
-They are started by `affsup train --gpus`, by torchrun or by anything else that sets RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR and MASTER_PORT. Every function here does nothing, or answers for one process, where there is only one.
+The processes are started by `affsup train --gpus`, by torchrun or by anything else that sets RANK, WORLD_SIZE,
+LOCAL_RANK, MASTER_ADDR and MASTER_PORT. With a single process every function here works without a process group.
 """
 
 from __future__ import annotations
@@ -18,33 +18,34 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from affsup_cli.engine.devices import gpus, gpus_in_words
+from affsup_cli.engine.devices import describe_gpus, gpus
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.errors import AffsupError, UsageError
 
 T = TypeVar("T")
 
-BUCKET_BYTES = 25 * 2**20  # of gradients summed at once
-FINDING = datetime.timedelta(minutes=10)  # until all processes have started
-PATIENCE = datetime.timedelta(hours=2)  # for a process that prepares data or evaluates while the others wait
-_EFFECT = "what was saved last is in the run folder, and the same call with --resume goes on from there"
+BUCKET_BYTES = 25 * 2**20  # of gradients in one all-reduce
+RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)  # until all processes have started
+COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)  # others wait this long for one that prepares data or evaluates
+_EFFECT = "the last checkpoint is in the run folder, and the same call with --resume goes on from there"
 
 
 def rank() -> int:
-    """Return which of the processes this is: 0 writes and speaks."""
+    """Return the rank of this process; rank 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
-    """Return how many processes there are."""
+def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Be one of the processes that the environment speaks of; on CUDA each with the GPU of its LOCAL_RANK.
+def init_distributed(device: str) -> Iterator[None]:
+    """Initialise the process group that the environment describes, and destroy it at the end.
 
-    The first process that fails says why; the others, which then miss it, leave without a word.
+    On CUDA each process has the GPU of its LOCAL_RANK. The first process that fails prints why; the others, which then
+    lose the connection to it, exit without a message.
 
     Args:
         device: the recipe's `run.device`: cpu, or auto or cuda for a GPU each.
@@ -52,32 +53,32 @@ def joined(device: str) -> Iterator[None]:
     Raises:
         UsageError: `device` names one GPU, there are fewer GPUs than processes, or the environment is not as torchrun
             sets it.
-        AffsupError: the processes do not find each other, or another one has ended.
+        AffsupError: the rendezvous failed, or another process has ended.
     """
-    processes, this = _number("WORLD_SIZE", 1), _number("RANK", 0)
-    if processes == 1:
+    size, this = _environment_number("WORLD_SIZE", 1), _environment_number("RANK", 0)
+    if size == 1:
         yield
         return
-    if this >= processes:
+    if this >= size:
         raise UsageError(
-            f"RANK = {this} and WORLD_SIZE = {processes} in the environment: expected a RANK below WORLD_SIZE, as "
+            f"RANK = {this} and WORLD_SIZE = {size} in the environment: expected a RANK below WORLD_SIZE, as "
             "torchrun sets them"
         )
-    with _finding_each_other():
+    with _rendezvous_errors():
         try:
-            store, *_ = next(iter(rendezvous("env://", timeout=FINDING)))
+            store, *_ = next(iter(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT)))
         except ValueError as error:
             raise UsageError(
                 f"WORLD_SIZE is set as for several processes, but {error}: use --gpus or torchrun, or unset it"
             ) from error
-    store.set_timeout(PATIENCE)
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     try:
-        backend = "cpu:gloo,cuda:nccl" if _take_gpu(device) else "gloo"
-        with _finding_each_other():
-            dist.init_process_group(backend, store=store, rank=this, world_size=processes, timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if _set_gpu(device) else "gloo"
+        with _rendezvous_errors():
+            dist.init_process_group(backend, store=store, rank=this, world_size=size, timeout=COLLECTIVE_TIMEOUT)
         yield
     except AffsupError as error:
-        if isinstance(error, Stopped) and dist.is_initialized():  # all have met to stop: nobody is missing
+        if isinstance(error, Stopped) and dist.is_initialized():  # all processes stop at the same step
             dist.destroy_process_group()
         if not _first_to_fail(store):
             raise SystemExit(error.exit_code) from error
@@ -86,39 +87,39 @@ def joined(device: str) -> Iterator[None]:
         if this:
             raise SystemExit(1) from error
         raise
-    else:  # after a failure it might wait for a process that is gone
+    else:  # after a failure this might wait for a process that has ended
         dist.destroy_process_group()
 
 
-def _take_gpu(device: str) -> bool:
+def _set_gpu(device: str) -> bool:
     if device == "cpu" or (device == "auto" and not gpus()):
         return False
     if device not in ("auto", "cuda"):
         raise UsageError(f"run.device = '{device}': each of several processes takes a GPU of its own; expected cuda")
-    local = _number("LOCAL_RANK", 0)
+    local = _environment_number("LOCAL_RANK", 0)
     if local >= gpus():
-        raise UsageError(f"process {local + 1} of this machine has no GPU: it has {gpus_in_words()}")
+        raise UsageError(f"process {local + 1} of this machine has no GPU: it has {describe_gpus()}")
     torch.cuda.set_device(local)
     return True
 
 
-def _number(variable: str, otherwise: int) -> int:
-    text = os.environ.get(variable, str(otherwise))
+def _environment_number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
     if not text.isdecimal():
         raise UsageError(f"{variable} = {text!r} in the environment: expected a number, as torchrun sets it")
     return int(text)
 
 
 @contextlib.contextmanager
-def _finding_each_other() -> Iterator[None]:
-    """Say where the processes were to meet, if they did not; meanwhile Ctrl-C and SIGTERM end this one at once."""
-    # Python's own handlers would not run before torch has stopped waiting.
+def _rendezvous_errors() -> Iterator[None]:
+    """Turn a failed rendezvous into a message with its address; Ctrl-C and SIGTERM end this process at once."""
+    # Python's signal handlers do not run while torch waits in C++.
     previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except RuntimeError as error:
-        place = ":".join(os.environ[variable] for variable in ("MASTER_ADDR", "MASTER_PORT"))
-        raise AffsupError(f"the processes cannot find each other at {place}: {_first_line(error)}") from error
+        address = ":".join(os.environ[variable] for variable in ("MASTER_ADDR", "MASTER_PORT"))
+        raise AffsupError(f"the processes cannot find each other at {address}: {_first_line(error)}") from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -127,24 +128,24 @@ def _finding_each_other() -> Iterator[None]:
 def _first_to_fail(store: Any) -> bool:
     try:
         return bool(store.add("failures", 1) == 1)
-    except RuntimeError:  # it went with the process that kept it
+    except RuntimeError:  # the store ended with the process that hosted it
         return True
 
 
 @contextlib.contextmanager
-def _others_needed() -> Iterator[None]:
-    """Say in words what torch says of a process that is gone."""
+def _collective_errors() -> Iterator[None]:
+    """Turn torch's errors of a collective into a message for the user."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except dist.DistBackendError as error:  # NCCL says the cause last
+    except dist.DistBackendError as error:  # NCCL puts the cause last
         said = " ".join(str(error).split())
         raise AffsupError(
             f"the processes cannot talk to each other: {said}. If another process of this run has ended: {_EFFECT}"
         ) from error
     except RuntimeError as error:
-        reason = _first_line(error).partition(". ")[0]  # gloo's line goes on with advice
+        reason = _first_line(error).partition(". ")[0]  # gloo appends advice
         raise AffsupError(
             f"another process of this run has ended, or cannot be reached ({reason}): {_EFFECT}"
         ) from error
@@ -154,108 +155,107 @@ def _first_line(error: RuntimeError) -> str:
     return str(error).partition("\n")[0]
 
 
-def total(values: Tensor) -> Tensor:
-    """Return the sum over processes, on each the same bits."""
-    if count() == 1:
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Return the sum over processes, bit-identical on all of them."""
+    if world_size() == 1:
         return values
     summed = values.clone()
-    with _others_needed():
+    with _collective_errors():
         dist.all_reduce(summed)
     return summed
 
 
-def highest(*values: float) -> list[float]:
-    """Return the largest of each number over processes."""
-    if count() == 1:
+def all_reduce_max(*values: float) -> list[float]:
+    """Return the maximum of each number over processes."""
+    if world_size() == 1:
         return list(values)
     largest = torch.tensor(values, dtype=torch.float64)  # on the CPU, where gloo takes it without waiting for a GPU
-    with _others_needed():
+    with _collective_errors():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.tolist()
 
 
-def gathered(value: T) -> list[T]:
-    """Return what each process gave, in their order, on all of them. Anything that pickle takes, on the CPU."""
-    if count() == 1:
+def all_gather_object(value: T) -> list[T]:
+    """Return the `value` of each process, by rank, on all of them; it must be picklable and on the CPU."""
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
-    with _others_needed():
+    values: list[Any] = [None] * world_size()
+    with _collective_errors():
         dist.all_gather_object(values, value)
     return values
 
 
-def collected(value: T) -> list[T]:
-    """Return what each process gave, in their order, on the first one; nothing on the others."""
-    if count() == 1:
+def gather_object(value: T) -> list[T]:
+    """Return the `value` of each process, by rank, on rank 0; an empty list on the others."""
+    if world_size() == 1:
         return [value]
-    values: list[Any] | None = None if rank() else [None] * count()
-    with _others_needed():
+    values: list[Any] | None = None if rank() else [None] * world_size()
+    with _collective_errors():
         dist.gather_object(value, values)
     return values or []
 
 
-def first_decides(decide: Callable[[], T]) -> T:
-    """Return what `decide` returns on the first process, where alone it is called, on all of them."""
-    answer = [None if rank() else decide()]
-    if count() > 1:
-        with _others_needed():
+def broadcast_from_rank0(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 alone; return its result on all processes."""
+    answer = [None if rank() else function()]
+    if world_size() > 1:
+        with _collective_errors():
             dist.broadcast_object_list(answer)
     return cast(T, answer[0])
 
 
-def rows_of_all(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the rows of all processes, `[sum(sizes), ...]`, in their order.
+def all_gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the rows of all processes, `[sum(sizes), ...]`, by rank.
 
-    Every process is to compute the same of them: each then differentiates that for its own rows alone, and the sum of
-    all processes' gradients is that of one process with all rows.
+    Every process must compute the same function of them. The backward pass gives each process the gradient of its own
+    rows alone, so that the sum of the gradients over processes is that of one process with all rows.
 
     Args:
-        rows: this process's, `[sizes[rank], ...]`.
-        sizes: how many each process has.
+        rows: of this process, `[sizes[rank], ...]`.
+        sizes: the number of rows of each process.
     """
-    if count() == 1:
+    if world_size() == 1:
         return rows
-    gathered_rows: Tensor = _RowsOfAll.apply(rows, sizes)
-    return gathered_rows
+    gathered: Tensor = _AllGatherRows.apply(rows, sizes)
+    return gathered
 
 
-class _RowsOfAll(torch.autograd.Function):
+class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         first = sum(sizes[: rank()])
         ctx.own = slice(first, first + len(rows))
-        most = max(sizes)
-        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
-        everyones = [torch.empty_like(padded) for _ in sizes]
-        with _others_needed():
-            dist.all_gather(everyones, padded)
-        return torch.cat([part[:size] for part, size in zip(everyones, sizes, strict=True)])
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with _collective_errors():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0][ctx.own], None
 
 
-class SameModel:
-    """Keeps a model the same on all processes: its start, and what each step makes of it.
+class ModelReplica:
+    """A model that is kept identical on all processes: broadcast at the start, with summed gradients at each step.
 
     Args:
-        model: on the device it is trained on; the first process's becomes that of all.
+        model: on the device that it is trained on; all processes receive the weights of rank 0.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        share_model(model)
+        broadcast_model(model)
 
-    def sum_gradients(self, share: float) -> None:
-        """Sum the gradients over processes, and average the running statistics of batch norms in training.
+    def all_reduce_gradients(self, weight: float) -> None:
+        """Sum the gradients over processes, and average the running statistics of batch norms in training mode.
 
         Args:
-            share: this process's part of the step's images, 0..1; what its statistics count.
+            weight: of this process's statistics in the average: its fraction of the step's images, 0..1.
         """
-        if count() == 1:
+        if world_size() == 1:
             return
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         statistics = [
@@ -266,11 +266,11 @@ class SameModel:
             if buffer is not None
         ]
         for buffer in statistics:
-            buffer.mul_(share)
+            buffer.mul_(weight)
         buckets = list(_buckets([*gradients, *statistics]))
         with torch.no_grad():
             flat = [torch.cat([value.reshape(-1) for value in bucket]) for bucket in buckets]
-            with _others_needed():
+            with _collective_errors():
                 for work in [dist.all_reduce(values, async_op=True) for values in flat]:
                     work.wait()
             for values, bucket in zip(flat, buckets, strict=True):
@@ -279,11 +279,11 @@ class SameModel:
                     value.copy_(part.view_as(value))
 
 
-def share_model(model: nn.Module) -> None:
-    """Give all processes the first one's weights."""
-    if count() == 1:
+def broadcast_model(model: nn.Module) -> None:
+    """Copy the weights and buffers of rank 0 to all processes."""
+    if world_size() == 1:
         return
-    with _others_needed(), torch.no_grad():
+    with _collective_errors(), torch.no_grad():
         for value in model.state_dict().values():
             dense = value.contiguous()
             dist.broadcast(dense, 0)
@@ -291,7 +291,7 @@ def share_model(model: nn.Module) -> None:
 
 
 def _buckets(values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Divide tensors, in their order, into parts of one type that are summed at once."""
+    """Divide tensors, in their order, into buckets of one type for an all-reduce each."""
     bucket: list[Tensor] = []
     size = 0
     for value in values:

@@ -1,4 +1,4 @@
-"""What a run ran on: recorded in its folder, shown by `affsup doctor`."""
+"""The environment of a run: stored in its folder, shown by `affsup doctor`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = (
 
 
 def environment(device: torch.device, data: Mapping[str, Any], begun_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be known to judge or repeat a run; `data` and `begun_from` are its task's."""
+    """Return what is needed to judge or repeat a run; `data` and `begun_from` are those of its task."""
     return {
         "affsup": affsup_cli.__version__,
         **source_commit(),
@@ -39,7 +39,7 @@ def environment(device: torch.device, data: Mapping[str, Any], begun_from: Mappi
 
 
 def source_commit() -> dict[str, Any]:
-    """Return affsup's own git commit and whether its tree differs from it; no commit in an installed copy."""
+    """Return affsup's git commit, None in an installed copy, and whether the working tree differs from it."""
     folder = Path(affsup_cli.__file__).parent
     if not (folder.parent / ".git").exists():
         return {"commit": None, "dirty": False}

@@ -1,4 +1,4 @@
-"""A few test images of a run with what its attention relates in them: all that pictures of relations need. No torch."""
+"""A few test images of a run with their attention between objects, for pictures of relations. No torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Example:
         gt_pairs: relations, int64 [R, 2], subject and object as indices of objects.
         reference_boxes: the proposal that covers each object best [G, 4].
         partner_boxes: its strongest partners, the strongest first [G, P, 4].
-        partner_weights: their share of the reference's row under a softmax without itself, float32 [G, P] in 0..1.
+        partner_weights: the weights in the reference's row, under a softmax without itself, float32 [G, P] in 0..1.
     """
 
     image_id: int
@@ -62,7 +62,7 @@ _SHAPES: dict[str, tuple[type[np.generic], tuple[str | int, ...]]] = {
 
 
 def write_examples(path: Path, classes: Sequence[str], examples: Sequence[Example]) -> None:
-    """Write HDF5: the attribute `classes`, and a group an image, in order."""
+    """Write HDF5: the attribute `classes`, and one group for each image, in order."""
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["classes"] = list(classes)
         for place, example in enumerate(examples):

@@ -1,4 +1,4 @@
-"""Who watches a run: the terminal's live line, TensorBoard, a test."""
+"""Callbacks of a training run, such as the terminal's live line and TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from affsup_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is in its epoch.
+    """The progress of a run.
 
     Attributes:
         epoch: 1 .. epochs.
-        epochs: of the whole run.
-        step: steps of this epoch that are done.
-        steps: of an epoch.
+        epochs: in the whole run.
+        step: finished steps of this epoch.
+        steps: in an epoch.
         averages: means over the epoch so far, named as in metrics.jsonl.
         images_per_second: of this epoch's training steps.
         seconds_left: estimate for the rest of the run.
@@ -34,16 +34,16 @@ class Progress:
 
 
 class Observer:
-    """Does nothing; subclasses override what they care about."""
+    """Callbacks of a run; they do nothing here, subclasses override those that they need."""
 
     def progressed(self, progress: Progress) -> None:
-        """Hear of the run, a few times a second at most."""
+        """The run has made progress; called a few times a second at most."""
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
-        """Hear of a line of metrics.jsonl."""
+        """A line of metrics.jsonl was written."""
 
     def close(self) -> None:
-        """Let go of what is held: the run has ended, well or not."""
+        """Release resources: the run has ended, finished or not."""
 
 
 class TensorBoard(Observer):

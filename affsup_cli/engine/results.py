@@ -1,4 +1,4 @@
-"""What result.json holds, checked. No torch."""
+"""The content of result.json, validated. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from affsup_cli.errors import AffsupError, UsageError
 
 
 class TrainResult(BaseModel):
-    """What a training run came to. Metrics as the task names them; accuracies in 0..1."""
+    """The result of a training run. Metrics have the task's names; accuracies are in 0..1."""
 
     kind: Literal["train"]
     epochs: int
@@ -21,14 +21,14 @@ class TrainResult(BaseModel):
 
 
 class Measurement(BaseModel):
-    """One variant of a cost comparison: seconds of an epoch, one value a round, and the peak over all rounds."""
+    """One variant of a cost comparison: seconds of an epoch in each round, and the peak memory over all rounds."""
 
     seconds_per_epoch: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
     peak_megabytes: float | None
 
 
 class CostResult(BaseModel):
-    """What a cost comparison came to: round i of both variants was measured back to back."""
+    """The result of a cost comparison: round i of both variants was measured one after the other."""
 
     kind: Literal["cost"]
     baseline: Measurement
@@ -47,7 +47,7 @@ _RESULT: TypeAdapter[TrainResult | CostResult] = TypeAdapter(
 
 
 def read_result(run: RunFolder) -> TrainResult | CostResult:
-    """Read what a run came to.
+    """Read the result of a run.
 
     Raises:
         AffsupError: it is not finished, or its result.json is damaged.
@@ -60,7 +60,7 @@ def read_result(run: RunFolder) -> TrainResult | CostResult:
 
 
 def read_train_result(run: RunFolder) -> TrainResult:
-    """Read what a training run came to.
+    """Read the result of a training run.
 
     Raises:
         UsageError: the run compares costs.
@@ -73,7 +73,7 @@ def read_train_result(run: RunFolder) -> TrainResult:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Return where the first thing that is wrong stands, and what is wrong with it."""
+    """Return the field of the first validation error, and its message."""
     fault = error.errors()[0]
     message = fault["msg"].removeprefix("Value error, ")
     return f"{'.'.join(map(str, fault['loc']))}: {message[0].lower() + message[1:]}"

@@ -1,4 +1,4 @@
-"""A run folder: everything that one training run leaves behind, and all that reports read. No torch.
+"""A run folder: all files of one training run, and all that reports read. No torch.
 
 recipe.toml        the resolved recipe
 environment.json   versions, device, git commit, the data's digest and limit
@@ -30,16 +30,16 @@ from affsup_cli.recipe import Recipe, read_recipe
 
 
 class RunInUse(AffsupError):
-    """Another process holds the run folder."""
+    """Another process has locked the run folder."""
 
 
 RESUME = "call again (train --resume)"
-"""What to do when there is room again for what a run keeps."""
+"""What to do after a full disk, for the files of a run."""
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, then: str = "call again") -> Iterator[Path]:
-    """Yield a temporary path; on success it replaces `path` in one step, on failure `path` is left as it was.
+    """Yield a temporary path; on success it atomically replaces `path`, on failure `path` stays as it was.
 
     Args:
         path: what is to be written.
@@ -57,7 +57,7 @@ def atomic_file(path: Path, then: str = "call again") -> Iterator[Path]:
 
 
 def write_out(path: Path, content: bytes) -> None:
-    """Write a file that a person asked for, and its folder, in one step.
+    """Write a file that a user asked for atomically, and create its folder.
 
     Raises:
         AffsupError: it cannot be written there.
@@ -88,7 +88,7 @@ def _failed_writes_explained(path: Path, then: str) -> Iterator[None]:
 
 
 def _no_space(error: BaseException) -> bool:
-    """torch.save reports a failed write as a RuntimeError raised while the OSError that caused it is handled."""
+    """Return whether the disk is full; torch.save raises a RuntimeError from the OSError of a failed write."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
@@ -127,11 +127,11 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """The name of the folder."""
         return self.path.name
 
     def detections(self, split: str) -> Path:
-        """The file of what was detected in a split, in COCO's results format."""
+        """The file of the detections in a split, in COCO's results format."""
         return self.path / f"detections-{split}.json"
 
     def relationships(self, split: str) -> Path:
@@ -140,17 +140,17 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run has been started here; where the folder may not be entered, one may have been."""
+        """Whether a run was started here; true where the folder may not be read."""
         return _is_file(self._recipe, unseen=True)
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run is finished."""
         return _is_file(self._result, unseen=False)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; the operating system lets go of it even after kill -9.
+        """Lock the folder for this process; the operating system releases the lock even after kill -9.
 
         Raises:
             RunInUse: another process holds it.
@@ -158,7 +158,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
-                for litter in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+                for litter in self.path.glob(".*.tmp"):  # of a process that was killed while writing
                     litter.unlink()
                 yield
         except Timeout:
@@ -168,7 +168,7 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Whether some process holds the folder; one that cannot be locked at all is held by none."""
+        """Whether a process has locked the folder; false where it cannot be locked at all."""
         if not self.path.is_dir():
             return False
         try:
@@ -188,11 +188,11 @@ class RunFolder:
         return read_recipe(self._recipe)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Store what the run ran on."""
+        """Store the environment of the run."""
         self._write(self._environment, json.dumps(environment, indent=2) + "\n")
 
     def environment(self) -> dict[str, Any]:
-        """Read what the run ran on.
+        """Read the environment of the run.
 
         Raises:
             AffsupError: the file is missing or damaged.
@@ -206,14 +206,14 @@ class RunFolder:
         return content
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one epoch's line."""
+        """Append the line of one epoch."""
         with _failed_writes_explained(self._metrics, RESUME), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the epochs' lines; a line cut short by a kill is not one.
+        """Read the lines of the epochs; a last line that a kill cut short is ignored.
 
         Raises:
             AffsupError: the file holds something else.
@@ -235,7 +235,7 @@ class RunFolder:
         return records
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop the lines of all but the first `epochs` epochs: those after the checkpoint that a run resumes from.
+        """Remove the lines after the first `epochs` epochs: those after the checkpoint that a run resumes from.
 
         Raises:
             AffsupError: there are fewer lines than that.
@@ -249,11 +249,11 @@ class RunFolder:
         self._write(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Store the run's numbers and so declare it finished."""
+        """Store the result of the run, which marks it as finished."""
         self._write(self._result, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def result(self) -> dict[str, Any]:
-        """Read the run's numbers.
+        """Read the result of the run.
 
         Raises:
             AffsupError: the run is not finished.
@@ -263,7 +263,7 @@ class RunFolder:
         return self._read(self._result, needed="kind")
 
     def refuse_remains(self) -> None:
-        """Refuse a folder that holds files of a run but no recipe that says of which.
+        """Refuse a folder that has files of a run but no recipe.
 
         Raises:
             AffsupError: it does.
@@ -295,7 +295,7 @@ class RunFolder:
 
 
 def _is_file(path: Path, unseen: bool) -> bool:
-    """Return whether `path` is a file, and `unseen` where its folder may not be entered."""
+    """Return whether `path` is a file, and `unseen` where its folder may not be read."""
     try:
         return path.is_file()
     except PermissionError:
@@ -303,7 +303,7 @@ def _is_file(path: Path, unseen: bool) -> bool:
 
 
 def run_folders(root: Path) -> list[RunFolder]:
-    """Return every run under `root`, by name; one whose folder may not be entered says so when its recipe is read.
+    """Return every run under `root`, by name; an unreadable folder raises when its recipe is read.
 
     Raises:
         UsageError: `root` is a run itself.

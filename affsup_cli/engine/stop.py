@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the loop finishes its step, saves and leaves."""
+"""Ctrl-C and SIGTERM as a stop request: the training loop finishes its step, saves and exits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from affsup_cli.errors import AffsupError
 
 
 class Stopped(AffsupError):
-    """The run was asked to stop and has saved where it is."""
+    """The run was asked to stop, and has saved a checkpoint."""
 
 
 class StopRequest:
@@ -39,11 +39,11 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def imports_whole() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait: an interrupted import leaves modules in pieces.
+def imports_uninterrupted() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM: an interrupted import leaves half-initialised modules.
 
     Raises:
-        KeyboardInterrupt: one came; raised at the end.
+        KeyboardInterrupt: at the end, if one was received.
     """
     with StopRequest() as stop:
         yield

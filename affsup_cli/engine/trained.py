@@ -1,4 +1,4 @@
-"""A trained model wherever it lies: in its run folder, or in one file to pass on. The exported file's only home.
+"""A trained model, in its run folder or in one exported file; the format of exported files is defined here.
 
 An exported file is safetensors: the weights by their names in the model, and one metadata entry, `affsup`, that holds
 JSON: format, name, recipe (TOML), environment, metrics, classes, categories. One entry: safetensors keeps no order.
@@ -35,7 +35,7 @@ _EXPORT_AGAIN = "export the run again with `affsup export`"
 
 @dataclass(frozen=True)
 class Trained:
-    """A model that a run has trained, and what is known of the run.
+    """A trained model and the record of its run.
 
     Attributes:
         path: the file that holds the weights.
@@ -53,7 +53,7 @@ class Trained:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the data set's classes, in the order of their labels.
+        """The names of the data set's classes, by label.
 
         Raises:
             AffsupError: the run's record of its data does not name them.
@@ -70,7 +70,7 @@ class Trained:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights: of every name, type, shape and content. A run and its export have the same.
+        """SHA-256 of the weights: of every name, type, shape and content. A run and its export have the same one.
 
         Raises:
             AffsupError: as for `state`.
@@ -119,7 +119,7 @@ def open_trained(path: Path) -> Trained:
 
 
 def export_trained(trained: Trained, path: Path) -> None:
-    """Write weights and everything known of them into one file; the same model gives the same bytes.
+    """Write weights and their record into one file; the same model gives the same bytes.
 
     Raises:
         UsageError: `path` does not end in .safetensors, or is something else than an exported file.
@@ -179,7 +179,7 @@ class _Environment(BaseModel):
 
 
 class _Known(BaseModel):
-    """What an exported file says of its weights."""
+    """The metadata of an exported file."""
 
     format: int
     name: str

@@ -1,4 +1,4 @@
-"""A sweep on a Slurm cluster: its runs submitted as jobs, how they stand, and cancelled again."""
+"""A sweep on a Slurm cluster: submit its runs as jobs, report their state, cancel them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from affsup_cli.errors import AffsupError, UsageError
-from affsup_cli.sweeps.job import RunsJob
+from affsup_cli.sweeps.job import RunJob
 from affsup_cli.sweeps.jobs import (
     QueuedJob,
     RecordedJob,
@@ -21,11 +21,9 @@ from affsup_cli.sweeps.jobs import (
     queued_jobs,
     read_end,
     read_job,
-    runs_of,
     write_job,
 )
 from affsup_cli.sweeps.messages import Order
-from affsup_cli.sweeps.packs import Pack, packed
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import order_of
 from affsup_cli.sweeps.worker import LOG
@@ -36,10 +34,10 @@ if TYPE_CHECKING:
 JOBS = ".slurm"
 """Folder of submitit's own files, beside the run folders."""
 JOB_MINUTES = 240
-"""Time that a job asks for; a run that needs longer goes on in another turn."""
+"""Time limit of a job; a run that needs longer is requeued and continues from its checkpoint."""
 NOTICE_SECONDS = 300
-"""How long before that time is over a job is warned; of a short job a quarter of its time."""
-_MAX_TURNS = 100
+"""How long before its time limit a job is signalled; for a short job a quarter of its limit."""
+_MAX_REQUEUES = 100
 _OURS = frozenset(
     (
         *("array", "dependency", "requeue", "signal", "output", "error", "chdir", "clusters"),
@@ -56,21 +54,21 @@ _NUMBERS = {
 _OPTIONS = {
     "job_name": "affsup",
     "requeue": True,
-    "kill_on_invalid_dep": "yes",  # those that need a run which has failed would wait for ever
+    "kill_on_invalid_dep": "yes",  # otherwise a job that depends on a failed one would wait for ever
 }
 _GPUS = frozenset(("gpus_per_node", "gpus_per_task", "gpus", "gres"))
 _TAKEN_AWAY = frozenset(("CANCELLED", "PREEMPTED"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
-    """How far a run of a sweep is.
+class RunStatus:
+    """The state of a run of a sweep.
 
     Attributes:
-        state: "to do" if no job has been submitted to do it.
+        state: "to do" if no job was submitted for it.
         job: the id of the job that was last submitted, if any.
-        detail: of a pending run what it waits for, of a failed or cancelled one why.
-        log: of a failed run, where more is said, if there is such a file.
+        detail: for a pending run what it waits for, for a failed or cancelled run why.
+        log: for a failed run its log file, if there is one.
     """
 
     state: Literal["finished", "running", "pending", "failed", "cancelled", "to do"]
@@ -79,16 +77,16 @@ class Standing:
     log: Path | None = None
 
 
-def asked_of_slurm(settings: Iterable[tuple[str, str]], device: str) -> dict[str, Any]:
-    """Return what each job asks for, as submitit's parameters.
+def slurm_parameters(settings: Iterable[tuple[str, str]], device: str) -> dict[str, Any]:
+    """Return the parameters of each job, as submitit takes them.
 
     Args:
-        settings: options of sbatch, and those that submitit adds to them; "true" for a flag. What is a list of lines
-            or arguments for submitit may come several times.
+        settings: options of sbatch, and those that submitit adds to them; "true" for a flag. A setting that is a list
+            of lines or arguments for submitit may be given several times.
         device: `run.device`; a run on anything but the CPU asks for one GPU, if the settings do not.
 
     Raises:
-        UsageError: a setting is the sweep's own business, comes twice, or is not the number that it should be.
+        UsageError: a setting is one that the sweep sets itself, is given twice, or is not the number that it must be.
     """
     given: dict[str, Any] = {}
     for name, value in settings:
@@ -109,9 +107,9 @@ def asked_of_slurm(settings: Iterable[tuple[str, str]], device: str) -> dict[str
     asked = {key: value for key, value in given.items() if key in _SUBMITIT}
     options = {key: value for key, value in given.items() if key not in _SUBMITIT}
     asked["additional_parameters"] = _OPTIONS | options
-    # Each run would take all cores of its node otherwise.
+    # Otherwise each run would use all cores of its node.
     asked["setup"] = ["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}", *asked.get("setup", [])]
-    if "cpus_per_task" in given:  # from Slurm 22.05 on srun does not ask the job
+    if "cpus_per_task" in given:  # from Slurm 22.05 on srun does not inherit it from the job
         asked["srun_args"] = [f"--cpus-per-task={given['cpus_per_task']}", *asked.get("srun_args", [])]
     return asked
 
@@ -124,23 +122,22 @@ def _value(key: str, text: str) -> int | str | Literal[True]:
     return int(text)
 
 
-def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any], together: int = 1) -> dict[Step, str]:
-    """Submit the runs that are neither finished nor in the queue: jobs that ask for the same as one array.
+def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any]) -> dict[Step, str]:
+    """Submit the runs that are neither finished nor in the queue; jobs with equal parameters are one array.
 
-    A run that needs another begins when that is finished; if it fails, Slurm drops the ones that need it.
+    A run that needs another begins when that is finished; if that fails, Slurm drops the dependent job.
 
     Args:
         plan: what is to be done.
         data_dir: where the data sets are prepared.
         runs_dir: where the run folders are; submitit's own files go to `JOBS` there.
-        asked: as `asked_of_slurm` returns it.
-        together: so many runs that are alike a job trains side by side at most.
+        asked: as `slurm_parameters` returns it.
 
     Returns:
-        The new runs' jobs, by their ids.
+        The submitted runs, each with the id of its job.
 
     Raises:
-        AffsupError: Slurm is not here or refuses, or a run folder is damaged.
+        AffsupError: Slurm is not installed or refuses, or a run folder is damaged.
     """
     damaged = [str(step.folder.path) for step in plan.to_do if step.state == "damaged"]
     if damaged:
@@ -148,62 +145,58 @@ def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any],
     from submitit import SlurmExecutor
 
     new: dict[Step, str] = {}
-    with _alone(runs_dir) as folder:  # of two sweeps at a time, one submits what both need
+    with _sweep_lock(runs_dir) as folder:  # of two sweeps, one submits the runs that both need
         queue = queued_jobs()
         jobs, leaving = _active(plan, queue), _leaving(plan, queue)
-        executor = SlurmExecutor(folder, max_num_timeout=_MAX_TURNS)
+        executor = SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES)
         while left := [step for step in plan.to_do if step not in jobs]:
             ready = [step for step in left if step.needs is None or step.needs not in left]
-            for parameters, packs in _alike(packed(ready, together), jobs, leaving, asked):
+            for parameters, steps in _arrays(ready, jobs, leaving, asked):
                 executor.parameters = {}
-                with _undisturbed():
-                    for pack, job in zip(packs, _submitted(executor, parameters, packs, data_dir), strict=True):
-                        for step in pack:
-                            write_job(step.folder.path, job)
-                            jobs[step] = new[step] = job
+                with _sigint_ignored():
+                    for step, job in zip(steps, _submit_array(executor, parameters, steps, data_dir), strict=True):
+                        write_job(step.folder.path, job)
+                        jobs[step] = new[step] = job
     return new
 
 
-def standings(plan: Plan, runs_dir: Path) -> dict[Step, Standing]:
-    """Find out how the runs of a sweep stand, from their folders and from Slurm.
+def statuses(plan: Plan, runs_dir: Path) -> dict[Step, RunStatus]:
+    """Return the state of each run of a sweep, from the run folders and from Slurm.
 
     Raises:
-        AffsupError: Slurm is not here or does not answer, and some run has been submitted.
+        AffsupError: Slurm is not installed or does not answer, and some run has been submitted.
     """
     records = {step: read_job(step.folder.path) for step in plan.steps}
     asks = any(record is not None and step.state != "finished" for step, record in records.items())
     queue = queued_jobs() if asks else {}
-    found: dict[Step, Standing] = {}
-    for step in sorted(plan.steps, key=_depth):  # what a run needs stands before it
-        found[step] = _standing(step, records[step], queue, found, runs_dir)
+    found: dict[Step, RunStatus] = {}
+    for step in sorted(plan.steps, key=_depth):  # a run comes after the one that it needs
+        found[step] = _status(step, records[step], queue, found, runs_dir)
     return {step: found[step] for step in plan.steps}
 
 
-def cancel(plan: Plan, runs_dir: Path) -> tuple[dict[Step, str], list[str]]:
-    """Cancel the jobs of a sweep that are in the queue or run; those that run save and leave.
+def cancel(plan: Plan, runs_dir: Path) -> dict[Step, str]:
+    """Cancel the jobs of a sweep that are in the queue or running; those that are running save a checkpoint and exit.
 
     Returns:
-        The runs' jobs, by their ids, and the names of runs that are not of this sweep but trained beside them.
+        The cancelled runs, each with the id of its job.
 
     Raises:
-        AffsupError: Slurm is not here or refuses.
+        AffsupError: Slurm is not installed or refuses.
     """
-    with _alone(runs_dir):
+    with _sweep_lock(runs_dir):
         jobs = _active(plan, queued_jobs())
-        if not jobs:
-            return {}, []
-        runs = runs_of(set(jobs.values()), runs_dir)
-        with _undisturbed():
-            cancel_jobs(sorted(set(jobs.values())))
-            for folder, job in runs.items():
-                write_job(folder, job, cancelled=True)
-    own = {step.folder.name for step in plan.steps}
-    return jobs, [folder.name for folder in runs if folder.name not in own]
+        if jobs:
+            with _sigint_ignored():
+                cancel_jobs(sorted(jobs.values()))
+                for step, job in jobs.items():
+                    write_job(step.folder.path, job, cancelled=True)
+    return jobs
 
 
 @contextlib.contextmanager
-def _alone(runs_dir: Path) -> Iterator[Path]:
-    """Yield the folder of submitit's files; no other sweep of these runs submits or cancels meanwhile."""
+def _sweep_lock(runs_dir: Path) -> Iterator[Path]:
+    """Yield the folder of submitit's files, locked: no other sweep of these runs submits or cancels meanwhile."""
     folder = runs_dir.absolute() / JOBS
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -211,8 +204,8 @@ def _alone(runs_dir: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C, in the commands called too: a job that no run folder names could be neither seen nor cancelled."""
+def _sigint_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C, also in child processes: a job that no run folder records could be neither seen nor cancelled."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -221,12 +214,12 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _active(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
-    """Return the runs that a job does or will do, with these jobs."""
-    return {step: record.job for step, record in _recorded(plan).items() if _goes_on(step, queue, record)}
+    """Return the runs that have a pending or running job, each with its job."""
+    return {step: record.job for step, record in _recorded(plan).items() if _is_active(queue, record)}
 
 
 def _leaving(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
-    """Return the runs whose jobs were cancelled but may still hold their folders, with these jobs."""
+    """Return the runs whose jobs were cancelled but may still hold the folder, each with its job."""
     there = {job for job, queued in queue.items() if not queued.over}
     return {step: record.job for step, record in _recorded(plan).items() if record.cancelled and record.job in there}
 
@@ -236,43 +229,40 @@ def _recorded(plan: Plan) -> dict[Step, RecordedJob]:
     return {step: record for step, record in records.items() if record is not None}
 
 
-def _goes_on(step: Step, queue: Mapping[str, QueuedJob], record: RecordedJob) -> bool:
-    """Say whether a job still does, or will do, this run; others that it does side by side may outlast it."""
+def _is_active(queue: Mapping[str, QueuedJob], record: RecordedJob) -> bool:
+    """Return whether a job is pending or running, and not cancelled."""
     queued = queue.get(record.job)
-    if queued is None or queued.over or record.cancelled:
-        return False
-    ended = read_end(step.folder.path, record.job)
-    return ended is None or ended.how == "stopped"
+    return queued is not None and not queued.over and not record.cancelled
 
 
-def _alike(
-    packs: Sequence[Pack], jobs: Mapping[Step, str], leaving: Mapping[Step, str], asked: Mapping[str, Any]
-) -> list[tuple[dict[str, Any], list[Pack]]]:
-    """Put packs that ask for the same together, each group with its parameters."""
-    groups: dict[str, tuple[dict[str, Any], list[Pack]]] = {}
-    for pack in packs:
+def _arrays(
+    steps: Sequence[Step], jobs: Mapping[Step, str], leaving: Mapping[Step, str], asked: Mapping[str, Any]
+) -> list[tuple[dict[str, Any], list[Step]]]:
+    """Group steps with equal submission parameters; each group, returned with its parameters, is one job array."""
+    groups: dict[str, tuple[dict[str, Any], list[Step]]] = {}
+    for step in steps:
         parameters = dict(asked)
-        if any(step.baseline is not None for step in pack):  # nothing else may take its time
+        if step.baseline is not None:  # a time measurement needs the node for itself
             parameters["exclusive"] = True
-        needed = {jobs[step.needs] for step in pack if step.needs is not None and step.needs in jobs}
-        # All that leave, not the run's own alone: one array then waits for them.
-        held = set(leaving.values()) if any(step in leaving for step in pack) else set()
-        waits = [f"{how}:{':'.join(sorted(of))}" for how, of in (("afterok", needed), ("afterany", held)) if of]
+        needed = [jobs[step.needs]] if step.needs is not None and step.needs in jobs else []
+        # All cancelled jobs that still run, not this step's own alone: then one array waits for them.
+        held = sorted(set(leaving.values())) if step in leaving else []
+        waits = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", needed), ("afterany", held)) if ids]
         if waits:
             parameters["dependency"] = ",".join(waits)
-        groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))[1].append(pack)
+        groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))[1].append(step)
     return list(groups.values())
 
 
-def _submitted(
-    executor: SlurmExecutor, parameters: Mapping[str, Any], packs: Sequence[Pack], data_dir: Path
+def _submit_array(
+    executor: SlurmExecutor, parameters: Mapping[str, Any], steps: Sequence[Step], data_dir: Path
 ) -> list[str]:
+    """Submit steps as one job array; returns the id of each step's job."""
     notice = parameters["signal_delay_s"]
-    jobs_to_do = [RunsJob([_absolute(order_of(step, data_dir)) for step in pack], notice) for pack in packs]
     try:
         executor.update_parameters(**parameters)
-        jobs = executor.submit_array(jobs_to_do)
-    except RuntimeError as error:  # submitit's word for what sbatch said
+        jobs = executor.submit_array([RunJob(_absolute(order_of(step, data_dir)), notice) for step in steps])
+    except RuntimeError as error:  # submitit raises it with sbatch's output
         lines = str(error).strip().splitlines() or ["sbatch failed and said nothing"]
         said = next((line for line in lines if "error:" in line or "unrecognized" in line), lines[-1])
         raise AffsupError(f"Slurm takes no jobs: {said}") from error
@@ -291,39 +281,40 @@ def _absolute(order: Order) -> Order:
     )
 
 
-def _standing(
+def _status(
     step: Step,
     record: RecordedJob | None,
     queue: Mapping[str, QueuedJob],
-    found: Mapping[Step, Standing],
+    found: Mapping[Step, RunStatus],
     runs_dir: Path,
-) -> Standing:
+) -> RunStatus:
     job = record.job if record else None
     match step.state:
         case "finished":
-            return Standing("finished", job)
+            return RunStatus("finished", job)
         case "damaged":
-            return Standing("failed", job, f"{step.folder.path} is damaged: move it away, then sweep again")
+            return RunStatus("failed", job, f"{step.folder.path} is damaged: move it away, then sweep again")
     if record is None or job is None:
-        return Standing("to do")
+        return RunStatus("to do")
     queued = queue.get(job)
-    if queued is not None and _goes_on(step, queue, record):
+    if queued is not None and _is_active(queue, record):
         if queued.state == "PENDING":
-            return Standing("pending", job, queued.reason)
-        return Standing("running", job)
+            return RunStatus("pending", job, queued.reason)
+        return RunStatus("running", job)
     if step.needs is not None and found[step.needs].state in ("failed", "cancelled"):
-        return Standing("cancelled", job, f"needs {step.needs.label}")
+        return RunStatus("cancelled", job, f"needs {step.needs.label}")
     ended = read_end(step.folder.path, job)
     if ended is not None and ended.how == "failed":
-        return Standing("failed", job, ended.reason, _newest(step.folder.path / LOG))
+        return RunStatus("failed", job, ended.reason, _newest(step.folder.path / LOG))
     if ended is not None and ended.how == "busy":
-        return Standing("cancelled", job, "another process had it; sweep again to go on")
-    died = queued is not None and queued.over and queued.state not in _TAKEN_AWAY  # whatever an earlier turn said
+        return RunStatus("cancelled", job, "another process had it; sweep again to go on")
+    # Whatever the job recorded before it was requeued.
+    died = queued is not None and queued.over and queued.state not in _TAKEN_AWAY
     if not died and (record.cancelled or queued or ended):
-        return Standing("cancelled", job, "sweep again to go on")
+        return RunStatus("cancelled", job, "sweep again to go on")
     said = f"Slurm says {queued.state}" if queued else f"the job has left the queue (`sacct -j {job}` may know why)"
-    # It may have come to the run, or not: the run's log is then an earlier job's.
-    return Standing("failed", job, said, _newest(step.folder.path / LOG, runs_dir / JOBS / f"{job}_0_log.err"))
+    # If the job ended before the run began, the run's log is an earlier job's.
+    return RunStatus("failed", job, said, _newest(step.folder.path / LOG, runs_dir / JOBS / f"{job}_0_log.err"))
 
 
 def _newest(*logs: Path) -> Path | None:

@@ -1,7 +1,7 @@
-"""Jobs of a Slurm cluster: which one does a run, as a file in the run's folder says, and what Slurm knows of it.
+"""Slurm jobs: the records of them in run folders, and Slurm's own commands.
 
-job.json        written when a run is submitted: the job's id; and when that is cancelled: that it is
-job-ended.json  written by a job that leaves its run unfinished: why; removed when it begins again
+job.json        written when a run is submitted, with the job's id, and when the job is cancelled
+job-ended.json  written by a job that ends with its run unfinished, with the reason; removed when it begins again
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from affsup_cli.engine.run_folder import RunFolder, atomic_file
+from affsup_cli.engine.run_folder import atomic_file
 from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.messages import Ended
 
 _JOB = "job.json"
 _ENDED = "job-ended.json"
-# Slurm has others, such as CONFIGURING, REQUEUED and COMPLETING: whatever is not over may still run.
+# A job in any other state, such as CONFIGURING, REQUEUED or COMPLETING, may still run.
 _OVER = frozenset(
     (
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -30,14 +30,14 @@ _OVER = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class QueuedJob:
-    """What Slurm says of a job: its state in Slurm's words, and why it waits if it does."""
+    """A job in Slurm's queue: its state, and why it is pending if it is, in Slurm's words."""
 
     state: str
     reason: str
 
     @property
     def over(self) -> bool:
-        """Whether it will not run any more."""
+        """Whether it will not run again."""
         return self.state in _OVER
 
 
@@ -62,35 +62,28 @@ def read_job(folder: Path) -> RecordedJob | None:
 
 
 def forget_end(folder: Path) -> None:
-    """Remove what an earlier turn said of the run of `folder`."""
+    """Remove what a job recorded before it was requeued."""
     (folder / _ENDED).unlink(missing_ok=True)
 
 
-def runs_of(jobs: Collection[str], runs_dir: Path) -> dict[Path, str]:
-    """Return the folders of the unfinished runs that these jobs do, each with its job."""
-    folders = sorted(path.parent for path in runs_dir.glob(f"*/{_JOB}"))
-    records = {folder: read_job(folder) for folder in folders if not RunFolder(folder).finished}
-    return {folder: record.job for folder, record in records.items() if record is not None and record.job in jobs}
-
-
 def write_end(folder: Path, job: str, ended: Ended) -> None:
-    """Record how `job` came to leave the run of `folder` unfinished."""
+    """Record how `job` ended with the run of `folder` unfinished."""
     _write(folder / _ENDED, {"job": job, **dataclasses.asdict(ended)})
 
 
 def read_end(folder: Path, job: str) -> Ended | None:
-    """Return how `job` left its run unfinished; None if it did not say, because it has not ended, or was killed."""
+    """Return how `job` ended with its run unfinished; None if it has not ended, was killed, or finished the run."""
     content = _read(folder / _ENDED, "job", "how", "reason")
-    if content is None or content["job"] != job:  # another one's, earlier
+    if content is None or content["job"] != job:  # an earlier job's
         return None
     return Ended(content["how"], content["reason"])
 
 
 def queued_jobs() -> dict[str, QueuedJob]:
-    """Ask Slurm for this user's jobs, by id: those in the queue, and for some minutes those that have left it.
+    """Return this user's jobs by id, from squeue: those in the queue, and for some minutes those that have left it.
 
     Raises:
-        AffsupError: Slurm is not here, or does not answer.
+        AffsupError: Slurm is not installed, or does not answer.
     """
     answer = _slurm("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
     rows = (line.split("|", maxsplit=2) for line in answer.splitlines())
@@ -98,10 +91,10 @@ def queued_jobs() -> dict[str, QueuedJob]:
 
 
 def cancel_jobs(jobs: Iterable[str]) -> None:
-    """Take jobs out of the queue; those that run are told to save and leave.
+    """Cancel jobs; those that are running are signalled to save and exit.
 
     Raises:
-        AffsupError: Slurm is not here, or refuses.
+        AffsupError: Slurm is not installed, or refuses.
     """
     _slurm("scancel", *jobs)
 
@@ -123,7 +116,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read(path: Path, *needed: str) -> dict[str, Any] | None:
-    """Return what a file holds: an object in which the `needed` fields are texts."""
+    """Return the JSON object in a file, None if there is no file; the fields `needed` must be strings."""
     then = "Remove it; its run is then submitted anew"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

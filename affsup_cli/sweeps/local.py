@@ -6,38 +6,44 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from affsup_cli.engine.stop import StopRequest
-from affsup_cli.sweeps.packs import alone, packed
-from affsup_cli.sweeps.places import Place
+from affsup_cli.sweeps.mps import mps_on_shared_gpus
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import Outcome, Watcher, run_steps
+from affsup_cli.sweeps.slots import Slot
 from affsup_cli.sweeps.workers import LocalWorkers
 
 
-def run_here(
-    plan: Plan, data_dir: Path, places: Sequence[Place], watcher: Watcher, together: int = 1
-) -> dict[Step, Outcome]:
-    """Do what a plan has to do: training runs side by side, then cost comparisons, each alone on the machine.
+def run_here(plan: Plan, data_dir: Path, slots: Sequence[Slot], watcher: Watcher) -> dict[Step, Outcome]:
+    """Do the runs that a plan has to do: training runs in all slots, then cost comparisons one by one.
 
-    The first Ctrl-C or SIGTERM lets all runs save and leave, a second Ctrl-C kills them.
+    The first Ctrl-C or SIGTERM lets all runs save and exit, a second Ctrl-C kills them.
 
     Args:
-        plan: whose runs.
+        plan: what to do.
         data_dir: where the data sets are prepared.
-        places: room for a process each.
-        watcher: told of all that happens.
-        together: so many runs that are alike a process trains side by side at most.
+        slots: room for a process each.
+        watcher: its methods are called as the sweep goes on.
 
     Returns:
-        What became of each step; those that a stop kept from beginning are missing.
+        The outcome of each step; steps that a stop kept from beginning are missing.
     """
+    trainings = [step for step in plan.to_do if step.baseline is None]
+    comparisons = [step for step in plan.to_do if step.baseline is not None]
     outcomes: dict[Step, Outcome] = {}
-    trainings = packed([step for step in plan.to_do if step.baseline is None], together, len(places))
-    comparisons = alone([step for step in plan.to_do if step.baseline is not None])
     with StopRequest() as stop:
-        for packs, room in ((trainings, places), (comparisons, [places[0].alone()])):
-            workers = LocalWorkers(room)
-            try:
-                outcomes |= run_steps(packs, data_dir, workers, watcher, stop)
-            finally:
-                workers.close()
+        if trainings:
+            with mps_on_shared_gpus(slots[: len(trainings)], watcher.reported) as connected:
+                outcomes |= _run_in(connected, trainings, data_dir, watcher, stop)
+        if comparisons:
+            outcomes |= _run_in([slots[0].alone()], comparisons, data_dir, watcher, stop)
     return outcomes
+
+
+def _run_in(
+    slots: Sequence[Slot], steps: Sequence[Step], data_dir: Path, watcher: Watcher, stop: StopRequest
+) -> dict[Step, Outcome]:
+    workers = LocalWorkers(slots)
+    try:
+        return run_steps(steps, data_dir, workers, watcher, stop)
+    finally:
+        workers.close()

@@ -1,11 +1,11 @@
-"""What a sweep and its worker processes say to each other, a line of JSON each."""
+"""Messages between a sweep and its worker processes: one line of JSON each."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from affsup_cli.recipe import RECIPE_OF_TASK, Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """One run to be done.
+    """A request to do one run.
 
     Attributes:
         recipe: what to train.
@@ -31,30 +31,21 @@ class Order:
     folder: Path
     pretrained: Path | None
 
-    @staticmethod
-    def line_of(orders: Sequence[Order]) -> bytes:
-        """Return the line that `several_from_line` reads: orders for one process to carry out at the same time.
-
-        Recipes are in it as TOML.
-        """
-        return json.dumps([order._fields() for order in orders]).encode() + b"\n"
-
-    @classmethod
-    def several_from_line(cls, line: bytes) -> list[Order]:
-        """Read a line of `line_of`."""
-        return [cls._from_fields(fields) for fields in json.loads(line)]
-
-    def _fields(self) -> dict[str, str | None]:
-        return {
+    def to_line(self) -> bytes:
+        """Return the line that `from_line` reads; recipes are in it as TOML."""
+        fields = {
             "recipe": self.recipe.to_toml(),
             "baseline": self.baseline.to_toml() if self.baseline else None,
             "data_dir": str(self.data_dir),
             "folder": str(self.folder),
             "pretrained": str(self.pretrained) if self.pretrained else None,
         }
+        return json.dumps(fields).encode() + b"\n"
 
     @classmethod
-    def _from_fields(cls, fields: Mapping[str, Any]) -> Order:
+    def from_line(cls, line: bytes) -> Order:
+        """Read a line of `to_line`."""
+        fields = json.loads(line)
         baseline, pretrained = fields["baseline"], fields["pretrained"]
         return cls(
             _recipe(fields["recipe"]),
@@ -74,7 +65,7 @@ class Epoch:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A run goes on no longer: `reason` says why if it has failed; it is "busy" if another process does it."""
+    """A run has ended: `reason` says why if it has failed; it is "busy" if another process is doing it."""
 
     how: Literal["finished", "stopped", "failed", "busy"]
     reason: str = ""
@@ -84,15 +75,15 @@ Event = Progress | Epoch | Ended
 _EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Progress, Epoch, Ended)}
 
 
-def event_to_line(place: int, event: Event) -> bytes:
-    """Return the line that `event_from_line` reads; the event is of the order that stood at `place` among several."""
-    return json.dumps([place, type(event).__name__, dataclasses.asdict(event)]).encode() + b"\n"
+def event_to_line(event: Event) -> bytes:
+    """Return the line that `event_from_line` reads."""
+    return json.dumps([type(event).__name__, dataclasses.asdict(event)]).encode() + b"\n"
 
 
-def event_from_line(line: bytes) -> tuple[int, Event]:
-    """Read a line: the place of the order, and what is reported of it."""
-    place, name, fields = json.loads(line)
-    return place, _EVENTS[name](**fields)
+def event_from_line(line: bytes) -> Event:
+    """Read a line of `event_to_line`."""
+    name, fields = json.loads(line)
+    return _EVENTS[name](**fields)
 
 
 def _recipe(text: str) -> Recipe:

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, one for each place."""
+"""Worker processes on this machine, one for each slot."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
-from affsup_cli.engine.own_process import own_process
+from affsup_cli.engine.subprocess_command import subprocess_command
 from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
-from affsup_cli.sweeps.places import Place
+from affsup_cli.sweeps.slots import Slot
 
 
 @dataclasses.dataclass(eq=False)
@@ -21,86 +22,85 @@ class _Worker:
     """A process, which lives until its standard input is closed.
 
     Attributes:
-        place: where it is.
+        slot: where it is.
         process: the process.
-        numbers: of the runs that it was last told to do, in their order.
-        at_work: those of them that have not ended.
-        failed: one of them has not come to a good end.
-        leaving: it was told to leave.
+        run: number of the run that it is doing, None while it is idle.
+        leaving: it was told to exit.
     """
 
-    place: Place
+    slot: Slot
     process: subprocess.Popen[bytes]
-    numbers: list[int] = dataclasses.field(default_factory=list)
-    at_work: set[int] = dataclasses.field(default_factory=set)
-    failed: bool = False
+    run: int | None = None
     leaving: bool = False
 
     @classmethod
-    def hired(cls, place: Place) -> _Worker:
-        command, environment = own_process("affsup_cli.sweeps.worker")
+    def started(cls, slot: Slot) -> _Worker:
+        command, environment = subprocess_command("affsup_cli.sweeps.worker")
         process = subprocess.Popen(  # noqa: S603
             command,
-            env={**environment, **place.environment},
+            env={**environment, **slot.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        return cls(place, process)
+        return cls(slot, process)
 
-    def send(self, orders: Mapping[int, Order]) -> None:
-        self.numbers, self.at_work = list(orders), set(orders)
-        line = cast(IO[bytes], self.process.stdin)
+    def send(self, number: int, order: Order) -> None:
+        self.run = number
+        pipe = cast(IO[bytes], self.process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it has died: the end of its output says so
-            line.write(Order.line_of(list(orders.values())))
-            line.flush()
+            pipe.write(order.to_line())
+            pipe.flush()
 
     def dismiss(self) -> None:
-        """Let it leave, after a checkpoint if it is at work."""
+        """Tell it to exit, after a checkpoint if it is doing a run."""
         self.leaving = True
         with contextlib.suppress(BrokenPipeError):
             cast(IO[bytes], self.process.stdin).close()
 
 
 class LocalWorkers:
-    """A `Launcher` whose runs are done by one process a place, each after run in the same as long as none fails.
+    """A `Launcher` with one worker process a slot. A worker does run after run; one whose run has failed is replaced.
 
-    A process of its own session: Ctrl-C reaches the sweep alone, which then tells its workers. They also notice its
-    death, since their standard input ends with it.
+    Each worker has a session of its own: Ctrl-C reaches the sweep alone, which then tells its workers to exit. They
+    also exit when the sweep is killed, since their standard input ends.
     """
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots = slots
         self._workers: list[_Worker] = []
-        self._heard: queue.SimpleQueue[tuple[_Worker, bytes]] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[tuple[_Worker, bytes]] = queue.SimpleQueue()
 
     def has_room(self) -> bool:
-        """Say whether a place is free."""
-        return self._idle() is not None or bool(self._free_places())
+        """Return whether a slot is free."""
+        return bool(self._free_slots())
 
-    def start(self, orders: Mapping[int, Order]) -> str:
-        """Give the orders to an idle worker or to a new one; returns its device."""
-        worker = self._idle() or self._hire(self._free_places()[0])
-        worker.send({number: _at(worker.place, order) for number, order in orders.items()})
-        return worker.place.device
+    def start(self, number: int, order: Order) -> str:
+        """Start a run on the device that has the fewest, by an idle worker or a new one; returns the device."""
+        load = Counter(worker.slot.device for worker in self._workers if worker.run is not None)
+        idle = {worker.slot: worker for worker in self._workers if worker.run is None and not worker.leaving}
+        slot = min(self._free_slots(), key=lambda slot: (load[slot.device], slot not in idle))
+        worker = idle.get(slot) or self._start_worker(slot)
+        worker.send(number, _at(slot, order))
+        return slot.device
 
     def events(self, seconds: float) -> Iterator[tuple[int, Event]]:
-        """Yield what the workers report, the death of one as a failure of its runs."""
+        """Yield the workers' events; the death of a worker is a failure of its run."""
         with contextlib.suppress(queue.Empty):
-            worker, line = self._heard.get(timeout=seconds)
+            worker, line = self._lines.get(timeout=seconds)
             while True:
                 yield from self._events(worker, line)
-                worker, line = self._heard.get_nowait()
+                worker, line = self._lines.get_nowait()
 
     def stop(self) -> None:
-        """Tell all workers to save and leave."""
+        """Tell all workers to save and exit."""
         for worker in self._workers:
             worker.dismiss()
 
     def close(self) -> None:
         """Dismiss those that are idle and kill the others."""
         for worker in self._workers:
-            if worker.at_work:
+            if worker.run is not None:
                 worker.process.kill()
             worker.dismiss()
         for worker in self._workers:
@@ -111,25 +111,22 @@ class LocalWorkers:
             self._workers.remove(worker)
             cause = _cause_of_death(worker.process.wait())
             ended = Ended("stopped") if worker.leaving else Ended("failed", cause)
-            return [(number, ended) for number in sorted(worker.at_work)]
-        place, event = event_from_line(line)
-        number = worker.numbers[place]
+            return [] if worker.run is None else [(worker.run, ended)]
+        event = event_from_line(line)
+        number = cast(int, worker.run)
         if isinstance(event, Ended):
-            worker.at_work.remove(number)
-            worker.failed = worker.failed or event.how != "finished"
-            if worker.failed and not worker.at_work:  # what an error leaves in a process is nobody's to know
+            worker.run = None
+            if event.how != "finished":  # an error may leave the process in any state
                 worker.dismiss()
         return [(number, event)]
 
-    def _idle(self) -> _Worker | None:
-        return next((worker for worker in self._workers if not worker.at_work and not worker.leaving), None)
+    def _free_slots(self) -> list[Slot]:
+        """Return the slots that have an idle worker, or none."""
+        taken = [worker.slot for worker in self._workers if worker.run is not None or worker.leaving]
+        return [slot for slot in self._slots if slot not in taken]
 
-    def _free_places(self) -> list[Place]:
-        taken = [worker.place for worker in self._workers]
-        return [place for place in self._places if place not in taken]
-
-    def _hire(self, place: Place) -> _Worker:
-        worker = _Worker.hired(place)
+    def _start_worker(self, slot: Slot) -> _Worker:
+        worker = _Worker.started(slot)
         self._workers.append(worker)
         threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
         return worker
@@ -138,13 +135,13 @@ class LocalWorkers:
         with cast(IO[bytes], worker.process.stdout) as lines:
             for line in lines:
                 if line.endswith(b"\n"):  # a process that is killed may leave half of one
-                    self._heard.put((worker, line))
-        self._heard.put((worker, b""))
+                    self._lines.put((worker, line))
+        self._lines.put((worker, b""))
 
 
-def _at(place: Place, order: Order) -> Order:
-    baseline = place.recipe(order.baseline) if order.baseline else None
-    return dataclasses.replace(order, recipe=place.recipe(order.recipe), baseline=baseline)
+def _at(slot: Slot, order: Order) -> Order:
+    baseline = slot.recipe(order.baseline) if order.baseline else None
+    return dataclasses.replace(order, recipe=slot.recipe(order.recipe), baseline=baseline)
 
 
 def _cause_of_death(code: int) -> str:

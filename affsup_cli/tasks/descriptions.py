@@ -98,7 +98,7 @@ class Descriptions:
         missing = [entry for entry in wanted if entry not in self._found]
         for entry in missing:
             self._found[entry] = describe(self._model, self._next(entry, coming), self._recipe)
-        if missing and len(self._found) == len(self._entries) and distributed.count() == 1:
+        if missing and len(self._found) == len(self._entries) and distributed.world_size() == 1:
             self._kept.write(torch.stack([self._found[entry] for entry in self._entries]))
         return torch.stack([self._found[entry] for entry in wanted])
 

@@ -22,7 +22,7 @@ from affsup_cli.affinity import (
     target_mass,
 )
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
-from affsup_cli.data.share import Share
+from affsup_cli.data.shard import Shard
 from affsup_cli.engine import distributed
 from affsup_cli.engine.devices import compile_modules, configure_cuda, memory_format, resolve_device
 from affsup_cli.engine.examples import Example, write_examples
@@ -35,7 +35,7 @@ from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
 from affsup_cli.models.detector import Regions
 from affsup_cli.models.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe, RelpnRecipe
-from affsup_cli.tasks.behind import OnHost, behind
+from affsup_cli.tasks.background import HostCopy, map_in_background
 from affsup_cli.tasks.scene_examples import Examples
 from affsup_cli.tasks.scene_findings import PAIRS_KEPT, RelationshipProposals, write_detections
 from affsup_cli.tasks.scene_network import (
@@ -68,13 +68,13 @@ class DetectionTask:
         if recipe.train.compile:
             detector = model.detector
             compile_modules(detector.backbone, detector.head, device=self._device, sizes_differ=True)
-        self._share = Share(distributed.rank(), distributed.count())
+        self._shard = Shard(distributed.rank(), distributed.world_size())
         self._epochs = SceneEpochs(
             self._batches(self._train, int(recipe.run.cache_gb * 2**30)),
             recipe.data.mirror,
             recipe.train.batch_size,
             recipe.seed,
-            self._share,
+            self._shard,
         )
         self._samplers = self._counted_samplers()
         self.steps = self._epochs.steps
@@ -97,7 +97,7 @@ class DetectionTask:
         main |= self.model.detector.detection_losses(regions, batch.boxes, batch.labels)
         metrics: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
-        of_some: dict[str, tuple[Tensor, Tensor]] = {}
+        masked_means: dict[str, tuple[Tensor, Tensor]] = {}
         loss = None
         affinity = self._affinity
         if affinity is not None and (self._loss is not None or affinity.measure):
@@ -109,7 +109,7 @@ class DetectionTask:
             mass, supervised = _mass(graph.detach().mean(dim=1), target)
             counts["affinity"] = supervised
             metrics["empty_target"] = 1 - supervised.float() / len(target)
-            of_some["mass"] = (mass, supervised)
+            masked_means["mass"] = (mass, supervised)
         if self.model.pairs is not None:
             wanted = relationship_target(match_proposals(regions.boxes, batch.boxes), batch.relations)
             main["pair_loss"] = self.model.pairs.loss(pair_scores(regions, self.model.pairs), wanted, regions.pairs)
@@ -117,14 +117,14 @@ class DetectionTask:
             counts[name] = sampler.taken
         whole = self._epochs.size(step)
         return Losses(
-            size=self._share.size(whole),
+            size=self._shard.size(whole),
             main=main,
             affinity=loss,
             weight=affinity.lambda_ if affinity else 0.0,
-            meeting=regions.pooled,
+            shared_features=regions.pooled,
             metrics=metrics,
-            of_some=of_some,
-            whole=whole,
+            masked_means=masked_means,
+            global_batch_size=whole,
             counts=counts,
         )
 
@@ -132,18 +132,18 @@ class DetectionTask:
         """Return detection precision; of networks with a graph of relations its recall at every K, and M."""
         scenes = read_scenes(self._folder, self._manifest, split)
         found = self._find(scenes)
-        everyones = distributed.collected(found)
-        return distributed.first_decides(lambda: self._measured(split, everyones))
+        everyones = distributed.gather_object(found)
+        return distributed.broadcast_from_rank0(lambda: self._measured(split, everyones))
 
     def _find(self, scenes: Scenes) -> _Found:
-        """Look at this process's share of a split."""
+        """Evaluate this process's shard of a split."""
         detections: list[tuple[Any, ...]] = []
         masses: list[tuple[Tensor, Tensor]] = []
         recall = RelationshipRecall(self._recipe.test.recall_at)
         proposals = RelationshipProposals()
         examples = Examples(scenes)
 
-        def count(seen: tuple[tuple[int, ...], OnHost]) -> None:
+        def count(seen: tuple[tuple[int, ...], HostCopy]) -> None:
             indices, on_host = seen
             values = on_host.read()
             if "mass" in values:
@@ -165,7 +165,7 @@ class DetectionTask:
                     examples.add(index, where, of_image)
 
         # On a CPU the two would only take turns: with a thread an evaluation took a fifth longer.
-        in_turn = behind if self._device.type == "cuda" else map
+        in_turn = map_in_background if self._device.type == "cuda" else map
         deque(in_turn(count, self._seen(scenes)), maxlen=0)
         return _Found(detections, masses, recall, proposals, examples.finished())
 
@@ -214,10 +214,10 @@ class DetectionTask:
         return SceneBatches(scenes, data.short_side, data.long_side, self._device, cache_bytes)
 
     @torch.no_grad()
-    def _seen(self, scenes: Scenes) -> Iterator[tuple[tuple[int, ...], OnHost]]:
-        """Yield which images are in each batch of this process's share, and what is seen in them."""
+    def _seen(self, scenes: Scenes) -> Iterator[tuple[tuple[int, ...], HostCopy]]:
+        """Yield which images are in each batch of this process's shard, and what is detected in them."""
         self.model.eval()
-        for batch in self._batches(scenes).in_order(self._recipe.train.batch_size, self._share):
+        for batch in self._batches(scenes).in_order(self._recipe.train.batch_size, self._shard):
             regions, _ = self._regions(batch)
             seen = {"scales": batch.scales, "boxes": regions.boxes, "present": regions.present}
             seen["refined"], seen["probabilities"] = self.model.detector.refined(regions, batch.sizes)
@@ -227,7 +227,7 @@ class DetectionTask:
                 if self._affinity is not None:
                     target = self._target(regions, batch, self._affinity)
                     seen["mass"], seen["supervised"] = _mass(graph, target)
-            yield batch.index, OnHost(seen)
+            yield batch.index, HostCopy(seen)
 
     def _regions(self, batch: SceneBatch, gt_boxes: Tensor | None = None) -> tuple[Regions, dict[str, Tensor]]:
         return find_regions(self.model, batch, self._recipe, gt_boxes)
@@ -247,7 +247,7 @@ class DetectionTask:
 
     def _counted_samplers(self) -> dict[str, _Counted]:
         """Have what the proposals' and the pairs' losses are means over counted: of several processes it differs."""
-        if distributed.count() == 1:
+        if distributed.world_size() == 1:
             return {}
         proposals, pairs = self.model.detector.proposals, self.model.pairs
         proposals.fg_bg_sampler = of_anchors = _Counted(proposals.fg_bg_sampler)

@@ -1,27 +1,22 @@
-"""From a recipe to a finished run folder: what `affsup train` and `affsup sweep` both do."""
+"""From a recipe to a finished run folder, for `affsup train` and `affsup sweep`."""
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from affsup_cli.data.share import Share
+from affsup_cli.data.shard import Shard
 from affsup_cli.engine import distributed
 from affsup_cli.engine.cost import peak_megabytes, time_in_turns
-from affsup_cli.engine.devices import resolve_device
 from affsup_cli.engine.environment import environment
 from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.engine.stop import StopRequest
-from affsup_cli.engine.together import Pieces, SharedClock, take_turns
 from affsup_cli.engine.trained import open_trained
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError, UsageError
@@ -59,16 +54,16 @@ def train_run(
 ) -> RunFolder:
     """Train `recipe` in the folder `run`; a folder whose run is finished is left as it is.
 
-    Several processes (`engine.distributed`) call this alike and train one model: `train.batch_size` and
-    `train.learning_rate` are those of all of them together. The first process alone writes, and is watched; the folder
-    must be one that all can read.
+    Several processes (`engine.distributed`) that all call this train one model: `train.batch_size` and
+    `train.learning_rate` are those of the global batch. Rank 0 alone writes and has observers; all processes must be
+    able to read the folder.
 
     Args:
         recipe: what to train.
         data_dir: where the data sets are prepared.
         run: where to; need not exist.
         resume: continue an unfinished run.
-        observers: makes those who watch, once everything has been checked.
+        observers: makes the observers, once everything has been checked.
         pretrained: the run folder, or an exported file, of the recipe's `prerequisite`.
 
     Raises:
@@ -76,79 +71,19 @@ def train_run(
             nothing to resume, or there are more processes than images in a batch.
         AffsupError: the data set is not prepared or has changed, another process trains here, the training failed.
     """
-    with _ready_to_train(recipe, data_dir, run, resume, observers, pretrained) as trainer:
-        if trainer is not None:
-            trainer.run()
-    return run
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run of a pack, trained beside others.
-
-    Attributes:
-        recipe: what to train.
-        run: where to; need not exist; an unfinished run is continued.
-        observers: makes those who watch, once everything has been checked.
-    """
-
-    recipe: Recipe
-    run: RunFolder
-    observers: Callable[[], Sequence[Observer]] = tuple
-
-
-def train_together(pack: Sequence[Planned], data_dir: Path) -> Iterator[tuple[int, Exception | None]]:
-    """Train runs side by side in this process, on one device, each in its folder as `train_run` alone would.
-
-    On a CPU each ends bit-identical to a run of its own. Seconds and images a second are a run's share of the process.
-    Ctrl-C or SIGTERM lets all save and leave.
-
-    Yields:
-        The place of each run that has come to its end, and what it failed with, None if it is finished.
-    """
-    clock = SharedClock()
-    device = resolve_device(pack[0].recipe.run.device)
-    with StopRequest() as stop:
-        yield from take_turns([_pieces(planned, data_dir, stop, clock, len(pack)) for planned in pack], clock, device)
-
-
-def _pieces(planned: Planned, data_dir: Path, stop: StopRequest, clock: SharedClock, together: int) -> Pieces:
-    recipe, run = planned.recipe, planned.run
-    ready = _ready_to_train(recipe, data_dir, run, run.exists, planned.observers, None, clock, together)
-    with ready as trainer:
-        yield
-        if trainer is not None:
-            yield from trainer.pieces(stop)
-    return run
-
-
-@contextmanager
-def _ready_to_train(
-    recipe: Recipe,
-    data_dir: Path,
-    run: RunFolder,
-    resume: bool,
-    observers: Callable[[], Sequence[Observer]],
-    pretrained: Path | None,
-    clock: Callable[[], float] = time.perf_counter,
-    together: int = 1,
-) -> Iterator[Trainer | None]:
-    """Build what trains `recipe` and hold its folder; None where the run is finished. See `train_run`."""
-    if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
-        yield None
-        return
-    processes = division(recipe, distributed.count())
-    fresh = not distributed.first_decides(run.checkpoint.exists)
+    if distributed.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
+        return run
+    processes = division(recipe, distributed.world_size())
+    fresh = not distributed.broadcast_from_rank0(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
     task = build_task(recipe, data_dir, fresh=fresh, network=begin)
     writes = distributed.rank() == 0
     with run.lock() if writes else nullcontext():
-        # Another process may have come first.
-        if distributed.first_decides(lambda: _is_finished(recipe, run, resume)):
-            yield None
-            return
+        # Another process may have finished the run meanwhile.
+        if distributed.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
+            return run
         now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
-        now |= {"processes": processes, "together": together}
+        now |= {"processes": processes}
         if not writes:
             pass
         elif resume:
@@ -161,20 +96,20 @@ def _ready_to_train(
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
-        watching = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
+        attached = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
         try:
-            yield Trainer(task, recipe, run, watching, clock)
+            Trainer(task, recipe, run, attached).run()
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
-            fewer = f"fewer than the {together} runs side by side (--pack), or " if together > 1 else ""
             raise AffsupError(
-                f"out of memory: {fewer}a new run with a smaller train.batch_size, or for scenes data.short_side or "
+                "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side or "
                 f"model.proposals, needs less ({str(error).splitlines()[0]})"
             ) from error
         finally:
-            for observer in watching:
+            for observer in attached:
                 observer.close()
+    return run
 
 
 def division(recipe: Recipe, count: int) -> dict[str, Any]:
@@ -186,7 +121,7 @@ def division(recipe: Recipe, count: int) -> dict[str, Any]:
     batch = recipe.train.batch_size
     if count > batch:
         raise UsageError(f"train.batch_size = {batch} for {count} processes: expected an image for each of them")
-    return {"count": count, "images_each": Share(0, count).sizes(batch)}
+    return {"count": count, "images_each": Shard(0, count).sizes(batch)}
 
 
 def _note_processes(run: RunFolder, count: int) -> None:

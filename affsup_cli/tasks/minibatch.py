@@ -15,10 +15,10 @@ from torch import Tensor
 
 from affsup_cli.affinity import BatchAffinityLoss, same_category_target
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, load_images
-from affsup_cli.data.share import ALONE, Share
+from affsup_cli.data.shard import WHOLE, Shard
 from affsup_cli.engine import distributed
+from affsup_cli.engine.cuda_graph import CapturedCalls
 from affsup_cli.engine.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
-from affsup_cli.engine.recorded import Repeated
 from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.engine.task import Losses
 from affsup_cli.errors import UsageError
@@ -52,11 +52,11 @@ class MinibatchTask:
         }
         self._passes = {name: _Pass.of(data, recipe.train.batch_size) for name, data in splits.items()}
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
-        self._share = Share(distributed.rank(), distributed.count())
-        self._epochs = AugmentedEpochs(splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._share)
+        self._shard = Shard(distributed.rank(), distributed.world_size())
+        self._epochs = AugmentedEpochs(splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._shard)
         self.steps = self._epochs.steps
-        self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._share == ALONE else 0
-        self.repeated = Repeated(None)
+        self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._shard == WHOLE else 0
+        self.captured = CapturedCalls(None)
         self.data = manifest.for_a_run()
         self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
@@ -92,7 +92,7 @@ class MinibatchTask:
             metrics["mass"] = measured.mass
             metrics["empty_target"] = self._empty(of_nodes)
         return Losses(
-            size=self._share.size(whole),
+            size=self._shard.size(whole),
             main={
                 "class_loss": F.cross_entropy(
                     logits.float(), labels, label_smoothing=self._recipe.train.label_smoothing
@@ -100,10 +100,10 @@ class MinibatchTask:
             },
             affinity=loss,
             weight=affinity.lambda_,
-            meeting=features if affinity.features == "pooled" else logits,
+            shared_features=features if affinity.features == "pooled" else logits,
             metrics=metrics,
-            whole=whole,
-            joint=affinity.across == "global",
+            global_batch_size=whole,
+            graph_is_global=affinity.across == "global",
         )
 
     @torch.no_grad()
@@ -111,16 +111,16 @@ class MinibatchTask:
         """Return accuracy, and M averaged over batches of the training size in a fixed shuffled order."""
         self.model.eval()
         passed = self._passes[split]
-        here = self._share.of(len(passed.sizes))
+        here = self._shard.slice_of(len(passed.sizes))
         passed.place.fill_(here.start)
         for size in passed.sizes[here]:
             work = partial(self._evaluate_batch, passed, size)
             if size == self._recipe.train.batch_size:
-                self.repeated(f"evaluate {split}", work)
+                self.captured(f"evaluate {split}", work)
             else:
                 work()
         averages = Averages()
-        for of_process in distributed.gathered((passed.found[here].cpu(), passed.sizes[here])):
+        for of_process in distributed.all_gather_object((passed.found[here].cpu(), passed.sizes[here])):
             for (accuracy, mass), count in zip(*of_process, strict=True):
                 averages.add({"accuracy": accuracy, "mass": mass}, count)
         return averages.read()
@@ -165,7 +165,7 @@ class MinibatchTask:
 
     def _of_all(self, rows: Tensor, whole: int) -> Tensor:
         """Rows of the images of all processes, from this one's."""
-        return distributed.rows_of_all(rows[: self._share.size(whole)], self._share.sizes(whole))
+        return distributed.all_gather_rows(rows[: self._shard.size(whole)], self._shard.sizes(whole))
 
     def _empty(self, labels: Tensor) -> Tensor:
         """1 where the batch's target has no edge, else 0."""
@@ -222,7 +222,7 @@ def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> No
             f"train.batch_size = {batch}: the last batch of {count} training images would be a single one, without a "
             f"pair or batch statistics; take {batch + 1}"
         )
-    processes = distributed.count()
+    processes = distributed.world_size()
     smallest = min(size for size in (batch, count % batch) if size)
     if processes > 1 and smallest < 2 * processes and not _takes_one_image(recipe, manifest):
         raise UsageError(

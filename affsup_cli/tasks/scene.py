@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from affsup_cli.data.epochs import epoch_generator
 from affsup_cli.data.scenes import SceneBatches
-from affsup_cli.data.share import Share
+from affsup_cli.data.shard import Shard
 from affsup_cli.engine import distributed
 from affsup_cli.engine.checkpoint import fitting
 from affsup_cli.engine.devices import configure_cuda, memory_format, resolve_device
@@ -50,7 +50,7 @@ class SceneTask:
         self._entries = images.entries()
         self._categories = torch.from_numpy(self._train.categories).to(self._device)
         self._descriptions = self._describing(images)
-        self._share = Share(distributed.rank(), distributed.count())
+        self._shard = Shard(distributed.rank(), distributed.world_size())
         self._plan: list[list[Entry]] = []
         self.steps = -(-len(self._entries) // recipe.train.batch_size)
 
@@ -61,7 +61,7 @@ class SceneTask:
         size = self._recipe.train.batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         self._sizes = [len(batch) for batch in batches]
-        self._plan = [batch[self._share.stand_in(len(batch))] for batch in batches]
+        self._plan = [batch[self._shard.slice_or_dummy(len(batch))] for batch in batches]
 
     def losses(self, step: int) -> Losses:
         """Run one batch; metrics: accuracy."""
@@ -69,12 +69,12 @@ class SceneTask:
         logits = self.model(self._descriptions.of(batch, list(chain.from_iterable(self._plan[step:]))))
         wanted = self._categories[[index for index, _ in batch]]
         return Losses(
-            size=self._share.size(whole),
-            whole=whole,
+            size=self._shard.size(whole),
+            global_batch_size=whole,
             main={"class_loss": F.cross_entropy(logits, wanted)},
             affinity=None,
             weight=0.0,
-            meeting=logits,
+            shared_features=logits,
             metrics={"accuracy": (logits.argmax(1) == wanted).double().mean()},
         )
 
@@ -83,7 +83,7 @@ class SceneTask:
         """Return accuracy, and its mean over the categories, of images as they are."""
         self.model.eval()
         scenes = read_scenes(self._folder, self._manifest, split)
-        here = self._share.of(len(scenes))
+        here = self._shard.slice_of(len(scenes))
         images = Images(self._manifest.digest, split, len(scenes), mirror=False)
         entries = images.entries()[here]
         descriptions = self._descriptions if split == "train" else self._describing(images)
@@ -92,7 +92,7 @@ class SceneTask:
             self.model(descriptions.of(entries[start : start + size], entries[start:])).argmax(1).tolist()
             for start in range(0, len(entries), size)
         ]
-        found = torch.tensor([*chain.from_iterable(chain.from_iterable(distributed.gathered(found_here)))])
+        found = torch.tensor([*chain.from_iterable(chain.from_iterable(distributed.all_gather_object(found_here)))])
         wanted = torch.from_numpy(scenes.categories)
         right = (found == wanted).double()
         of_each = torch.bincount(wanted, right), torch.bincount(wanted)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, balanced_subset
-from affsup_cli.data.share import ALONE, Share
+from affsup_cli.data.shard import WHOLE, Shard
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -121,7 +121,7 @@ def test_a_batch_can_be_had_without_those_before_it(step: int) -> None:
 def test_processes_share_a_batch_that_is_drawn_as_for_one() -> None:
     data = DeviceImages(*images(7), MEAN, STD, torch.device("cpu"))
     alone, *both = (
-        AugmentedEpochs(data, Augmentation(2, True), 3, 5, share) for share in (ALONE, Share(0, 2), Share(1, 2))
+        AugmentedEpochs(data, Augmentation(2, True), 3, 5, share) for share in (WHOLE, Shard(0, 2), Shard(1, 2))
     )
     for epochs in (alone, *both):
         epochs.begin(1)

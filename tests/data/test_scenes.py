@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
-from affsup_cli.data.share import ALONE, Share
+from affsup_cli.data.shard import WHOLE, Shard
 from data_prep.format import Objects
 
 
@@ -194,7 +194,7 @@ def test_an_image_that_cannot_be_read_stops_the_batch_with_its_error() -> None:
 
 
 def test_processes_share_a_batch_as_it_is_padded_for_one(paintings: Paintings) -> None:
-    alone, *both = (SceneEpochs(batches(paintings), False, 4, 3, share) for share in (ALONE, Share(0, 2), Share(1, 2)))
+    alone, *both = (SceneEpochs(batches(paintings), False, 4, 3, share) for share in (WHOLE, Shard(0, 2), Shard(1, 2)))
     for epochs in (alone, *both):
         epochs.begin(0)
     for step in range(2):
@@ -211,4 +211,4 @@ def test_processes_share_a_batch_as_it_is_padded_for_one(paintings: Paintings) -
 def test_processes_share_a_split_in_order(paintings: Paintings) -> None:
     data = batches(paintings)
     alone = [batch.index for batch in data.in_order(2)]
-    assert [batch.index for rank in range(3) for batch in data.in_order(2, Share(rank, 3))] == alone
+    assert [batch.index for rank in range(3) for batch in data.in_order(2, Shard(rank, 3))] == alone

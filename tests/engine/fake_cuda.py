@@ -20,7 +20,7 @@ from affsup_cli.data.images import DeviceImages
 from affsup_cli.engine import step
 from affsup_cli.tasks import minibatch
 from data_prep.format import Manifest
-from tests.engine.recording import refused, tensors
+from tests.engine.cpu_capture import refused, tensors
 
 CUDA = torch.device("cuda", 0)
 

@@ -25,9 +25,9 @@ def test_turns_alternate_and_a_round_has_the_same_steps_of_both(monkeypatch: pyt
     heard: list[int] = []
     measured = time_in_turns(partial(build, "a"), partial(build, "b"), RECIPE, 4, heard.append)
     assert heard == [1, 2, 3, 4]
-    assert (measured["rounds"], measured["steps_per_round"], measured["steps_per_epoch"]) == (4, cost.LEAST_STEPS, 4)
-    in_rounds = "".join(taken)[-4 * 2 * cost.LEAST_STEPS :]
-    steps = cost.LEAST_STEPS
+    assert (measured["rounds"], measured["steps_per_round"], measured["steps_per_epoch"]) == (4, cost.MIN_STEPS, 4)
+    in_rounds = "".join(taken)[-4 * 2 * cost.MIN_STEPS :]
+    steps = cost.MIN_STEPS
     assert in_rounds == ("a" * steps + "b" * steps + "b" * steps + "a" * steps) * 2
     for variant in ("baseline", "treatment"):
         assert len(measured[variant]["seconds_per_epoch"]) == 4

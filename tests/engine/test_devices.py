@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from affsup_cli.engine.devices import compile_modules, gpus, gpus_in_words, resolve_device
+from affsup_cli.engine.devices import compile_modules, describe_gpus, gpus, resolve_device
 from affsup_cli.engine.processes import run_processes
 from affsup_cli.errors import UsageError
 
@@ -23,7 +23,7 @@ def old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gpus_that_are_there_are_counted(monkeypatch: pytest.MonkeyPatch, count: int, words: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    assert (gpus(), gpus_in_words()) == (count, words)
+    assert (gpus(), describe_gpus()) == (count, words)
 
 
 @pytest.mark.usefixtures("old_driver")

@@ -16,11 +16,11 @@ import torch
 from torch.distributed import DistBackendError, TCPStore  # type: ignore[attr-defined]
 
 import data_prep
-from affsup_cli.data.share import Share
+from affsup_cli.data.shard import Shard
 from affsup_cli.engine import distributed
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.models import detector
-from tests.together import do_all
+from tests.two_processes import do_all
 
 
 def place_of(rank: int, store: TCPStore) -> dict[str, str]:
@@ -59,7 +59,7 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     apart = tmp_path_factory.mktemp("apart")  # what the one keeps of images beside the data is not for the two to read
     for data in folder.glob("[!.]*"):
         (apart / data.name).symlink_to(data)
-    with two_processes(["tests.together", str(folder), str(out["two"])]) as processes:
+    with two_processes(["tests.two_processes", str(folder), str(out["two"])]) as processes:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(detector, "RPN_SAMPLED", 100_000)
             one = do_all(apart, out["one"])
@@ -110,7 +110,7 @@ def test_a_stopped_process_leaves_when_the_first_one_has_saved(results: dict[str
 
 
 def test_a_stop_that_cannot_save_is_said_to_have_saved_by_none(tmp_path: Path) -> None:
-    with two_processes(["tests.together", str(tmp_path / "run")]) as processes:
+    with two_processes(["tests.two_processes", str(tmp_path / "run")]) as processes:
         first, other = (process.communicate()[1] for process in processes)
     assert "AffsupError: the disk is full" in first
     assert other == ""
@@ -177,8 +177,8 @@ def test_of_several_processes_that_fail_one_says_why(results: dict[str, Any]) ->
 def test_shares_are_contiguous_even_and_whole() -> None:
     for number in range(9):
         for count in range(1, 5):
-            shares = [Share(rank, count) for rank in range(count)]
-            taken = [list(range(number))[share.of(number)] for share in shares]
+            shares = [Shard(rank, count) for rank in range(count)]
+            taken = [list(range(number))[share.slice_of(number)] for share in shares]
             assert list(chain.from_iterable(taken)) == list(range(number))
             assert [len(part) for part in taken] == shares[0].sizes(number)
             assert len(taken[0]) == max(map(len, taken)) <= min(map(len, taken)) + 1
@@ -186,23 +186,26 @@ def test_shares_are_contiguous_even_and_whole() -> None:
 
 def test_one_process_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with distributed.joined("cpu"):
-        assert (distributed.rank(), distributed.count()) == (0, 1)
+    with distributed.init_distributed("cpu"):
+        assert (distributed.rank(), distributed.world_size()) == (0, 1)
 
 
 def test_what_processes_cannot_be_started_with_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UsageError, match=r"WORLD_SIZE is set.*RANK expected, but not set"), distributed.joined("cpu"):
+    with (
+        pytest.raises(UsageError, match=r"WORLD_SIZE is set.*RANK expected, but not set"),
+        distributed.init_distributed("cpu"),
+    ):
         pass
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UsageError, match="WORLD_SIZE = 'two'"), distributed.joined("cpu"):
+    with pytest.raises(UsageError, match="WORLD_SIZE = 'two'"), distributed.init_distributed("cpu"):
         pass
     for rank, processes in (("2", "2"), ("0", "0")):
         monkeypatch.setenv("WORLD_SIZE", processes)
         monkeypatch.setenv("RANK", rank)
         said = f"RANK = {rank} and WORLD_SIZE = {processes} in the environment: expected a RANK below WORLD_SIZE"
-        with pytest.raises(UsageError, match=said), distributed.joined("cpu"):
+        with pytest.raises(UsageError, match=said), distributed.init_distributed("cpu"):
             pass
 
 
@@ -212,7 +215,7 @@ def test_a_device_that_none_can_take_is_refused_once(monkeypatch: pytest.MonkeyP
     for rank, kind, said in ((1, UsageError, several), (0, SystemExit, "2")):
         for name, value in place_of(rank, store).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(kind, match=said), distributed.joined("cuda:0"):
+        with pytest.raises(kind, match=said), distributed.init_distributed("cuda:0"):
             pass
 
 
@@ -225,7 +228,7 @@ def test_where_processes_cannot_meet_is_said_with_the_reason(monkeypatch: pytest
         monkeypatch.setenv("RANK", "0")
         handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         said = f"the processes cannot find each other at {place}: .*EADDRINUSE"
-        with pytest.raises(AffsupError, match=said), distributed.joined("cpu"):
+        with pytest.raises(AffsupError, match=said), distributed.init_distributed("cpu"):
             pass
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
@@ -234,7 +237,7 @@ def test_where_processes_cannot_meet_is_said_with_the_reason(monkeypatch: pytest
 def test_a_process_that_waits_for_the_others_can_be_stopped(number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
-        script = "from affsup_cli.engine import distributed\nwith distributed.joined('cpu'): pass"
+        script = "from affsup_cli.engine import distributed\nwith distributed.init_distributed('cpu'): pass"
         with subprocess.Popen(
             [sys.executable, "-c", script], env={**os.environ, **place, "WORLD_SIZE": "2", "RANK": "1"}
         ) as process:
@@ -252,20 +255,20 @@ def test_what_nccl_says_last_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise DistBackendError("NCCL error in: x.cpp:47\nLast error:\nno room in /dev/shm")
 
     monkeypatch.setattr(torch.distributed, "all_reduce", fail)
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(AffsupError, match=r"cannot talk to each other: NCCL error .* Last error: no room in /dev/shm"):
-        distributed.total(torch.ones(1))
+        distributed.all_reduce_sum(torch.ones(1))
 
 
 def test_an_error_that_is_not_of_the_collective_keeps_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(distributed, "share_model", lambda _: None)
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast_model", lambda _: None)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     model = torch.nn.Linear(1, 1)
     model(torch.ones(1, 1)).backward()
-    same = distributed.SameModel(model)
+    same = distributed.ModelReplica(model)
     monkeypatch.setattr(torch, "cat", fail)
     with pytest.raises(RuntimeError, match=r"^CUDA error"):
-        same.sum_gradients(0.5)
+        same.all_reduce_gradients(0.5)

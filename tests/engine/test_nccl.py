@@ -18,7 +18,7 @@ def rank_zero(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A process group of this process alone, in which collectives do take place."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    monkeypatch.setattr(distributed, "count", lambda: 2)  # alone, nothing would be sent
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)  # alone, nothing would be sent
     yield
     dist.destroy_process_group()
 
@@ -27,11 +27,11 @@ def rank_zero(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("rank_zero")
 def test_sums_and_rows_keep_type_and_values(device: torch.device, kind: torch.dtype) -> None:
     values = torch.arange(6, device=device).to(kind).view(2, 3)
-    assert torch.equal(distributed.total(values), values)
-    rows = distributed.rows_of_all(values, [2])
+    assert torch.equal(distributed.all_reduce_sum(values), values)
+    rows = distributed.all_gather_rows(values, [2])
     assert rows.dtype == kind
     assert torch.equal(rows, values)
-    assert distributed.highest(3.0, -1.0) == [3.0, -1.0]
+    assert distributed.all_reduce_max(3.0, -1.0) == [3.0, -1.0]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -42,7 +42,7 @@ def test_a_model_of_any_layout_is_shared_and_its_gradients_summed(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(device).to(memory_format=layout)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    same = distributed.SameModel(model)
+    same = distributed.ModelReplica(model)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     model(torch.randn(2, 3, 8, 8, device=device)).square().sum().backward()

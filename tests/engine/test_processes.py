@@ -76,9 +76,9 @@ def test_a_process_that_is_killed_ends_the_run_with_a_message(killed: tuple[RunF
     run, code, said, errors = killed
     assert code == 1
     assert "2 processes, each with 215 or 216 of the 431 images of a step" in said
-    assert "affsup: process 2 of 2 was killed (SIGKILL), and the others have left" in errors
+    assert "affsup: process 2 of 2 was killed (SIGKILL), and the others have exited" in errors
     assert "another process of this run has ended, or cannot be reached (" in errors
-    assert "): what was saved last is in the run folder" in errors
+    assert "): the last checkpoint is in the run folder" in errors
     assert "Traceback" not in errors
     assert run.exists
     assert not run.finished

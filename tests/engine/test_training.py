@@ -120,7 +120,7 @@ def test_the_gradient_share_is_that_of_the_two_gradients_where_they_meet() -> No
     task = ToyTask()
     task.begin_epoch(0)
     losses = task.losses(0)
-    prediction, y = losses.meeting.detach(), task.y[:8]
+    prediction, y = losses.shared_features.detach(), task.y[:8]
     of_fit, of_affinity = (2 * (prediction - y) / 8).norm(), (0.5 * 2 * prediction / 8).norm()
     assert float(losses.gradient_share()) == pytest.approx(float(of_affinity / (of_fit + of_affinity)), rel=1e-5)
     losses.total().backward()  # the graph is still there

@@ -55,7 +55,7 @@ class ToyTask:
             main={"fit_loss": error},
             affinity=prediction.square().mean() if self.affinity else None,
             weight=self.weight,
-            meeting=prediction,
+            shared_features=prediction,
             metrics={"bias": prediction.mean()},
         )
 

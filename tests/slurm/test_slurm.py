@@ -21,7 +21,7 @@ from affsup_cli.engine.checkpoint import load_checkpoint
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe, load_recipe
-from affsup_cli.sweeps.cluster import asked_of_slurm, cancel, standings, submit
+from affsup_cli.sweeps.cluster import cancel, slurm_parameters, statuses, submit
 from affsup_cli.sweeps.jobs import queued_jobs, read_job
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.speeds import Speeds
@@ -169,21 +169,6 @@ def test_runs_that_must_leave_go_on_from_their_checkpoints_to_the_same_results(
         assert same(run, whole)
 
 
-def test_runs_of_one_job_go_on_together_after_a_requeue_to_the_results_of_jobs_of_their_own(
-    sweep: Sweep, undisturbed: Sweep
-) -> None:
-    runs = sweep.submit("--together")
-    (name,) = set(map(job, runs))
-    until(lambda: all(run.checkpoint.exists() for run in runs))
-    assert [line.split()[:2] for line in sweep.status().values()] == [["running", name]] * 2
-    subprocess.run(["scontrol", "requeue", name], check=True)
-    begin_again(runs[0])
-    until(lambda: all(run.finished for run in runs))
-    for run, whole in zip(runs, run_folders(undisturbed.runs), strict=True):
-        assert "stopped in epoch 1 after step" in (run.path / "log.txt").read_text()
-        assert same(run, whole)
-
-
 def test_a_run_that_is_pre_empted_saves_and_waits_for_its_next_turn(sweep: Sweep) -> None:
     sweep.call += [*LONG, "--seeds", "1"]
     (run,) = sweep.submit()
@@ -215,13 +200,13 @@ def test_what_needs_a_run_begins_after_it_and_is_dropped_if_it_fails(few: Path, 
         for needs in (good, bad)
     )
     plan = Plan((good, bad, after_good, after_bad), Speeds(), (), ())
-    submit(plan, few, tmp_path, asked_of_slurm([], "cpu"))
+    submit(plan, few, tmp_path, slurm_parameters([], "cpu"))
     dropped = plan.steps[-1].folder
     until(lambda: state(dropped) == "CANCELLED")
     assert not (dropped.path / "log.txt").exists()
     until(lambda: state(after_good.folder) not in ("PENDING", "COMPLETING"))
     assert good.folder.finished
-    found = standings(plan, tmp_path)
+    found = statuses(plan, tmp_path)
     assert found[bad].state == "failed"
     assert (found[after_bad].state, found[after_bad].detail) == ("cancelled", "needs bad seed 0")
     cancel(plan, tmp_path)
@@ -238,7 +223,7 @@ def test_what_sbatch_refuses_is_said_in_its_words(few: Path, tmp_path: Path, opt
     plan = Plan((a_step(tmp_path / "run", load_recipe("minibatch")),), Speeds(), (), ())
     key, _, value = option.partition("=")
     with pytest.raises(AffsupError, match=f"^Slurm takes no jobs: {said}$"):
-        submit(plan, few, tmp_path, asked_of_slurm([(key, value)], "cpu"))
+        submit(plan, few, tmp_path, slurm_parameters([(key, value)], "cpu"))
 
 
 def a_step(folder: Path, recipe: Recipe, needs: Step | None = None) -> Step:

@@ -20,8 +20,8 @@ from affsup_cli.commands import sweep as command
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, load_recipe
-from affsup_cli.sweeps.cluster import asked_of_slurm, cancel, standings, submit
-from affsup_cli.sweeps.job import RunsJob
+from affsup_cli.sweeps.cluster import cancel, slurm_parameters, statuses, submit
+from affsup_cli.sweeps.job import RunJob
 from affsup_cli.sweeps.jobs import RecordedJob, read_end, read_job, write_end, write_job
 from affsup_cli.sweeps.messages import Ended, Order
 from affsup_cli.sweeps.plan import Plan, Step
@@ -91,8 +91,8 @@ def plan(*steps: Step) -> Plan:
     return Plan(steps, Speeds(), (), ())
 
 
-def submitted(runs: Path, *steps: Step, together: int = 1) -> dict[str, str]:
-    new = submit(plan(*steps), Path("data"), runs, ASKED, together)
+def submitted(runs: Path, *steps: Step) -> dict[str, str]:
+    new = submit(plan(*steps), Path("data"), runs, ASKED)
     return {each.cells[0]: job for each, job in new.items()}
 
 
@@ -117,27 +117,6 @@ def test_a_run_waits_for_the_job_of_the_one_that_it_needs(slurm: Slurm, runs: Pa
     assert "--dependency=afterok:1_1" in second
 
 
-def test_together_runs_that_are_alike_are_one_job(slurm: Slurm, runs: Path) -> None:
-    cost = step(runs / "cost", baseline=load_recipe("minibatch"))
-    jobs = submitted(runs, step(runs / "a"), cost, step(runs / "b"), together=2)
-    assert jobs == {"a": "1", "b": "1", "cost": "2"}
-    assert [read_job(runs / name) for name in ("a", "b", "cost")] == [RecordedJob(job) for job in ("1", "1", "2")]
-
-
-def test_a_run_that_failed_while_others_of_its_job_go_on_has_failed_and_is_submitted_again(
-    slurm: Slurm, runs: Path
-) -> None:
-    failed, stopped, _ = steps = [step(runs / name, state="unfinished") for name in ("a", "b", "c")]
-    for each in steps:
-        write_job(each.folder.path, "7")
-    write_end(failed.folder.path, "7", Ended("failed", "no space"))
-    write_end(stopped.folder.path, "7", Ended("stopped"))  # by a time limit; its next turn comes
-    slurm.queue(j7="RUNNING")
-    found = standings(plan(*steps), runs)
-    assert [found[each].state for each in steps] == ["failed", "running", "running"]
-    assert submitted(runs, *steps, together=3) == {"a": "1"}
-
-
 def test_a_run_waits_for_a_job_that_an_earlier_sweep_has_submitted(slurm: Slurm, runs: Path) -> None:
     network = step(runs / "network")
     write_job(network.folder.path, "70_4")
@@ -154,7 +133,7 @@ def test_what_was_cancelled_is_submitted_again_behind_the_jobs_that_still_leave(
     slurm.queue(j70="RUNNING", j7_0="RUNNING", j7_1="RUNNING", j7_2="RUNNING")
     cancel(plan(*steps), runs)
     slurm.queue(j70="RUNNING", j7_0="COMPLETING", j7_1="COMPLETING", j7_2="CANCELLED")
-    assert [standing.state for standing in standings(plan(network, *steps), runs).values()] == [
+    assert [status.state for status in statuses(plan(network, *steps), runs).values()] == [
         "running",
         *["cancelled"] * 3,
     ]
@@ -213,8 +192,11 @@ def test_cancel_takes_the_jobs_of_this_sweep_that_are_not_over(slurm: Slurm, run
     for name, job in {"a": "7_0", "b": "7_1", "c": "7_2", "other": "8"}.items():
         write_job(runs / name, job)
     slurm.queue(j7_0="RUNNING", j7_1="PENDING|Resources", j7_2="FAILED", j8="RUNNING")
-    cancel(plan(*(step(runs / name) for name in "abc")), runs)
+    steps = [step(runs / name) for name in "abc"]
+    assert cancel(plan(*steps), runs) == {steps[0]: "7_0", steps[1]: "7_1"}
     assert slurm.told("scancel") == "7_0 7_1"
+    records = [read_job(runs / name) for name in ("a", "b", "c", "other")]
+    assert [record and record.cancelled for record in records] == [True, True, False, False]
 
 
 def test_while_jobs_are_cancelled_no_other_sweep_submits(slurm: Slurm, runs: Path) -> None:
@@ -226,22 +208,8 @@ def test_while_jobs_are_cancelled_no_other_sweep_submits(slurm: Slurm, runs: Pat
     assert slurm.told("scancel") == "held"
 
 
-def test_cancel_names_each_job_once_and_the_runs_of_other_sweeps_that_it_does_too(slurm: Slurm, runs: Path) -> None:
-    for name, job in {"a": "7_0", "b": "7_0", "beside": "7_0", "other": "7_1"}.items():
-        write_job(runs / name, job)
-    slurm.queue(j7_0="RUNNING", j7_1="RUNNING")
-    a, b = step(runs / "a"), step(runs / "b")
-    assert cancel(plan(a, b), runs) == ({a: "7_0", b: "7_0"}, ["beside"])
-    assert slurm.told("scancel") == "7_0"
-    assert [read_job(runs / name) for name in ("b", "beside", "other")] == [
-        RecordedJob("7_0", cancelled=True),
-        RecordedJob("7_0", cancelled=True),
-        RecordedJob("7_1"),
-    ]
-
-
 def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
-    assert cancel(plan(step(runs / "a")), runs) == ({}, [])
+    assert cancel(plan(step(runs / "a")), runs) == {}
     assert not (slurm.folder / "scancel").exists()
 
 
@@ -272,7 +240,7 @@ def test_a_run_stands_as_its_job_and_its_own_last_words_say(
     slurm.queue(**({"j7": queued} if queued else {}))
     if ended:
         write_end(one.folder.path, "7", ended)
-    found = standings(plan(one), runs)[one]
+    found = statuses(plan(one), runs)[one]
     assert (found.state, found.job, found.detail) == (state, "7", detail)
 
 
@@ -281,9 +249,9 @@ def test_a_run_stands_as_its_job_and_its_own_last_words_say(
 def test_a_record_that_affsup_did_not_write_is_named(slurm: Slurm, runs: Path, name: str, content: str) -> None:
     write_job(runs / "a", "7")
     (runs / "a" / name).write_text(content)
-    slurm.queue(j7="RUNNING")
+    slurm.queue(j7="FAILED")
     with pytest.raises(AffsupError, match=rf"/a/{name} is (damaged|not valid JSON): .*Remove it"):
-        standings(plan(step(runs / "a")), runs)
+        statuses(plan(step(runs / "a")), runs)
 
 
 def test_last_words_of_an_earlier_job_do_not_count(runs: Path) -> None:
@@ -299,7 +267,7 @@ def test_without_a_job_a_run_stands_as_its_folder_says_and_slurm_is_not_asked(
     monkeypatch.setenv("PATH", "")
     steps = [step(runs / state, state=state) for state in ("finished", "unfinished", "missing", "damaged")]
     write_job(runs / "finished", "7")
-    found = standings(plan(*steps), runs)
+    found = statuses(plan(*steps), runs)
     assert [each.state for each in found.values()] == ["finished", "to do", "to do", "failed"]
 
 
@@ -312,14 +280,14 @@ def test_what_needs_a_failed_run_says_so_and_a_failed_run_has_its_log(slurm: Slu
     (runs / ".slurm").mkdir()
     log = runs / ".slurm" / "7_0_log.err"
     log.touch()
-    found = standings(plan(scene, network), runs)
+    found = statuses(plan(scene, network), runs)
     assert list(found) == [scene, network]
     assert (found[scene].state, found[scene].detail) == ("cancelled", "needs network seed 0")
     assert found[network].log == log
     (network.folder.path / "log.txt").touch()
-    assert standings(plan(scene, network), runs)[network].log == network.folder.path / "log.txt"
+    assert statuses(plan(scene, network), runs)[network].log == network.folder.path / "log.txt"
     os.utime(network.folder.path / "log.txt", (0, 0))  # of an earlier job; this one never came to the run
-    assert standings(plan(scene, network), runs)[network].log == log
+    assert statuses(plan(scene, network), runs)[network].log == log
 
 
 @pytest.mark.parametrize(
@@ -335,14 +303,14 @@ def test_what_needs_a_failed_run_says_so_and_a_failed_run_has_its_log(slurm: Slu
 def test_options_of_sbatch_are_handed_on_and_a_gpu_asked_for_beside(
     settings: dict[str, str], device: str, options: dict[str, object]
 ) -> None:
-    found = asked_of_slurm(settings.items(), device)["additional_parameters"]
+    found = slurm_parameters(settings.items(), device)["additional_parameters"]
     fixed = {"job_name": "affsup", "requeue": True, "kill_on_invalid_dep": "yes"}
     assert found == {**fixed, **options}
 
 
 def test_settings_of_submitit_itself_are_no_options_of_sbatch() -> None:
     lines = "module load cuda", "source activate"
-    asked = asked_of_slurm([("time", "30"), *(("setup", line) for line in lines), ("cpus_per_task", "4")], "cpu")
+    asked = slurm_parameters([("time", "30"), *(("setup", line) for line in lines), ("cpus_per_task", "4")], "cpu")
     assert asked["time"] == 30
     assert asked["setup"][1:] == [*lines]
     assert asked["srun_args"] == ["--cpus-per-task=4"]
@@ -353,7 +321,7 @@ def test_settings_of_submitit_itself_are_no_options_of_sbatch() -> None:
 def test_a_job_is_warned_five_minutes_before_its_time_is_over_or_after_three_quarters_of_it(
     minutes: int, seconds: int
 ) -> None:
-    assert asked_of_slurm([("time", str(minutes))], "cpu")["signal_delay_s"] == seconds
+    assert slurm_parameters([("time", str(minutes))], "cpu")["signal_delay_s"] == seconds
 
 
 @pytest.mark.parametrize(
@@ -401,12 +369,11 @@ def test_without_slurm_it_is_named_after_the_plan(monkeypatch: pytest.MonkeyPatc
     assert str(result.exception).startswith("no Slurm here: `squeue` was not found on the PATH")
 
 
-def the_job(runs: Path, digits: Path, *recipes: Recipe, notice: float = 300.0) -> tuple[str, list[RunFolder]]:
-    """Submit recipes as one job; returns its id, and the folders of its runs."""
-    folders = [RunFolder(runs / str(number)) for number in range(len(recipes))]
-    orders = [Order(recipe, None, digits, folder.path, None) for recipe, folder in zip(recipes, folders, strict=True)]
+def the_job(runs: Path, digits: Path, recipe: Recipe, notice: float = 300.0) -> tuple[str, RunFolder]:
+    """Submit a run as a job; returns its id, and the run folder."""
+    run = RunFolder(runs / "run")
     executor = submitit.SlurmExecutor(runs / ".slurm", max_num_timeout=3)
-    return executor.submit(RunsJob(orders, notice)).job_id, folders
+    return executor.submit(RunJob(Order(recipe, None, digits, run.path, None), notice)).job_id, run
 
 
 @pytest.fixture
@@ -464,7 +431,7 @@ def told_to_leave(begun: Begin, job: str, run: RunFolder, number: int, evaluatin
 def test_a_run_that_evaluates_on_when_its_time_is_nearly_over_is_interrupted_and_put_back(
     slurm: Slurm, runs: Path, digits: Path, begun: Begin
 ) -> None:
-    job, (run,) = the_job(runs, digits, load_recipe("minibatch"), notice=0.2)
+    job, run = the_job(runs, digits, load_recipe("minibatch"), notice=0.2)
     slurm.queue(**{f"j{job}": "RUNNING"})
     told_to_leave(begun, job, run, signal.SIGUSR2, evaluating=True)
     assert slurm.told("scontrol") == f"requeue {job}"
@@ -487,7 +454,7 @@ def test_a_job_is_not_put_back_if_slurm_takes_it_away_but_it_is_if_slurm_never_s
     squeue: str,
     back: bool,
 ) -> None:
-    job, (run,) = the_job(runs, digits, load_recipe("minibatch"))
+    job, run = the_job(runs, digits, load_recipe("minibatch"))
     slurm.queue(**{f"j{job}": "COMPLETING"})
     slurm.program("squeue", squeue)
     told_to_leave(begun, job, run, signal.SIGTERM)
@@ -502,45 +469,39 @@ def test_a_site_may_name_another_signal_that_warns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
-    job, (run,) = the_job(runs, digits, load_recipe("minibatch"))
+    job, run = the_job(runs, digits, load_recipe("minibatch"))
     slurm.queue(**{f"j{job}": "RUNNING"})
     told_to_leave(begun, job, run, signal.SIGUSR1)
     assert slurm.told("scontrol") == f"requeue {job}"
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2])
 def test_a_job_whose_time_is_nearly_over_saves_and_is_put_back(
-    slurm: Slurm, runs: Path, digits: Path, begun: Begin, side_by_side: int
+    slurm: Slurm, runs: Path, digits: Path, begun: Begin
 ) -> None:
-    fields = {"run.device": "cpu", "run.checkpoint_seconds": 1e-6}
-    recipes = [load_recipe("minibatch", {**fields, "seed": seed}) for seed in range(side_by_side)]
-    job, folders = the_job(runs, digits, *recipes)
+    job, run = the_job(runs, digits, load_recipe("minibatch", {"run.device": "cpu", "run.checkpoint_seconds": 1e-6}))
     slurm.queue(**{f"j{job}": "RUNNING"})
     process = begun(job)
-    while not all(run.checkpoint.exists() for run in folders):
+    while not run.checkpoint.exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR2)
     assert process.wait() != 0
     assert slurm.told("scontrol") == f"requeue {job}"
-    for run in folders:
-        assert "saved" in (run.path / "log.txt").read_text()
-        assert read_end(run.path, job) == Ended("stopped")
+    assert "saved" in (run.path / "log.txt").read_text()
+    assert read_end(run.path, job) == Ended("stopped")
 
 
-def test_of_the_runs_of_a_job_one_fails_and_the_others_finish(
-    slurm: Slurm, runs: Path, digits: Path, begun: Begin
+@pytest.mark.parametrize(("rate", "code"), [(1e30, 1), (0.01, 0)])
+def test_a_job_leaves_a_record_if_its_run_fails_and_none_if_it_finishes(
+    slurm: Slurm, runs: Path, digits: Path, begun: Begin, rate: float, code: int
 ) -> None:
     fields = {"run.device": "cpu", "train.epochs": 1, "train.milestones": [], "train.batch_size": 16}
-    recipes = [load_recipe("minibatch", {**fields, "train.learning_rate": rate}) for rate in (1e30, 0.01)]
-    job, (fails, finishes) = the_job(runs, digits, *recipes)
-    finishes.path.mkdir()
-    write_end(finishes.path, job, Ended("failed", "in an earlier turn"))
+    job, run = the_job(runs, digits, load_recipe("minibatch", {**fields, "train.learning_rate": rate}))
+    run.path.mkdir()
+    write_end(run.path, job, Ended("stopped", "in an earlier turn"))
     slurm.queue(**{f"j{job}": "RUNNING"})
-    assert begun(job).wait() == 1
-    ended = read_end(fails.path, job)
-    assert ended is not None
-    assert (ended.how, ended.reason[:22]) == ("failed", "the loss is not finite")
-    assert finishes.finished
-    assert read_end(finishes.path, job) is None
+    assert begun(job).wait() == code
+    assert run.finished == (code == 0)
+    ended = read_end(run.path, job)
+    assert (ended and (ended.how, ended.reason[:22])) == (("failed", "the loss is not finite") if code else None)
     assert slurm.told("scontrol") == ""

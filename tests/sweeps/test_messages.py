@@ -17,9 +17,9 @@ from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order, event_from_li
     ],
 )
 def test_an_order_is_a_line_that_says_all_of_it(order: Order) -> None:
-    line = Order.line_of([order])
+    line = order.to_line()
     assert line.count(b"\n") == 1
-    assert Order.several_from_line(line) == [order]
+    assert Order.from_line(line) == order
 
 
 @pytest.mark.parametrize(
@@ -31,13 +31,6 @@ def test_an_order_is_a_line_that_says_all_of_it(order: Order) -> None:
     ],
 )
 def test_an_event_is_a_line_that_says_all_of_it(event: Event) -> None:
-    line = event_to_line(3, event)
+    line = event_to_line(event)
     assert line.count(b"\n") == 1
-    assert event_from_line(line) == (3, event)
-
-
-def test_orders_for_one_process_are_a_line() -> None:
-    orders = [Order(load_recipe("minibatch", {"seed": seed}), None, Path("d"), Path("r"), None) for seed in (0, 1)]
-    line = Order.line_of(orders)
-    assert line.count(b"\n") == 1
-    assert Order.several_from_line(line) == orders
+    assert event_from_line(line) == event

@@ -25,8 +25,8 @@ from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.experiments import Experiment
-from affsup_cli.sweeps.places import find_places
 from affsup_cli.sweeps.plan import plan_sweep
+from affsup_cli.sweeps.slots import find_slots
 
 SHORT = {"train.epochs": 1, "train.milestones": [], "train.learning_rate": 0.01, "train.batch_size": 16}
 
@@ -81,41 +81,6 @@ def test_a_finished_run_is_told_with_its_numbers(undisturbed: tuple[list[RunFold
         assert re.search(rf"seed {run.recipe().seed} finished in [\d:]+: accuracy {100 * accuracy:.2f}%", printed)
 
 
-@pytest.fixture(scope="module")
-def side_by_side(few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RunFolder], str]:
-    """The same two runs in one process."""
-    cwd = tmp_path_factory.mktemp("together")
-    code, out, error = sweep(cwd, few, "--together")
-    assert code == 0, error
-    return run_folders(cwd / "runs"), out
-
-
-def test_runs_together_are_done_by_one_process_and_end_as_each_alone(
-    side_by_side: tuple[list[RunFolder], str], undisturbed: tuple[list[RunFolder], str]
-) -> None:
-    runs, printed = side_by_side
-    assert "side by side: 2 runs of digits/resnet20/base" in printed
-    logs = [(run.path / "log.txt").read_text() for run in runs]
-    assert len({match for log in logs for match in re.findall(r"process (\d+) begins", log)}) == 1
-    assert all(log.endswith(" finished\n") for log in logs)
-    for run, whole in zip(runs, undisturbed[0], strict=True):
-        assert run.name == whole.name
-        assert run.result()["metrics"] == whole.result()["metrics"]
-        weights, expected = (load_checkpoint(each.best, torch.device("cpu"))["model"] for each in (run, whole))
-        assert all(torch.equal(weights[key], expected[key]) for key in expected)
-
-
-def test_runs_together_that_are_told_to_stop_all_save(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few: Path
-) -> None:
-    monkeypatch.setattr(SweepView, "progressed", lambda *_: signal.raise_signal(signal.SIGTERM))
-    code, _, error = sweep(tmp_path, few, "--together")
-    assert code == 1
-    assert error == "affsup: interrupted: 2 of 2 runs are left to do; the same call goes on\n"
-    for run in run_folders(tmp_path / "runs"):
-        assert load_checkpoint(run.checkpoint, torch.device("cpu"))["step"] > 0
-
-
 @pytest.fixture
 def killed(tmp_path: Path, few: Path) -> RunFolder:
     """The first run of a sweep that was killed in the middle of its epoch, a checkpoint behind every step."""
@@ -167,9 +132,8 @@ def test_a_sweep_that_is_told_to_stop_lets_its_run_save_and_says_what_is_left(
     assert load_checkpoint(run.checkpoint, torch.device("cpu"))["step"] > 0
 
 
-@pytest.mark.parametrize("together", [1, 2])
 def test_a_run_that_fails_is_named_with_reason_and_log_and_the_others_finish(
-    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], together: int
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fields = {**SHORT, "run.device": "cpu"}
     wanted = [
@@ -178,7 +142,7 @@ def test_a_run_that_fails_is_named_with_reason_and_log_and_the_others_finish(
     ]
     plan = plan_sweep(wanted, few, tmp_path, set())
     with pytest.raises(AffsupError) as failed:
-        run_plan(plan, few, find_places("cpu"), together)
+        run_plan(plan, few, find_slots("cpu"))
     title, line = str(failed.value).splitlines()
     diverged, good = (step.folder for step in plan.steps)
     log = diverged.path / "log.txt"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from affsup_cli.engine.stop import StopRequest
 from affsup_cli.recipe import load_recipe
 from affsup_cli.sweeps import schedule
 from affsup_cli.sweeps.messages import Ended, Event, Order
-from affsup_cli.sweeps.packs import alone
 from affsup_cli.sweeps.plan import Step
 from affsup_cli.sweeps.schedule import Watcher, run_steps
 
@@ -30,10 +29,10 @@ class Machine:
     def has_room(self) -> bool:
         return len(self.running) < self.room
 
-    def start(self, orders: Mapping[int, Order]) -> str:
-        self.running |= {number: order.folder.name for number, order in orders.items()}
-        self.orders += orders.values()
-        self.story.append("+" + "".join(order.folder.name for order in orders.values()))
+    def start(self, number: int, order: Order) -> str:
+        self.running[number] = order.folder.name
+        self.orders.append(order)
+        self.story.append(f"+{order.folder.name}")
         return "here"
 
     def events(self, seconds: float) -> Iterator[tuple[int, Event]]:
@@ -56,7 +55,7 @@ def step(name: str, needs: Step | None = None, state: str = "missing") -> Step:
 
 
 def run(steps: list[Step], machine: Machine, watcher: Watcher | None = None) -> dict[str, tuple[str, str]]:
-    outcomes = run_steps(alone(steps), Path("data"), machine, watcher or Watcher(), StopRequest())
+    outcomes = run_steps(steps, Path("data"), machine, watcher or Watcher(), StopRequest())
     return {step.cells[0]: (outcome.how, outcome.reason) for step, outcome in outcomes.items()}
 
 
@@ -110,7 +109,7 @@ def test_after_a_stop_nothing_begins_and_all_that_run_are_told() -> None:
 
     machine = Machine(room=2)
     steps = [step(name) for name in "abcd"]
-    outcomes = run_steps(alone(steps), Path("data"), machine, Impatient(), stop)
+    outcomes = run_steps(steps, Path("data"), machine, Impatient(), stop)
     assert machine.story == ["+a", "+b", "-a", "-b"]
     assert {step.cells[0]: outcome.how for step, outcome in outcomes.items()} == {"a": "finished", "b": "stopped"}
 
@@ -128,23 +127,6 @@ def test_a_watcher_hears_of_every_end(room: int) -> None:
 
     run([step("a"), step("b", state="damaged")], Machine(room), Listener())
     assert heard == ["-b", "+a here", "-a"]
-
-
-def test_the_runs_of_a_pack_begin_in_one_process_and_end_each_for_itself() -> None:
-    a, b, c, d = (step(name) for name in "abcd")
-    machine = Machine(room=1, fates={"a": Ended("failed", "diverged")})
-    machine.has_room = lambda: not machine.running  # type: ignore[method-assign]
-    outcomes = run_steps([(a, c), (b, d)], Path("data"), machine, Watcher(), StopRequest())
-    assert machine.story == ["+ac", "-a", "-c", "+bd", "-b", "-d"]
-    assert [outcomes[each].how for each in (a, b, c, d)] == ["failed", "finished", "finished", "finished"]
-
-
-def test_a_damaged_run_keeps_none_of_its_pack_from_running() -> None:
-    a, b, c = step("a"), step("b", state="damaged"), step("c")
-    machine = Machine(room=3)
-    outcomes = run_steps([(a, b, c)], Path("data"), machine, Watcher(), StopRequest())
-    assert machine.story == ["+ac", "-a", "-c"]
-    assert outcomes[b].how == "failed"
 
 
 class Elsewhere(Watcher):
@@ -206,7 +188,7 @@ def test_a_run_of_another_process_is_left_alone_for_a_while_and_a_stop_does_not_
         stop.requested = machine.rounds == 20
 
     monkeypatch.setattr(watcher, "ticked", tick)
-    assert run_steps(alone([step("a")]), Path("data"), machine, watcher, stop) == {}
+    assert run_steps([step("a")], Path("data"), machine, watcher, stop) == {}
     assert machine.story == ["+a", "-a"]
     assert watcher.heard == ["a"]
 

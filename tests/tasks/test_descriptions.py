@@ -262,13 +262,13 @@ def test_several_processes_read_and_do_not_write(
     undescribed: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch, silent: Callable[[], None]
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(distributed, "count", lambda: 2)
+        patched.setattr(distributed, "world_size", lambda: 2)
         task = build(undescribed, part_a)
         task._descriptions.of(task._entries, task._entries)
         assert not (undescribed / ".described").exists()
     found = pass_epoch(build(undescribed, part_a))
     silent()
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     task = build(undescribed, part_a)
     assert torch.equal(task._descriptions.of(task._entries, task._entries), found)
 

@@ -36,7 +36,7 @@ from affsup_cli.metrics.average import Averages
 from affsup_cli.metrics.relationship import top_pairs
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task, detection
-from affsup_cli.tasks.behind import behind
+from affsup_cli.tasks.background import map_in_background
 from affsup_cli.tasks.detection import DetectionTask, _mass
 from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import train_run
@@ -96,7 +96,7 @@ def test_the_supervised_graph_is_what_the_recipe_says(
     assert losses.affinity is not None
     expected = affinity_loss(of_heads, wanted.expand_as(of_heads), "focal", 3.0)
     assert losses.affinity.item() == pytest.approx(expected.item(), rel=1e-5)
-    mass, images = losses.of_some["mass"]
+    mass, images = losses.masked_means["mass"]
     assert images == 1
     assert mass.item() == pytest.approx(target_mass(mean, wanted).item(), rel=1e-5)
     total = sum(term.item() for term in losses.main.values()) + 0.3 * losses.affinity.item()
@@ -117,9 +117,9 @@ def test_every_form_and_softmax_of_the_loss_reaches_training(shapes: Path) -> No
 def test_the_base_network_measures_the_mass_and_has_no_loss_of_it(shapes: Path) -> None:
     losses = build(shapes, affinity__loss="none").losses(0)
     assert losses.affinity is None
-    assert losses.of_some["mass"][0] > 0
-    assert not losses.of_some["mass"][0].requires_grad
-    assert not build(shapes, affinity__loss="none", affinity__measure=False).losses(0).of_some
+    assert losses.masked_means["mass"][0] > 0
+    assert not losses.masked_means["mass"][0].requires_grad
+    assert not build(shapes, affinity__loss="none", affinity__measure=False).losses(0).masked_means
 
 
 class Waits(TorchDispatchMode):
@@ -168,7 +168,7 @@ def test_an_evaluation_counted_in_a_thread_is_the_same(
         measured.append(task.evaluate("test"))
         task.export(folder, "test")
         written.append([path.read_bytes() for path in sorted(folder.iterdir())])
-        monkeypatch.setattr("affsup_cli.tasks.detection.map", behind, raising=False)
+        monkeypatch.setattr("affsup_cli.tasks.detection.map", map_in_background, raising=False)
     assert measured[0] == measured[1]
     assert written[0] == written[1]
     assert len(written[0]) == 3
@@ -183,7 +183,7 @@ def test_a_step_its_averages_and_an_evaluation_run_on_the_device(shapes: Path, d
     losses.total().backward()
     averages = Averages()
     averages.add({"loss": losses.total()}, losses.size)
-    for metric, (value, count) in losses.of_some.items():
+    for metric, (value, count) in losses.masked_means.items():
         averages.add({metric: value}, count)
     assert all(map(math.isfinite, averages.read().values()))
     assert 0 <= task.evaluate("train")["map_50"] <= 1
@@ -195,7 +195,7 @@ def test_images_without_a_target_are_counted_and_change_neither_loss_nor_mass(sh
     losses = task.losses(0)
     empty = losses.metrics["empty_target"].item()
     assert 0 < empty < 1
-    assert losses.of_some["mass"][1].item() == round(8 * (1 - empty))
+    assert losses.masked_means["mass"][1].item() == round(8 * (1 - empty))
     assert losses.affinity is not None
     assert losses.affinity.isfinite()
 
@@ -225,14 +225,14 @@ def test_a_step_on_l_g_raises_the_mass(shapes: Path) -> None:
     after = task.losses(0)
     assert after.affinity is not None
     assert after.affinity < before.affinity
-    assert after.of_some["mass"][0] > before.of_some["mass"][0]
+    assert after.masked_means["mass"][0] > before.masked_means["mass"][0]
 
 
 def test_a_plain_detector_has_no_graph(shapes: Path, tmp_path: Path) -> None:
     task = build(shapes, "frcnn")
     losses = task.losses(0)
     assert losses.affinity is None
-    assert not losses.of_some
+    assert not losses.masked_means
     measured = task.evaluate("train")
     assert set(measured) == {"map_all", "map_50", "map_50_voc07"}
     task.export(tmp_path, "train")

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import data_prep
 from affsup_cli.engine.run_folder import RunFolder
@@ -11,6 +12,7 @@ from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
+from affsup_cli.tasks.minibatch import MinibatchTask
 
 SHORT = {"train.epochs": 1, "train.batch_size": 256, "run.device": "cpu"}
 
@@ -107,3 +109,14 @@ def test_a_measurement_is_kept_as_a_run_of_its_own_kind(digits: Path, tmp_path: 
     for variant in ("baseline", "treatment"):
         assert len(result[variant]["seconds_per_epoch"]) == 2
         assert result[variant]["peak_megabytes"] > 50
+
+
+def test_a_run_that_does_not_fit_into_memory_says_what_needs_less(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nOf the device's memory ...")
+
+    monkeypatch.setattr(MinibatchTask, "losses", full)
+    with pytest.raises(AffsupError, match=r"^out of memory: a new run with a smaller train\.batch_size, .*memory\.\)$"):
+        train_run(load_recipe("minibatch", SHORT), digits, RunFolder(tmp_path / "run"))

@@ -201,7 +201,7 @@ def test_what_cannot_be_built_is_refused_with_its_name(
 def test_a_share_of_one_image_is_refused_where_batch_norm_cannot_do_with_it(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     fields = {"model__arch": "resnet18", "train__batch_size": 323}  # of 1,295 images
     said = "batch_size = 323 for 2 processes: of a batch of 3 images .* resnet18 ends in one pixel"
     with pytest.raises(UsageError, match=said):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from affsup_cli.tasks.behind import MOST, OnHost, behind
+from affsup_cli.tasks.background import MAX_PENDING, HostCopy, map_in_background
 
 
 def test_work_is_done_in_order() -> None:
-    assert list(behind(lambda number: number**2, range(20))) == [number**2 for number in range(20)]
+    assert list(map_in_background(lambda number: number**2, range(20))) == [number**2 for number in range(20)]
 
 
 def test_an_item_is_made_while_the_one_before_it_is_worked_on() -> None:
@@ -28,7 +28,7 @@ def test_an_item_is_made_while_the_one_before_it_is_worked_on() -> None:
         met.append(made.wait(30))
         return number
 
-    assert list(behind(work, items())) == [0, 1]
+    assert list(map_in_background(work, items())) == [0, 1]
     assert met == [True, True, True]
 
 
@@ -40,26 +40,26 @@ def test_no_more_than_a_few_items_wait() -> None:
             made.append(number)
             yield number
 
-    results = behind(str, items())
+    results = map_in_background(str, items())
     for taken in range(10):
         assert next(results) == str(taken)
-        assert len(made) <= taken + 1 + MOST
+        assert len(made) <= taken + 1 + MAX_PENDING
 
 
 def test_an_error_of_the_work_or_of_an_item_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        list(behind(lambda number: 1 // number, [1, 0, 1]))
+        list(map_in_background(lambda number: 1 // number, [1, 0, 1]))
 
     def items() -> Iterator[int]:
         yield 1
         raise OSError("torn")
 
     with pytest.raises(OSError, match="torn"):
-        list(behind(str, items()))
+        list(map_in_background(str, items()))
 
 
 def test_tensors_come_to_the_host_as_they_are(device: torch.device) -> None:
     values = {"a": torch.arange(5, device=device), "b": torch.rand(2, 3, device=device)}
-    read = OnHost(values).read()
+    read = HostCopy(values).read()
     assert list(read) == ["a", "b"]
     assert all(read[name].device.type == "cpu" and torch.equal(read[name], values[name].cpu()) for name in values)

@@ -1,7 +1,7 @@
-"""A recorder for the CPU that is as strict as a CUDA graph: operators are taken down and repeated in the same memory.
+"""A capture on the CPU that is as strict as a CUDA graph: operators are recorded, and replayed in the same memory.
 
-No Python of the work runs in a repetition, so that whatever the work leaves to the host stands still; what a graph
-cannot hold is refused while it is taken down.
+No Python of the work runs in a replay, so that all that the work leaves to the host keeps its value; what a graph
+cannot hold is refused during the capture.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ FROM_THE_HOST = {"aten::lift_fresh", "aten::lift_fresh_copy"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
 
-class NotRepeatableError(Exception):
+class NotCapturableError(Exception):
     """The work waits for the device, takes something from the host, has sizes that depend on values, or draws."""
 
 
 class Recording(TorchDispatchMode):
-    """Notes every operator, and refuses those that no graph can hold."""
+    """Records every operator, and refuses those that no graph can hold."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ class Recording(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if refused(func, args):
-            raise NotRepeatableError(func.name())
+            raise NotCapturableError(func.name())
         output = func(*args, **kwargs)
         self.operators.append((func, args, kwargs, output))
         return output
 
-    def repeat(self) -> None:
+    def replay(self) -> None:
         with torch.no_grad():
-            for func, args, kwargs, noted in self.operators:
+            for func, args, kwargs, recorded in self.operators:
                 given = {leaf.untyped_storage().data_ptr() for leaf in tensors((args, kwargs))}
-                for mine, new in zip(tensors(noted), tensors(func(*args, **kwargs)), strict=True):
+                for mine, new in zip(tensors(recorded), tensors(func(*args, **kwargs)), strict=True):
                     if mine.untyped_storage().data_ptr() not in given:
                         mine.copy_(new)
 
@@ -64,9 +64,9 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def record(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Take `work` down; unlike CUDA, a CPU does it meanwhile, so that the first repetition has nothing left to do."""
+def capture_on_cpu(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Capture `work`; unlike CUDA, a CPU runs it meanwhile, so that the first replay has nothing left to do."""
     with Recording() as recording:
         returned = work()
-    turns = itertools.chain([lambda: None], itertools.repeat(recording.repeat))
+    turns = itertools.chain([lambda: None], itertools.repeat(recording.replay))
     return lambda: next(turns)(), returned

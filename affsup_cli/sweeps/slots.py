@@ -1,4 +1,4 @@
-"""Where runs of a sweep go on this machine: one place for each that runs at the same time."""
+"""Slots for the runs of a sweep on this machine: one for each run at the same time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """Room for one run at a time; two on the same device are two places.
+class Slot:
+    """Room for one run at a time; two on the same device are two slots.
 
     Attributes:
         device: "cpu" or "cuda:N", N counted over the devices that are visible here.
-        name: what the device's maker calls it; runs record the same.
-        environment: variables that keep a process to its place.
+        name: the device's product name, as runs record it.
+        environment: variables that restrict a process to its slot.
     """
 
     device: str
@@ -29,31 +29,31 @@ class Place:
     environment: Mapping[str, str]
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return `recipe` as a process here must be given it: the one GPU that it sees is its first."""
+        """Return `recipe` as a process in this slot must be given it: the GPU of the slot is the only one it sees."""
         if not recipe.run.device.startswith("cuda:"):
             return recipe
         return recipe.model_copy(update={"run": recipe.run.model_copy(update={"device": "cuda"})})
 
-    def alone(self) -> Place:
-        """Return the same place with all of the cores."""
+    def alone(self) -> Slot:
+        """Return the same slot with all of the cores."""
         kept = {name: value for name, value in self.environment.items() if name != _THREADS}
         return replace(self, environment=kept)
 
 
-def find_places(device: str, jobs: int = 1) -> list[Place]:
-    """Return the places that `device` has on this machine: all of its GPUs for "auto" and "cuda".
+def find_slots(device: str, jobs: int = 1) -> list[Slot]:
+    """Return the slots of this machine, by turns one on each device: all GPUs for "auto" and "cuda".
 
     Args:
         device: as `run.device`.
-        jobs: how many run on each GPU, or on the CPU, at the same time; they share the cores.
+        jobs: slots on each GPU, or on the CPU; they share the cores.
 
     Raises:
         UsageError: there is no such device.
     """
-    devices = [found for found in _devices(device) for _ in range(jobs)]
+    devices = _devices(device) * jobs
     threads = max(1, _cores() // len(devices))
     shared = {_THREADS: str(threads)} if len(devices) > 1 else {}
-    return [Place(str(found), device_name(found), shared | _visible(found)) for found in devices]
+    return [Slot(str(found), device_name(found), shared | _visible(found)) for found in devices]
 
 
 def _devices(device: str) -> list[torch.device]:

@@ -1,6 +1,6 @@
-"""What two processes and one are to do alike: `python -m tests.together DATA OUT` is one of two processes.
+"""What two processes and one must do alike: `python -m tests.two_processes DATA OUT` is one of two processes.
 
-`python -m tests.together OUT` is one of two that are stopped while the first of them cannot save.
+`python -m tests.two_processes OUT` is one of two that are stopped while the first of them cannot save.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from affsup_cli.data.share import Share
+from affsup_cli.data.shard import Shard
 from affsup_cli.engine import checkpoint, distributed, training
 from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
-from affsup_cli.engine.task import Losses, Task, over_processes
+from affsup_cli.engine.task import Losses, Task, all_reduce_losses
 from affsup_cli.engine.training import Trainer
 from affsup_cli.errors import AffsupError
 from affsup_cli.models import detector
@@ -48,9 +48,9 @@ class SharedToy(ToyTask):
         here = (self.epochs_begun[-1], step)
         self.before_step.pop(here, lambda: None)()
         whole = min(4, self.images - 4 * step)
-        share = Share(distributed.rank(), distributed.count())
+        share = Shard(distributed.rank(), distributed.world_size())
         part = slice(4 * step, 4 * step + whole)
-        x, y = (values[part][share.stand_in(whole)] for values in (self.x, self.y))
+        x, y = (values[part][share.slice_or_dummy(whole)] for values in (self.x, self.y))
         prediction = self.model(x)
         target = y > 0
         error = (prediction - y).square().mean()
@@ -59,10 +59,10 @@ class SharedToy(ToyTask):
             main={"fit_loss": error * float("nan") if here == self.poisoned else error},
             affinity=(prediction.square() * target).sum() / target.sum().clamp(min=1),
             weight=self.weight,
-            meeting=prediction,
+            shared_features=prediction,
             metrics={"bias": prediction.mean()},
-            of_some={"above": ((prediction * target).sum() / target.sum().clamp(min=1), target.sum())},
-            whole=whole,
+            masked_means={"above": ((prediction * target).sum() / target.sum().clamp(min=1), target.sum())},
+            global_batch_size=whole,
             counts={"affinity": target.sum()},
         )
 
@@ -71,7 +71,7 @@ def train(task: Any, recipe: Recipe, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder)
     result = Trainer(task, recipe, run).run()
-    distributed.gathered(None)  # wait for the first process's files
+    distributed.all_gather_object(None)  # wait for the first process's files
     return {
         "model": {name: value.clone() for name, value in task.model.state_dict().items()},
         "metrics": result["metrics"],
@@ -90,10 +90,10 @@ def stopped_toy(folder: Path) -> dict[str, Any]:
     """Trained until the last process is asked to stop in its second step, and resumed by all."""
     recipe = load_recipe("minibatch", FIELDS)
     task = SharedToy(random=True)
-    if distributed.rank() == distributed.count() - 1:
+    if distributed.rank() == distributed.world_size() - 1:
         task.before_step[(0, 1)] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "ASK_SECONDS", 0)
+        patch.setattr(training, "SYNC_SECONDS", 0)
         with pytest.raises(Stopped, match="epoch 1 after step 2 of 4"):
             train(task, recipe, folder)
         torch.rand(7)
@@ -105,7 +105,7 @@ def stopped_while_it_saves(folder: Path, save: Callable[[Path, dict[str, Any]], 
     task = SharedToy()
     task.before_step[(0, 1)] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "ASK_SECONDS", 0)
+        patch.setattr(training, "SYNC_SECONDS", 0)
         patch.setattr(checkpoint, "save_checkpoint", save)
         with pytest.raises(Stopped):
             train(task, load_recipe("minibatch", FIELDS), folder)
@@ -124,7 +124,7 @@ def refuse_to_save(path: Path, state: dict[str, Any]) -> None:
 def poisoned_toy(folder: Path) -> str:
     """What the processes say of a loss that is not finite on the last of them."""
     task = SharedToy()
-    if distributed.rank() == distributed.count() - 1:
+    if distributed.rank() == distributed.world_size() - 1:
         task.poisoned = (0, 1)
     with pytest.raises(AffsupError) as caught:
         train(task, load_recipe("minibatch", FIELDS), folder)
@@ -133,21 +133,21 @@ def poisoned_toy(folder: Path) -> str:
 
 def step(task: Any, number: int | None, *, frozen: bool) -> dict[str, Any]:
     """A step's numbers and gradients; by default of the step that has a single image."""
-    same = distributed.SameModel(task.model)
+    same = distributed.ModelReplica(task.model)
     task.begin_epoch(0)
     task.model.train(not frozen)
     if number is None:
         number = next(number for number in range(task.steps) if task._epochs.size(number) == 1)
     losses = task.losses(number)
-    whole, part = over_processes(losses)
+    whole, part = all_reduce_losses(losses)
     share = part.gradient_share().item()
     torch.autograd.backward(part.total())
-    same.sum_gradients(losses.size / whole.size)
+    same.all_reduce_gradients(losses.size / whole.size)
     named = {"total": whole.total(), **whole.main, **whole.metrics}
     if whole.affinity is not None:
         named["affinity"] = whole.affinity
-    named |= {f"{name} of some": value for name, (value, _) in whole.of_some.items()}
-    named |= {f"counted {name}": count for name, (_, count) in whole.of_some.items()}
+    named |= {f"{name} of some": value for name, (value, _) in whole.masked_means.items()}
+    named |= {f"counted {name}": count for name, (_, count) in whole.masked_means.items()}
     return {
         "here": losses.size,
         "values": {name: value.item() for name, value in named.items()} | {"share": share},
@@ -166,7 +166,7 @@ def statistics(task: Task) -> dict[str, Tensor]:
 
 
 def evaluated(task: Task, folder: Path) -> dict[str, float]:
-    distributed.SameModel(task.model)
+    distributed.ModelReplica(task.model)
     metrics = task.evaluate("test")
     folder.mkdir(exist_ok=True)
     if distributed.rank() == 0:
@@ -207,7 +207,7 @@ def do_all(data: Path, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with distributed.joined("cpu"):
+    with distributed.init_distributed("cpu"):
         if len(sys.argv) == 2:
             stopped_while_it_saves(Path(sys.argv[1]), refuse_to_save)
         done = do_all(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""This very affsup in a process of its own, wherever it is called from."""
+"""The command line and environment of a Python subprocess that runs this installation of affsup."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import affsup_cli
 
 
-def own_process(module: str) -> tuple[list[str], dict[str, str]]:
+def subprocess_command(module: str) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs a module of this package, and its environment.
 
-    Files of the folder that one happens to be in are no modules there, and another checkout of affsup is not this one.
+    Neither files of the current folder nor another checkout of affsup are imported in its place.
     """
     root = str(Path(affsup_cli.__file__).parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
