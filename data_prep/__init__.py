@@ -12,15 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affsup_cli.errors import UsageError, did_you_mean
 from data_prep import sets
+from data_prep.errors import UsageError, did_you_mean
 from data_prep.official import AnyDataSet, Progress
 
 if TYPE_CHECKING:
     from data_prep.build import Outcome
     from data_prep.format import AnyManifest
 
-__all__ = ["AnyDataSet", "Progress", "check", "datasets", "get", "prepare"]
+__all__ = ["AnyDataSet", "Progress", "__version__", "check", "datasets", "get", "prepare"]
+
+__version__ = "0.1.0"
 
 
 @cache

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep import labelled, scenes
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
 from data_prep.official import AnyDataSet, Progress, SceneSet, SourceError
 from data_prep.source import Source, check_sources, checksums, open_scene_source, open_source

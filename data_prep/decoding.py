@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 Encoded = tuple[str, bytes]
 """Name and content of a picture's file."""

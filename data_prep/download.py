@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 from data_prep.official import Archive, Progress
 from data_prep.storage import full_disk_explained
 

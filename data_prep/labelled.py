@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from affsup_cli import __version__
+from data_prep import __version__
 from data_prep.format import (
     IMAGES_FILE,
     Manifest,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 if TYPE_CHECKING:
     import numpy as np

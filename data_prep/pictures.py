@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # no other decoder gets to see what nobody vouches for
 _DAMAGE = (

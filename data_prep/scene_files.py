@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from affsup_cli.errors import AffsupError
 from data_prep.archive import tar_index
+from data_prep.errors import AffsupError
 from data_prep.format import FileRecord
 from data_prep.official import SceneSet, SourceError
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from affsup_cli import __version__
+from data_prep import __version__
 from data_prep.format import (
     EXAMPLES,
     SCENE_SPLITS,

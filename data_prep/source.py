@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep.archive import open_archive, require_members, select
 from data_prep.download import download
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import FileRecord, SourceRecord
 from data_prep.official import AnyDataSet, Files, ImageSet, Origin, Progress, SceneSet, SourceError
 from data_prep.scene_files import SceneFiles

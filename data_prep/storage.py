@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 

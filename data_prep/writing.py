@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 from data_prep.official import Progress
 
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import data_prep
 from affsup_cli.engine.cost import LEAST_STEPS, ROUND_SECONDS, WARM_UP_STEPS
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
 from affsup_cli.reporting.experiments import Experiment, experiments
 from affsup_cli.reporting.runs import training_key
 from affsup_cli.reporting.spec import load_spec
 from affsup_cli.sweeps.worker import COST_ROUNDS
+from data_prep.errors import AffsupError
 from data_prep.labelled import split_rows
 from data_prep.official import ImageSet
 

@@ -20,8 +20,8 @@ from affsup_cli.bench.speeds import Ratio, Tell, measure
 from affsup_cli.bench.synthetic import make
 from affsup_cli.engine.devices import resolve_device
 from affsup_cli.engine.run_folder import write_out
-from affsup_cli.errors import AffsupError
 from affsup_cli.reporting.experiments import Experiment
+from data_prep.errors import AffsupError
 
 TOTAL = "all of these"
 

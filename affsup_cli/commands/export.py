@@ -33,7 +33,7 @@ def export(
     from affsup_cli.engine.results import read_train_result
     from affsup_cli.engine.run_folder import RunFolder, write_out
     from affsup_cli.engine.trained import export_trained, open_trained
-    from affsup_cli.errors import UsageError
+    from data_prep.errors import UsageError
 
     folder = RunFolder.open(run_path(run, runs))
     result = read_train_result(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

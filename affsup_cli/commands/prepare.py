@@ -58,7 +58,7 @@ def prepare(
     import data_prep
     from affsup_cli.commands.console import console
     from affsup_cli.commands.split_table import empty_category_lines, left_out_lines, split_table
-    from affsup_cli.errors import UsageError
+    from data_prep.errors import UsageError
 
     if check:
         if source or limit is not None:

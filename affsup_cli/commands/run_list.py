@@ -19,8 +19,8 @@ from affsup_cli.commands.inventory import plain, table
 from affsup_cli.commands.list import State
 from affsup_cli.engine.results import CostResult, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import field_help, recipe_kind, recipe_names
+from data_prep.errors import AffsupError, UsageError, did_you_mean
 
 _DASH = "–"
 _FEW = 5  # metrics that a message names

@@ -17,7 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from affsup_cli.engine.devices import gpus, gpus_in_words
 from affsup_cli.engine.own_process import own_process
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 
 MOST_TO_TRY = 4  # processes on a CPU of fewer cores
 LOOK_SECONDS = 0.05

@@ -18,8 +18,8 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.step import DIVERGED, TrainingStep, learning_rate, recorder_for
 from affsup_cli.engine.stop import Stopped, StopRequest
 from affsup_cli.engine.task import Task
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe
+from data_prep.errors import AffsupError
 
 LOOK_EVERY = 50  # steps, at most, between two measurements of the gradient share
 LOOKS = 8  # at least, in an epoch

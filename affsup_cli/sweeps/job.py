@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.jobs import forget_end, queued_jobs, write_end
 from affsup_cli.sweeps.messages import Ended, Event, Order
 from affsup_cli.sweeps.worker import carry_out
+from data_prep.errors import AffsupError
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

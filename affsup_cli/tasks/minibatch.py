@@ -21,10 +21,10 @@ from affsup_cli.engine.devices import autocast, compile_modules, configure_cuda,
 from affsup_cli.engine.recorded import Repeated
 from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.engine.task import Losses
-from affsup_cli.errors import UsageError
 from affsup_cli.metrics.average import Averages
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
+from data_prep.errors import UsageError
 from data_prep.format import Manifest, read_image_manifest
 
 EXPORTED_IMAGES = 2000

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 MANIFEST_FILE = "manifest.json"
 

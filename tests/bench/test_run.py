@@ -13,7 +13,7 @@ from affsup_cli.bench.needs import Kind, Speed, needed_runs
 from affsup_cli.bench.parts import Rate, Sizes, measure_parts
 from affsup_cli.bench.run import TOTAL, Bench, Estimate, refuse_place, run_bench
 from affsup_cli.bench.speeds import Ratio
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 
 SMALL = Sizes(nodes=32, images=2, proposals=8, rounds=1)
 KIND = Kind("relnet", "resnet101", "600x1000")

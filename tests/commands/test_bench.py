@@ -10,7 +10,7 @@ from affsup_cli.bench import run, speeds
 from affsup_cli.bench.needs import Kind, Speed
 from affsup_cli.bench.parts import Sizes
 from affsup_cli.commands.bench import bench, print_bench
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 from tests.commands.calling import invoke
 
 

@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep import labelled
 from data_prep.build import Outcome, build
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import read_manifest, read_split, verify
 from data_prep.labelled import split_rows
 from data_prep.official import DataSet
@@ -334,7 +334,7 @@ def test_a_disk_that_fills_up_midway_gives_one_message_and_no_crash(cifar10_arch
         import resource, sys
         from pathlib import Path
         import data_prep
-        from affsup_cli.errors import AffsupError
+        from data_prep.errors import AffsupError
         request = dict(sources=[Path({str(cifar10_archive)!r})], data_dir=Path({str(data)!r}))
         data_prep.prepare("cifar10", limit=20, **request)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

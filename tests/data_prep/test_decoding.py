@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from affsup_cli.errors import AffsupError
 from data_prep import decoding
 from data_prep.decoding import Encoded, decoded
+from data_prep.errors import AffsupError
 from data_prep.official import SourceError
 from data_prep.sets import tiny_imagenet
 from tests.data_prep.conftest import OfficialFiles

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.errors import AffsupError
 from data_prep import download as download_module
 from data_prep.download import download
+from data_prep.errors import AffsupError
 from data_prep.official import Origin
 
 CONTENT = bytes(range(256)) * 40

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep.build import build
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import (
     FileRecord,
     NewSplit,

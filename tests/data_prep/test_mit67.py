@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError
 from data_prep.build import Outcome
+from data_prep.errors import AffsupError
 from data_prep.format import SceneManifest, read_scenes
 from data_prep.scene_files import SceneFiles
 from data_prep.sets.mit67 import DATASET

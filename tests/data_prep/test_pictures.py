@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 from data_prep.pictures import PictureError, examine, open_picture, pixels
 from tests.data_prep.scene_sources import ORIENTATION, picture
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep.annotating import Scene, together
 from data_prep.build import Outcome, build
 from data_prep.drawing import Pictures
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import SceneManifest, read_manifest, read_scene_manifest, read_scenes
 from data_prep.official import OfficialScenes, SceneSet
 from tests.data_prep.scene_sources import picture

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep.build import Outcome, build
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import SceneManifest, Scenes, read_scenes
 from data_prep.official import Archive, SceneSet
 from data_prep.scene_files import _in_folder

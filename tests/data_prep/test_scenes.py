@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep import scenes as scenes_module
 from data_prep.annotating import Scene as Annotated
 from data_prep.annotating import together
 from data_prep.build import Outcome
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import (
     Annotations,
     SceneManifest,

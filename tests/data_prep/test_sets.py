@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import data_prep
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 from data_prep.official import Images, Official, SourceError
 from tests.data_prep.conftest import CIFAR10_NAMES, OfficialFiles
 

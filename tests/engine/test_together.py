@@ -13,7 +13,7 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped, StopRequest
 from affsup_cli.engine.together import Pieces, SharedClock, take_turns
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 from tests.engine.test_training import assert_same_end, folder, recipe
 from tests.engine.toy import ToyTask
 

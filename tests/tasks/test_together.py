@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks.launch import Planned, train_run, train_together
 from affsup_cli.tasks.minibatch import MinibatchTask
+from data_prep.errors import AffsupError
 from tests.engine.test_training import assert_same_end
 
 

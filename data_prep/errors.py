@@ -1,4 +1,4 @@
-"""What a person who runs affsup can put right. The lowest floor: all may import it, it imports none of ours."""
+"""Errors that the user can correct, and text helpers for their messages. Imports no other module of the project."""
 
 from __future__ import annotations
 
