@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 
 from data_prep import sets
 from data_prep.errors import UsageError, did_you_mean
-from data_prep.official import AnyDataSet, Progress
+from data_prep.raw import AnyDataSet, ProgressCallback
 
 if TYPE_CHECKING:
-    from data_prep.build import Outcome
+    from data_prep.build import PrepareResult
     from data_prep.format import AnyManifest
 
-__all__ = ["AnyDataSet", "Progress", "__version__", "check", "datasets", "get", "prepare"]
-
-__version__ = "0.1.0"
+__all__ = ["AnyDataSet", "ProgressCallback", "check", "datasets", "get", "prepare"]
 
 
 @cache
@@ -54,8 +52,8 @@ def prepare(
     sources: Sequence[Path] = (),
     data_dir: Path,
     limit: int | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
+    progress: ProgressCallback | None = None,
+) -> PrepareResult:
     """Make `<data_dir>/<name>/` from official files; do nothing where it is there already, as asked.
 
     Args:

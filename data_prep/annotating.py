@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.format import Annotations, counted_up
+from data_prep.format import Annotations, offsets_from_counts
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneAnnotation:
     """One image's annotations: G objects, R relations.
 
     Attributes:
@@ -36,7 +36,7 @@ class Scene:
     category: int | None = None
 
 
-def together(scenes: Sequence[Scene]) -> Annotations:
+def concatenate(scenes: Sequence[SceneAnnotation]) -> Annotations:
     """The annotations of a part of a data set from those of its images, in their order."""
     relations = np.array([row for scene in scenes for row in scene.relations], dtype=np.int64).reshape(-1, 3)
     labels = np.array([label for scene in scenes for label in scene.labels], dtype=np.int64)
@@ -45,12 +45,12 @@ def together(scenes: Sequence[Scene]) -> Annotations:
         names=[scene.name for scene in scenes],
         ids=np.array([scene.id for scene in scenes], dtype=np.int64),
         sizes=np.array([scene.size for scene in scenes], dtype=np.int32).reshape(-1, 2),
-        first_object=counted_up([len(scene.labels) for scene in scenes]),
+        first_object=offsets_from_counts([len(scene.labels) for scene in scenes]),
         boxes=as_boxes(np.array([box for scene in scenes for box in scene.boxes], dtype=np.float64)),
         labels=labels,
         difficult=np.array(difficult, dtype=np.bool_),
         crowd=np.zeros(len(labels), dtype=np.bool_),
-        first_relation=counted_up([len(scene.relations) for scene in scenes]),
+        first_relation=offsets_from_counts([len(scene.relations) for scene in scenes]),
         relations=relations[:, :2],
         predicates=relations[:, 2],
         category=np.array([scene.category for scene in scenes if scene.category is not None], dtype=np.int64),

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from data_prep.official import Files, Origin, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Files, Origin
 
 _GZIP, _ZIP, _TAR = b"\x1f\x8b", b"PK\x03\x04", b"ustar"
 _TAR_MAGIC_AT = 257

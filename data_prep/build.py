@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep import labelled, scenes
-from data_prep.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, SourceError, UsageError
 from data_prep.format import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
-from data_prep.official import AnyDataSet, Progress, SceneSet, SourceError
-from data_prep.source import Source, check_sources, checksums, open_scene_source, open_source
+from data_prep.raw import AnyDataSet, ProgressCallback, SceneSet
+from data_prep.source import RawSource, check_sources, checksums, open_scene_source, open_source
 from data_prep.storage import locked, settle
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PrepareResult:
     """What preparing came to: newly prepared or already up to date, the folder, and what it holds."""
 
     status: Literal["prepared", "up to date"]
@@ -30,8 +30,8 @@ def build(
     sources: Sequence[Path] = (),
     data_dir: Path,
     limit: int | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
+    progress: ProgressCallback | None = None,
+) -> PrepareResult:
     """Prepare a data set; see `data_prep.prepare`."""
     check_sources(dataset, sources)
     if limit is not None and isinstance(dataset, SceneSet) and limit < 1:
@@ -48,22 +48,24 @@ def build(
             _refuse_foreign(home)
             present = _present(folder, limit)
             if present and not sources:
-                return Outcome("up to date", folder, present)
+                return PrepareResult("up to date", folder, present)
             source = _open(dataset, sources, data_dir / ".downloads", tell)
             if present and present.source == source.record:
-                return Outcome("up to date", folder, present)
-            return Outcome("prepared", folder, _write(dataset, source, home, limit, tell))
+                return PrepareResult("up to date", folder, present)
+            return PrepareResult("prepared", folder, _write(dataset, source, home, limit, tell))
     except OSError as error:
         raise AffsupError(f"{error.filename or data_dir}: {error.strerror or error}; nothing was changed") from None
 
 
-def _open(dataset: AnyDataSet, sources: Sequence[Path], downloads: Path, progress: Progress) -> Source[Any]:
+def _open(dataset: AnyDataSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback) -> RawSource[Any]:
     if isinstance(dataset, SceneSet):
         return open_scene_source(dataset, sources, downloads, progress)
     return open_source(dataset, sources, downloads, progress)
 
 
-def _write(dataset: AnyDataSet, source: Source[Any], home: Path, limit: int | None, progress: Progress) -> AnyManifest:
+def _write(
+    dataset: AnyDataSet, source: RawSource[Any], home: Path, limit: int | None, progress: ProgressCallback
+) -> AnyManifest:
     try:
         with source.files as files:
             if isinstance(dataset, SceneSet):

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.cifar_pickle import load
-from data_prep.memory import images_in_memory
-from data_prep.official import Files, Images, Official, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Files
+from data_prep.raw import RawImages, RawSplit
 
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE
@@ -17,7 +18,7 @@ _VALUES = 3 * _SIDE * _SIDE
 
 def read_cifar(
     files: Files, *, train: Sequence[str], test: str, meta: str, labels_key: str, names_key: str, class_count: int
-) -> Official:
+) -> RawImages:
     """Read the batches of a CIFAR data set.
 
     Args:
@@ -37,13 +38,13 @@ def read_cifar(
         raise SourceError(f"{meta}: {names_key!r} is not a list of {class_count} class names")
     classes = tuple(name.decode("latin-1") if isinstance(name, bytes) else str(name) for name in names)
 
-    def part(batches: Sequence[str]) -> Images:
+    def part(batches: Sequence[str]) -> RawSplit:
         read = [_read_batch(name, files[name], labels_key, class_count) for name in batches]
         rows = np.concatenate([data for data, _ in read])
         images = rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-        return images_in_memory(images, np.concatenate([labels for _, labels in read]))
+        return RawSplit.from_arrays(images, np.concatenate([labels for _, labels in read]))
 
-    return Official(classes, (3, _SIDE, _SIDE), part(train), part([test]))
+    return RawImages(classes, (3, _SIDE, _SIDE), part(train), part([test]))
 
 
 def _read_batch(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.official import SourceError
+from data_prep.errors import SourceError
 
 # The official CIFAR-100 training batch takes 255,000. An instruction is one byte and can make an object of 64.
 _MAX_INSTRUCTIONS = 2_000_000

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.errors import AffsupError
-from data_prep.official import Archive, Progress
+from data_prep.origin import Archive
+from data_prep.raw import ProgressCallback
 from data_prep.storage import full_disk_explained
 
 _ATTEMPTS = 4
@@ -27,7 +28,7 @@ class _RetryableError(Exception):
 
 
 def download(
-    archive: Archive, folder: Path, progress: Progress, *, sleep: Callable[[float], None] = time.sleep
+    archive: Archive, folder: Path, progress: ProgressCallback, *, sleep: Callable[[float], None] = time.sleep
 ) -> Path:
     """Fetch the official archive into a folder, unless it is there.
 
@@ -65,7 +66,7 @@ def download(
     return part.rename(target)
 
 
-def _fetch(archive: Archive, part: Path, progress: Progress, sleep: Callable[[float], None]) -> None:
+def _fetch(archive: Archive, part: Path, progress: ProgressCallback, sleep: Callable[[float], None]) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _fetch_once(archive, part, progress)
@@ -80,7 +81,7 @@ def _fetch(archive: Archive, part: Path, progress: Progress, sleep: Callable[[fl
             sleep(2.0 ** (attempt - 1))
 
 
-def _fetch_once(archive: Archive, part: Path, progress: Progress) -> None:
+def _fetch_once(archive: Archive, part: Path, progress: ProgressCallback) -> None:
     """Add to the part what is missing; the official size decides when it is whole, the server's word never does."""
     have = part.stat().st_size if part.exists() else 0
     if have >= archive.size:

@@ -36,16 +36,16 @@ _POLYGONS = {  # in a unit box that each touches on all four sides
 
 
 @dataclass(frozen=True)
-class Population:
-    """What is to be in a scene: see the fields of the same names of `data_prep.annotating.Scene`."""
+class SceneContent:
+    """What is to be in a scene: see the fields of the same names of `data_prep.annotating.SceneAnnotation`."""
 
     labels: Sequence[int]
     relations: Sequence[tuple[int, int, int]] = ()
     category: int | None = None
 
 
-class Pictures(dict[str, bytes]):
-    """Generated pictures by file name; see `data_prep.official.Pictures`."""
+class DrawnPictures(dict[str, bytes]):
+    """Generated pictures by file name; see `data_prep.raw.Pictures`."""
 
     def size(self, name: str) -> int:
         """Bytes of a picture."""
@@ -59,8 +59,8 @@ class Pictures(dict[str, bytes]):
 def draw_scenes(
     counts: Mapping[Literal["train", "test"], int],
     first_seed: int,
-    populate: Callable[[np.random.RandomState, int], Population],
-) -> tuple[Annotations, Annotations, Pictures]:
+    populate: Callable[[np.random.RandomState, int], SceneContent],
+) -> tuple[Annotations, Annotations, DrawnPictures]:
     """Draw the training and the test scenes of a data set.
 
     Args:
@@ -73,16 +73,16 @@ def draw_scenes(
     """
     import numpy as np
 
-    from data_prep.annotating import Scene, together
+    from data_prep.annotating import SceneAnnotation, concatenate
 
-    pictures, parts = Pictures(), []
+    pictures, parts = DrawnPictures(), []
     for seed, (part, count) in enumerate(counts.items(), start=first_seed):
         random = np.random.RandomState(seed)  # its stream is frozen for good
         scenes = []
         for number in range(count):
             population = populate(random, number)
             boxes = _places(random, len(population.labels))
-            scene = Scene(
+            scene = SceneAnnotation(
                 name=f"{part}_{number:04d}.png",
                 id=1000 * seed + number,
                 size=(_SIDE, _SIDE),
@@ -93,7 +93,7 @@ def draw_scenes(
             )
             scenes.append(scene)
             pictures[scene.name] = _png(_draw(random, population.labels, boxes))
-        parts.append(together(scenes))
+        parts.append(concatenate(scenes))
     train, test = parts
     return train, test, pictures
 

@@ -25,6 +25,10 @@ class UsageError(AffsupError):
     exit_code = 2
 
 
+class SourceError(AffsupError):
+    """The official files are not what they should be. The message names the file within the source, not the source."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean '...'?)" with the nearest of the `known` names, or nothing where none is near."""
     close = difflib.get_close_matches(word, list(known), n=1)

@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import __version__
+from data_prep.errors import SourceError
 from data_prep.format import (
     IMAGES_FILE,
-    Manifest,
-    NewSplit,
+    ImageManifest,
+    ImageSplitRecord,
+    NewImages,
     SourceRecord,
     SplitName,
-    SplitRecord,
     Validation,
     class_counts,
     write_images,
     write_manifest,
 )
-from data_prep.official import Images, ImageSet, Official, Progress, SourceError
+from data_prep.raw import ImageSet, ProgressCallback, RawImages, RawSplit
 from data_prep.source import checksums
-from data_prep.storage import replacing
-from data_prep.writing import ImagesDone, refuse_excess
+from data_prep.storage import ImageCounter, refuse_excess, replacing
+from data_prep.version import __version__
 
 VALIDATION = Validation(fraction=0.1, seed=0)
 
@@ -46,8 +46,13 @@ def _validation_size(count: int) -> int:
 
 
 def write(
-    dataset: ImageSet, official: Official, record: SourceRecord, home: Path, limit: int | None, progress: Progress
-) -> Manifest:
+    dataset: ImageSet,
+    official: RawImages,
+    record: SourceRecord,
+    home: Path,
+    limit: int | None,
+    progress: ProgressCallback,
+) -> ImageManifest:
     """Write a prepared data set of labelled images in the place of `home`.
 
     Args:
@@ -65,14 +70,14 @@ def write(
     plan = _plan(official, limit)
     total = sum(len(rows) for _, rows in plan.values())
     with replacing(home, total * (int(np.prod(official.image_shape)) + 16)) as folder:
-        done = ImagesDone(progress, total)
+        done = ImageCounter(progress, total)
         splits = {
-            name: NewSplit(images.labels[rows], images.source_index[rows], _counted(images.blocks(rows), done))
+            name: NewImages(images.labels[rows], images.source_index[rows], _counted(images.blocks(rows), done))
             for name, (images, rows) in plan.items()
         }
         content = write_images(folder, official.classes, official.image_shape, splits)
         counts = {"train": len(official.train.labels), "test": len(official.test.labels)}
-        manifest = Manifest(
+        manifest = ImageManifest(
             format=1,
             dataset=dataset.name,
             classes=list(official.classes),
@@ -93,7 +98,7 @@ def write(
     return manifest
 
 
-def _plan(official: Official, limit: int | None) -> dict[SplitName, tuple[Images, NDArray[np.int64]]]:
+def _plan(official: RawImages, limit: int | None) -> dict[SplitName, tuple[RawSplit, NDArray[np.int64]]]:
     """Which official images, and which rows of them, make each split."""
     count, test_count = len(official.train.labels), len(official.test.labels)
     refuse_excess(limit, count)
@@ -107,11 +112,11 @@ def _plan(official: Official, limit: int | None) -> dict[SplitName, tuple[Images
     }
 
 
-def _split_record(split: NewSplit, classes: int) -> SplitRecord:
-    return SplitRecord(count=len(split.labels), per_class=class_counts(split.labels, classes))
+def _split_record(split: NewImages, classes: int) -> ImageSplitRecord:
+    return ImageSplitRecord(count=len(split.labels), per_class=class_counts(split.labels, classes))
 
 
-def _counted(blocks: Iterable[NDArray[np.uint8]], done: ImagesDone) -> Iterator[NDArray[np.uint8]]:
+def _counted(blocks: Iterable[NDArray[np.uint8]], done: ImageCounter) -> Iterator[NDArray[np.uint8]]:
     for block in blocks:
         done.add(len(block))
         yield block

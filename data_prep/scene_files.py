@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.archive import tar_index
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, SourceError
 from data_prep.format import FileRecord
-from data_prep.official import SceneSet, SourceError
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,15 @@ class SceneFiles:
         AffsupError: An archive is damaged, hostile or of another kind.
     """
 
-    def __init__(self, dataset: SceneSet, sources: Sequence[Path]) -> None:
-        self._dataset = dataset
+    def __init__(self, sources: Sequence[Path], needed: str, wanted: str) -> None:
+        self._wanted = wanted
         self._sources = sources
         self._annotations: dict[str, _Place] = {}
         self._pictures: dict[str, _Place] = {}
-        needed = re.compile(rf"(?:.*/)?(?:{dataset.needed})")
+        pattern = re.compile(rf"(?:.*/)?(?:{needed})")
         for source in sources:
-            for name, place in _in_archive(source) if source.is_file() else _in_folder(source, needed):
-                if match := needed.fullmatch(name):
+            for name, place in _in_archive(source) if source.is_file() else _in_folder(source, pattern):
+                if match := pattern.fullmatch(name):
                     found = self._annotations if match["annotation"] else self._pictures
                     found.setdefault(match["annotation"] or match["picture"], place)
 
@@ -64,7 +63,7 @@ class SceneFiles:
             SourceError: It was not found.
         """
         if name not in self._annotations:
-            raise SourceError(f"has no {name}; expected {self._dataset.wanted}")
+            raise SourceError(f"has no {name}; expected {self._wanted}")
         return self._annotations[name].read()
 
     def json(self, name: str) -> Any:
@@ -103,7 +102,7 @@ class SceneFiles:
 
 
 class FoundPictures:
-    """Encoded pictures by file name; see `data_prep.official.Pictures`."""
+    """Encoded pictures by file name; see `data_prep.raw.Pictures`."""
 
     def __init__(self, places: Mapping[str, _Place], prefix: str, source: str) -> None:
         self._places = places

@@ -12,26 +12,26 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep import __version__
+from data_prep.errors import SourceError
 from data_prep.format import (
     EXAMPLES,
     SCENE_SPLITS,
     SCENES_FILE,
     Annotations,
-    LeftOut,
+    LeftOutRecord,
     NewScenes,
     SceneManifest,
     SceneSplitName,
     SourceRecord,
-    counted_up,
+    offsets_from_counts,
     write_manifest,
     write_scenes,
 )
-from data_prep.official import OfficialScenes, Pictures, Progress, SceneSet, SourceError
 from data_prep.pictures import PictureError, examine
+from data_prep.raw import Pictures, ProgressCallback, RawScenes, SceneSet
 from data_prep.source import checksums
-from data_prep.storage import replacing
-from data_prep.writing import ImagesDone, refuse_excess
+from data_prep.storage import ImageCounter, refuse_excess, replacing
+from data_prep.version import __version__
 
 _What = Literal["images", "objects", "relations"]
 _AHEAD = 64  # pictures in memory at a time
@@ -39,7 +39,7 @@ _MOST_MISSING = 0.01
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-class Ledger:
+class LeftOutLog:
     """What is left out, by kind and reason, with the first examples of each."""
 
     def __init__(self) -> None:
@@ -54,15 +54,15 @@ class Ledger:
             held = self._examples.setdefault(key, [])
             held.extend(examples[: EXAMPLES - len(held)])
 
-    def records(self) -> list[LeftOut]:
+    def records(self) -> list[LeftOutRecord]:
         """What the manifest keeps."""
         return [
-            LeftOut(what=what, reason=reason, count=count, examples=self._examples[what, reason])
+            LeftOutRecord(what=what, reason=reason, count=count, examples=self._examples[what, reason])
             for (what, reason), count in self._counts.items()
         ]
 
 
-def tidy(annotations: Annotations, ledger: Ledger) -> Annotations:
+def tidy(annotations: Annotations, ledger: LeftOutLog) -> Annotations:
     """Clip boxes to their images; leave out objects without a box there and relations that make no sense without them.
 
     Args:
@@ -99,7 +99,7 @@ def tidy(annotations: Annotations, ledger: Ledger) -> Annotations:
         ledger.add("relations", reason, len(rows), examples)
 
     kept = has_ends & ~to_itself
-    first_object = counted_up(np.bincount(image[sound], minlength=len(annotations)))
+    first_object = offsets_from_counts(np.bincount(image[sound], minlength=len(annotations)))
     new_index = np.cumsum(sound) - 1
     return replace(
         annotations,
@@ -108,14 +108,19 @@ def tidy(annotations: Annotations, ledger: Ledger) -> Annotations:
         labels=annotations.labels[sound],
         difficult=annotations.difficult[sound],
         crowd=annotations.crowd[sound],
-        first_relation=counted_up(np.bincount(related_image[kept], minlength=len(annotations))),
+        first_relation=offsets_from_counts(np.bincount(related_image[kept], minlength=len(annotations))),
         relations=new_index[ends[kept]] - first_object[related_image[kept], None],
         predicates=annotations.predicates[kept],
     )
 
 
 def write(
-    dataset: SceneSet, official: OfficialScenes, record: SourceRecord, home: Path, limit: int | None, progress: Progress
+    dataset: SceneSet,
+    official: RawScenes,
+    record: SourceRecord,
+    home: Path,
+    limit: int | None,
+    progress: ProgressCallback,
 ) -> SceneManifest:
     """Write a prepared data set of scenes in the place of `home`.
 
@@ -131,14 +136,14 @@ def write(
         UsageError: The limit is larger than the data set.
         SourceError: Too many pictures are missing.
     """
-    ledger = Ledger()
+    ledger = LeftOutLog()
     counts = {"train": len(official.train), "test": len(official.test)}
     if not all(counts.values()):
         raise SourceError(f"holds {counts['train']} training and {counts['test']} test images; expected some of both")
     parts: dict[SceneSplitName, Annotations] = {"train": _limited(official.train, limit), "test": official.test}
     _refuse_missing([name for part in parts.values() for name in part.names], official.pictures)
     parts = {name: tidy(part, ledger) for name, part in parts.items()}
-    done = ImagesDone(progress, sum(map(len, parts.values())))
+    done = ImageCounter(progress, sum(map(len, parts.values())))
     new = {
         name: NewScenes(
             part, _sound_pictures(part, official.pictures, ledger, done), _capacity(part, official.pictures)
@@ -199,7 +204,9 @@ def _capacity(part: Annotations, pictures: Pictures) -> int:
     return sum(pictures.size(name) for name in part.names if name in pictures)
 
 
-def _sound_pictures(part: Annotations, pictures: Pictures, ledger: Ledger, done: ImagesDone) -> Iterator[bytes | None]:
+def _sound_pictures(
+    part: Annotations, pictures: Pictures, ledger: LeftOutLog, done: ImageCounter
+) -> Iterator[bytes | None]:
     """The pictures in order, each examined; None for those to be left out."""
 
     def examined(row: int) -> bytes | PictureError:
@@ -225,14 +232,14 @@ def _sound_pictures(part: Annotations, pictures: Pictures, ledger: Ledger, done:
             done.add(len(rows))
 
 
-def _enter(ledger: Ledger, part: Annotations, row: int, error: PictureError) -> None:
+def _enter(ledger: LeftOutLog, part: Annotations, row: int, error: PictureError) -> None:
     name, reason = part.names[row], "image left out"
     ledger.add("images", error.reason, 1, [f"{name} {error}"])
     ledger.add("objects", reason, int(np.diff(part.first_object[row : row + 2])[0]), [name])
     ledger.add("relations", reason, int(np.diff(part.first_relation[row : row + 2])[0]), [name])
 
 
-def _summary(ledger: Ledger) -> str:
+def _summary(ledger: LeftOutLog) -> str:
     return "; ".join(
         f"{entry.count:,} {entry.reason} ({entry.examples[0]})" for entry in ledger.records() if entry.what == "images"
     )

@@ -12,9 +12,10 @@ from typing import Generic, Literal, TypeVar
 
 from data_prep.archive import open_archive, require_members, select
 from data_prep.download import download
-from data_prep.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, SourceError, UsageError
 from data_prep.format import FileRecord, SourceRecord
-from data_prep.official import AnyDataSet, Files, ImageSet, Origin, Progress, SceneSet, SourceError
+from data_prep.origin import Files, Origin
+from data_prep.raw import AnyDataSet, ImageSet, ProgressCallback, SceneSet
 from data_prep.scene_files import SceneFiles
 
 FilesT = TypeVar("FilesT")
@@ -23,7 +24,7 @@ _EMBEDDED = SourceRecord(kind="embedded", files={}, official=None, algorithm=Non
 
 
 @dataclass(frozen=True)
-class Source(Generic[FilesT]):
+class RawSource(Generic[FilesT]):
     """The official files at hand: what is recorded of them, their name for messages, and how to open them."""
 
     record: SourceRecord
@@ -55,7 +56,9 @@ def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
             raise UsageError(f"{path} is no file or folder: expected {expected}")
 
 
-def open_source(dataset: ImageSet, sources: Sequence[Path], downloads: Path, progress: Progress) -> Source[Files]:
+def open_source(
+    dataset: ImageSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback
+) -> RawSource[Files]:
     """Find the official files, downloading them where no source is given, and take their checksums.
 
     Raises:
@@ -64,7 +67,7 @@ def open_source(dataset: ImageSet, sources: Sequence[Path], downloads: Path, pro
     """
     origin = dataset.origin
     if origin is None:
-        return Source(_EMBEDDED, dataset.name, nullcontext({}))
+        return RawSource(_EMBEDDED, dataset.name, nullcontext({}))
     if not sources:
         return _archive_source(download(origin, downloads, progress), origin, "download")
     path = sources[0]
@@ -72,17 +75,17 @@ def open_source(dataset: ImageSet, sources: Sequence[Path], downloads: Path, pro
 
 
 def open_scene_source(
-    dataset: SceneSet, sources: Sequence[Path], downloads: Path, progress: Progress
-) -> Source[SceneFiles]:
+    dataset: SceneSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback
+) -> RawSource[SceneFiles]:
     """Find the official files of scenes, downloading them where no source is given, and take their checksums.
 
     Raises:
         AffsupError: An archive is damaged, or the download failed.
     """
-    if dataset.embedded:
-        return Source(_EMBEDDED, dataset.name, nullcontext(SceneFiles(dataset, ())))
+    if dataset.needed is None:
+        return RawSource(_EMBEDDED, dataset.name, nullcontext(SceneFiles((), "", "")))
     places = list(sources) or [download(archive, downloads, progress) for archive in dataset.archives]
-    files = SceneFiles(dataset, places)
+    files = SceneFiles(places, dataset.needed, dataset.wanted)
     archives = [path for path in places if path.is_file()]
     records, md5s = {}, set()
     for path in archives:
@@ -96,16 +99,16 @@ def open_scene_source(
         official=md5s == {archive.md5 for archive in dataset.archives} if whole else None,
         algorithm="md5" if whole else None,
     )
-    return Source(record, ", ".join(map(str, places)), nullcontext(files))
+    return RawSource(record, ", ".join(map(str, places)), nullcontext(files))
 
 
-def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> Source[Files]:
+def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> RawSource[Files]:
     record, md5 = checksums(path)
     record_of_source = SourceRecord(kind=kind, files={path.name: record}, official=md5 == origin.md5, algorithm="md5")
-    return Source(record_of_source, str(path), open_archive(path, origin))
+    return RawSource(record_of_source, str(path), open_archive(path, origin))
 
 
-def _folder_source(path: Path, origin: Origin) -> Source[Files]:
+def _folder_source(path: Path, origin: Origin) -> RawSource[Files]:
     try:
         files = _FolderFiles(path, origin)
         listing, size, official = hashlib.sha256(), 0, True
@@ -123,7 +126,7 @@ def _folder_source(path: Path, origin: Origin) -> Source[Files]:
         official=official if known else None,
         algorithm="md5" if known else None,
     )
-    return Source(source_record, str(path), nullcontext(files))
+    return RawSource(source_record, str(path), nullcontext(files))
 
 
 class _FolderFiles(Mapping[str, bytes]):

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, UsageError
+from data_prep.raw import ProgressCallback
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -65,6 +67,30 @@ def settle(home: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(home)
+
+
+@dataclass
+class ImageCounter:
+    """Tells how many images are written."""
+
+    progress: ProgressCallback
+    total: int
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Tell that so many more are."""
+        self.done += count
+        self.progress("images", self.done, self.total)
+
+
+def refuse_excess(limit: int | None, available: int) -> None:
+    """Make sure that the source has as many training images as are asked for.
+
+    Raises:
+        UsageError: It has fewer.
+    """
+    if limit is not None and limit > available:
+        raise UsageError(f"--limit {limit}: expected at most {available}, the training images of the source")
 
 
 @contextmanager

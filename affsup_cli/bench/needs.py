@@ -15,7 +15,7 @@ from affsup_cli.reporting.spec import load_spec
 from affsup_cli.sweeps.worker import COST_ROUNDS
 from data_prep.errors import AffsupError
 from data_prep.labelled import split_rows
-from data_prep.official import ImageSet
+from data_prep.raw import ImageSet
 
 RunKey = tuple[str, str]
 """Equal for experiments that one run serves."""

@@ -13,11 +13,10 @@ from PIL import Image
 
 import data_prep
 from data_prep import labelled, scenes
-from data_prep.annotating import Scene, together
-from data_prep.drawing import Pictures
+from data_prep.annotating import SceneAnnotation, concatenate
+from data_prep.drawing import DrawnPictures
 from data_prep.format import SourceRecord
-from data_prep.memory import images_in_memory
-from data_prep.official import ImageSet, Official, OfficialScenes, SceneSet
+from data_prep.raw import ImageSet, RawImages, RawScenes, RawSplit, SceneSet
 
 _SOURCE = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
 _BATCH = 128
@@ -87,40 +86,40 @@ def make(name: str, data_dir: Path, *, test_of_gpu: bool = False) -> None:
         scenes.write(dataset, _scenes(shape, tested.scenes), _SOURCE, data_dir / name, None, _silent)
 
 
-def _images(shape: _Images, test_images: int) -> Official:
+def _images(shape: _Images, test_images: int) -> RawImages:
     random = np.random.default_rng(0)
     train, test = (
-        images_in_memory(
+        RawSplit.from_arrays(
             random.integers(0, 256, (count, shape.side, shape.side, 3), dtype=np.uint8),
             random.integers(0, shape.classes, count),
         )
         for count in (int(shape.batches * _BATCH / (1 - labelled.VALIDATION.fraction)), test_images)
     )
-    return Official(_classes(shape.classes), (3, shape.side, shape.side), train, test)
+    return RawImages(_classes(shape.classes), (3, shape.side, shape.side), train, test)
 
 
-def _scenes(shape: _Scenes, test_scenes: int) -> OfficialScenes:
+def _scenes(shape: _Scenes, test_scenes: int) -> RawScenes:
     random = np.random.default_rng(0)
-    pictures = Pictures()
-    parts: dict[str, Sequence[Scene]] = {}
+    pictures = DrawnPictures()
+    parts: dict[str, Sequence[SceneAnnotation]] = {}
     for part, count in (("train", _TRAIN_SCENES), ("test", test_scenes)):
         parts[part] = [_scene(f"{part}{number}.jpg", number, shape, random) for number in range(count)]
         for scene in parts[part]:
             pictures[scene.name] = _picture(shape, random)
     kind: Literal["annotated", "classes"] = "annotated" if shape.relations else "classes"
     predicates = ("related",) if shape.relations else ()
-    train, test = together(parts["train"]), together(parts["test"])
-    return OfficialScenes(_classes(shape.classes), predicates, kind, train, test, pictures)
+    train, test = concatenate(parts["train"]), concatenate(parts["test"])
+    return RawScenes(_classes(shape.classes), predicates, kind, train, test, pictures)
 
 
-def _scene(name: str, number: int, shape: _Scenes, random: np.random.Generator) -> Scene:
+def _scene(name: str, number: int, shape: _Scenes, random: np.random.Generator) -> SceneAnnotation:
     size = np.array([shape.width, shape.height])
     extent = random.uniform(0.1, 0.6, (shape.objects, 2)) * size
     corner = random.uniform(0, 1, (shape.objects, 2)) * (size - extent)
     boxes = [(x, y, x + w, y + h) for (x, y), (w, h) in zip(corner.tolist(), extent.tolist(), strict=True)]
     labels = random.permutation(shape.classes)[: shape.objects].tolist()
     relations = [(i, i + 1, 0) for i in range(shape.relations)]
-    return Scene(name, number, (shape.width, shape.height), boxes, labels, relations=relations)
+    return SceneAnnotation(name, number, (shape.width, shape.height), boxes, labels, relations=relations)
 
 
 def _picture(shape: _Scenes, random: np.random.Generator) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.format import EXAMPLES, AnyManifest, Manifest, SceneManifest
+from data_prep.format import EXAMPLES, AnyManifest, ImageManifest, SceneManifest
 
 LONGEST = 20
 
@@ -34,7 +34,7 @@ def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
         yield f"{len(empty)} of {len(table)} categories have no training image ({named})"
 
 
-def _images_table(manifest: Manifest) -> Table:
+def _images_table(manifest: ImageManifest) -> Table:
     table = _table(f"{manifest.dataset}: images of each split", "class", manifest)
     *classes, total = manifest.split_table()
     _add_classes(table, classes)

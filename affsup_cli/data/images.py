@@ -15,7 +15,7 @@ from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
 from affsup_cli.data.share import ALONE, Share
-from data_prep.format import Manifest, read_split
+from data_prep.format import ImageManifest, read_split
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ _loaded: weakref.WeakValueDictionary[_Key, DeviceImages] = weakref.WeakValueDict
 
 def load_images(
     folder: Path,
-    manifest: Manifest,
+    manifest: ImageManifest,
     split: str,
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,

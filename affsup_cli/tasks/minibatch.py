@@ -25,7 +25,7 @@ from affsup_cli.metrics.average import Averages
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
 from data_prep.errors import UsageError
-from data_prep.format import Manifest, read_image_manifest
+from data_prep.format import ImageManifest, read_image_manifest
 
 EXPORTED_IMAGES = 2000
 
@@ -205,7 +205,7 @@ class _Pass:
         return self.order[first + torch.arange(size, device=self.order.device)]
 
 
-def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> None:
+def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: ImageManifest) -> None:
     side, count, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
     if recipe.data.pad >= side:
         raise UsageError(f"data.pad = {recipe.data.pad}: expected less than the {side} pixels of a side")
@@ -224,7 +224,7 @@ def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> No
         )
 
 
-def _takes_one_image(recipe: MinibatchRecipe, manifest: Manifest) -> bool:
+def _takes_one_image(recipe: MinibatchRecipe, manifest: ImageManifest) -> bool:
     """Say whether the network can train on a single image: batch norm refuses one value a channel."""
     with torch.device("meta"):  # shapes alone
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))

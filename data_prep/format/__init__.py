@@ -17,13 +17,13 @@ from data_prep.format.images import (
     BLOCK,
     IMAGES_FILE,
     SPLITS,
-    Content,
-    Manifest,
-    NewSplit,
-    Split,
+    ImageManifest,
+    ImageSplit,
+    ImageSplitRecord,
+    NewImages,
     SplitName,
-    SplitRecord,
     Validation,
+    WrittenImages,
     read_split,
     verify_images,
     write_images,
@@ -43,14 +43,14 @@ from data_prep.format.scenes import (
     SCENE_SPLITS,
     SCENES_FILE,
     Annotations,
-    LeftOut,
+    LeftOutRecord,
     NewScenes,
     Objects,
     SceneManifest,
     Scenes,
     SceneSplitName,
     SceneSplitRecord,
-    counted_up,
+    offsets_from_counts,
     read_scenes,
     verify_scenes,
     write_scenes,
@@ -67,24 +67,24 @@ __all__ = [
     "Annotations",
     "AnyManifest",
     "CommonManifest",
-    "Content",
     "FileRecord",
-    "LeftOut",
-    "Manifest",
+    "ImageManifest",
+    "ImageSplit",
+    "ImageSplitRecord",
+    "LeftOutRecord",
+    "NewImages",
     "NewScenes",
-    "NewSplit",
     "Objects",
     "SceneManifest",
     "SceneSplitName",
     "SceneSplitRecord",
     "Scenes",
     "SourceRecord",
-    "Split",
     "SplitName",
-    "SplitRecord",
     "Validation",
+    "WrittenImages",
     "class_counts",
-    "counted_up",
+    "offsets_from_counts",
     "read_image_manifest",
     "read_manifest",
     "read_scene_manifest",
@@ -96,7 +96,7 @@ __all__ = [
     "write_scenes",
 ]
 
-AnyManifest = Manifest | SceneManifest
+AnyManifest = ImageManifest | SceneManifest
 
 
 class _Kind(BaseModel):
@@ -118,7 +118,7 @@ def read_manifest(folder: Path) -> AnyManifest:
         raise AffsupError(f"{path} cannot be read ({error}): {again(folder)}") from None
     try:
         kind = _Kind.model_validate_json(text).kind
-        manifest = (SceneManifest if kind == "scenes" else Manifest).model_validate_json(text)
+        manifest = (SceneManifest if kind == "scenes" else ImageManifest).model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> AnyManifest:
     return manifest
 
 
-def read_image_manifest(folder: Path) -> Manifest:
+def read_image_manifest(folder: Path) -> ImageManifest:
     """`read_manifest` for whoever needs labelled images.
 
     Raises:
@@ -162,7 +162,7 @@ def read_scene_manifest(folder: Path, needed: Literal["objects", "categories"] =
         "objects": "expected one of scenes with annotated objects such as shapes or voc07",
         "categories": "expected one of scenes with a category each such as shape-scenes or mit67",
     }[needed]
-    if isinstance(manifest, Manifest):
+    if isinstance(manifest, ImageManifest):
         found = "holds labelled images"
     elif not (manifest.classes if needed == "objects" else manifest.categories):
         found = f"holds scenes without {needed}"

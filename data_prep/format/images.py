@@ -36,8 +36,8 @@ SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 BLOCK = 1000  # images a write, a read-back or a decode handles at a time
 
 
-class SplitRecord(Record):
-    """The images of a split, in all and of each class in the order of `Manifest.classes`."""
+class ImageSplitRecord(Record):
+    """The images of a split, in all and of each class in the order of `ImageManifest.classes`."""
 
     count: int
     per_class: list[int]
@@ -50,7 +50,7 @@ class Validation(Record):
     seed: int
 
 
-class Manifest(CommonManifest):
+class ImageManifest(CommonManifest):
     """What a prepared data set of labelled images holds, beside what `CommonManifest` says.
 
     Attributes:
@@ -66,11 +66,11 @@ class Manifest(CommonManifest):
     image_shape: list[int]
     channel_mean: list[float]
     channel_std: list[float]
-    splits: dict[SplitName, SplitRecord]
+    splits: dict[SplitName, ImageSplitRecord]
     validation: Validation
 
     @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
+    def _consistent(self) -> ImageManifest:
         if set(self.splits) != set(SPLITS) or IMAGES_FILE not in self.files or len(self.image_shape) != 3:
             raise ValueError(f"splits {', '.join(SPLITS)}, file {IMAGES_FILE} and a [C, H, W] image_shape are needed")
         channels = self.image_shape[0]
@@ -93,7 +93,7 @@ class Manifest(CommonManifest):
 
 
 @dataclass(frozen=True)
-class Split:
+class ImageSplit:
     """One split in memory: images uint8 [n, H, W, C], labels int64 [n], source_index int64 [n]."""
 
     images: NDArray[np.uint8]
@@ -102,7 +102,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class NewSplit:
+class NewImages:
     """One split to be written: labels int64 [n], source_index int64 [n], and its images in blocks, read once."""
 
     labels: NDArray[np.int64]
@@ -111,8 +111,8 @@ class NewSplit:
 
 
 @dataclass(frozen=True)
-class Content:
-    """What writing the images found out about them: the fields of the same names in `Manifest`."""
+class WrittenImages:
+    """What writing the images found out about them: the fields of the same names in `ImageManifest`."""
 
     digest: str
     channel_mean: list[float]
@@ -120,8 +120,8 @@ class Content:
 
 
 def write_images(
-    folder: Path, classes: Sequence[str], image_shape: Sequence[int], splits: Mapping[SplitName, NewSplit]
-) -> Content:
+    folder: Path, classes: Sequence[str], image_shape: Sequence[int], splits: Mapping[SplitName, NewImages]
+) -> WrittenImages:
     """Write `images.h5` into a folder, block by block.
 
     Args:
@@ -134,7 +134,7 @@ def write_images(
         OSError: The file cannot be written, as on a full disk.
     """
     channels, height, width = image_shape
-    digest = _ContentDigest(classes)
+    digest = _ImageDigest(classes)
     histogram = np.zeros((channels, 256), dtype=np.int64)
     # Through a Python file: HDF5's own driver cannot close on a full disk and crashes the interpreter at exit.
     with (folder / IMAGES_FILE).open("w+b") as raw, h5py.File(raw, "w") as h5:
@@ -159,10 +159,10 @@ def write_images(
     weights = histogram / histogram.sum(axis=1, keepdims=True)
     mean = weights @ levels
     variance = (weights * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return Content(digest.hexdigest(), mean.tolist(), np.sqrt(variance).tolist())
+    return WrittenImages(digest.hexdigest(), mean.tolist(), np.sqrt(variance).tolist())
 
 
-def read_split(folder: Path, manifest: CommonManifest, split: str) -> Split:
+def read_split(folder: Path, manifest: CommonManifest, split: str) -> ImageSplit:
     """Read a split of a prepared data set, `<data>/<name>`, into memory, and see that it is what its manifest says.
 
     Args:
@@ -174,7 +174,7 @@ def read_split(folder: Path, manifest: CommonManifest, split: str) -> Split:
         AffsupError: It is not prepared, or its images are damaged or of another preparation.
         UsageError: There is no such split, or the data set holds no labelled images.
     """
-    if not isinstance(manifest, Manifest):
+    if not isinstance(manifest, ImageManifest):
         raise UsageError(f"data set {manifest.dataset!r} holds scenes, expected labelled images")
     if split not in SPLITS:
         raise UsageError(f"no split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -184,7 +184,7 @@ def read_split(folder: Path, manifest: CommonManifest, split: str) -> Split:
     try:
         with h5py.File(path, "r") as h5:
             group = h5[split]
-            read = Split(group["images"][:], group["labels"][:], group["source_index"][:])
+            read = ImageSplit(group["images"][:], group["labels"][:], group["source_index"][:])
             digest = h5.attrs["digest"]
     except (OSError, KeyError, RuntimeError) as error:
         raise AffsupError(f"{path} is damaged ({error}): {again(folder)}") from None
@@ -206,14 +206,14 @@ def read_split(folder: Path, manifest: CommonManifest, split: str) -> Split:
     return read
 
 
-def verify_images(folder: Path, manifest: Manifest) -> None:
+def verify_images(folder: Path, manifest: ImageManifest) -> None:
     """Check a prepared data set against its manifest: checksum, counts, shapes, labels and content.
 
     Raises:
         AffsupError: Something is wrong; the message says what.
     """
     verify_file(folder, manifest, IMAGES_FILE)
-    digest = _ContentDigest(manifest.classes)
+    digest = _ImageDigest(manifest.classes)
     for name in SPLITS:
         split = read_split(folder, manifest, name)
         for block in _blocks(split.images):
@@ -222,7 +222,7 @@ def verify_images(folder: Path, manifest: Manifest) -> None:
     verify_content(folder, manifest, IMAGES_FILE, digest.hexdigest())
 
 
-class _ContentDigest:
+class _ImageDigest:
     """SHA-256 over the data themselves, free of how HDF5 lays them out."""
 
     def __init__(self, classes: Sequence[str]) -> None:

@@ -86,7 +86,7 @@ class SceneSplitRecord(Record):
     per_category: list[int] = Field(default=[])
 
 
-class LeftOut(Record):
+class LeftOutRecord(Record):
     """What the publisher's files hold and the prepared data set does not: how much, why, and the first of them."""
 
     what: Literal["images", "objects", "relations"]
@@ -115,7 +115,7 @@ class SceneManifest(CommonManifest):
     category_ids: list[int]
     relations: RelationKind
     splits: dict[SceneSplitName, SceneSplitRecord]
-    left_out: list[LeftOut]
+    left_out: list[LeftOutRecord]
 
     @model_validator(mode="after")
     def _consistent(self) -> SceneManifest:
@@ -419,7 +419,7 @@ def write_scenes(
     Raises:
         OSError: The file cannot be written, as on a full disk.
     """
-    digest = _ContentDigest(classes, predicates, kind, categories)
+    digest = _SceneDigest(classes, predicates, kind, categories)
     records = {}
     # Through a Python file: HDF5's own driver cannot close on a full disk and crashes the interpreter at exit.
     with (folder / SCENES_FILE).open("w+b") as raw, h5py.File(raw, "w") as h5:
@@ -494,7 +494,7 @@ def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
         AffsupError: Something is wrong; the message says what.
     """
     verify_file(folder, manifest, SCENES_FILE)
-    digest = _ContentDigest(manifest.classes, manifest.predicates, manifest.relations, manifest.categories)
+    digest = _SceneDigest(manifest.classes, manifest.predicates, manifest.relations, manifest.categories)
     for name in SCENE_SPLITS:
         scenes = read_scenes(folder, manifest, name)
         for index in range(len(scenes)):
@@ -540,7 +540,7 @@ def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: i
     return ""
 
 
-class _ContentDigest:
+class _SceneDigest:
     """SHA-256 over the data themselves, free of how HDF5 lays them out."""
 
     def __init__(
@@ -562,7 +562,7 @@ class _ContentDigest:
         return self._hash.hexdigest()
 
 
-def counted_up(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+def offsets_from_counts(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     """Where the entries of each image begin, and where the last one's end: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
@@ -570,5 +570,5 @@ def counted_up(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
 def _gather(first: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which entries belong to the given images, and where each image's entries begin among them."""
     counts = np.diff(first)[rows]
-    begins = counted_up(counts)
+    begins = offsets_from_counts(counts)
     return np.arange(begins[-1]) + np.repeat(first[rows] - begins[:-1], counts), begins

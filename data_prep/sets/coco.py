@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from data_prep.official import OfficialScenes, SceneSet, SourceError
+from data_prep.errors import SourceError
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +21,10 @@ _ALL = "instances_val2014.json"
 _TEST = "instances_val2017.json"
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
+def _read(files: SceneFiles) -> RawScenes:
     import numpy as np
 
-    from data_prep.format import EXAMPLES, LeftOut
+    from data_prep.format import EXAMPLES, LeftOutRecord
 
     content, test_ids = _load(files, _ALL), _column(_TEST, "images", _list(_TEST, _load(files, _TEST), "images"), "id")
     names = {int(entry_id): name for entry_id, name in _categories(content)}
@@ -32,7 +33,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
     in_test = np.isin(everything.ids, test_ids)
     astray = [f"image {number}" for number in test_ids[~np.isin(test_ids, everything.ids)]]
     reason = f"in {_TEST} but not in {_ALL}"
-    return OfficialScenes(
+    return RawScenes(
         classes=tuple(names[class_id] for class_id in class_ids),
         predicates=(),
         relations="classes",
@@ -40,7 +41,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
         test=everything.take(np.flatnonzero(in_test)),
         pictures=files.pictures(),
         category_ids=tuple(class_ids),
-        left_out=(LeftOut(what="images", reason=reason, count=len(astray), examples=astray[:EXAMPLES]),)
+        left_out=(LeftOutRecord(what="images", reason=reason, count=len(astray), examples=astray[:EXAMPLES]),)
         if astray
         else (),
     )
@@ -68,7 +69,7 @@ def _annotations(content: dict[str, Any], class_ids: Any) -> Annotations:
     import numpy as np
 
     from data_prep.annotating import as_boxes
-    from data_prep.format import Annotations, counted_up
+    from data_prep.format import Annotations, offsets_from_counts
 
     images, objects = _list(_ALL, content, "images"), _list(_ALL, content, "annotations")
     ids = _column(_ALL, "images", images, "id")
@@ -95,7 +96,7 @@ def _annotations(content: dict[str, Any], class_ids: Any) -> Annotations:
         names=[entry["file_name"] for entry in images],
         ids=ids,
         sizes=np.stack(sizes, axis=1).astype(np.int32),
-        first_object=counted_up(np.bincount(image, minlength=len(ids))),
+        first_object=offsets_from_counts(np.bincount(image, minlength=len(ids))),
         boxes=as_boxes(boxes[by_image]),
         labels=label[by_image],
         difficult=np.zeros(len(objects), dtype=np.bool_),

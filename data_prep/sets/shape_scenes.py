@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from data_prep.drawing import CLASSES, Population, draw_scenes
-from data_prep.official import OfficialScenes, SceneSet
+from data_prep.drawing import CLASSES, SceneContent, draw_scenes
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,17 +24,17 @@ CATEGORIES = {  # the rounds of a tournament in which each class meets each othe
 _COUNTS: dict[Literal["train", "test"], int] = {"train": 800, "test": 400}
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
+def _read(files: SceneFiles) -> RawScenes:
     train, test, pictures = draw_scenes(_COUNTS, 10, _population)
-    return OfficialScenes(CLASSES, (), "classes", train, test, pictures, categories=_NAMES)
+    return RawScenes(CLASSES, (), "classes", train, test, pictures, categories=_NAMES)
 
 
-def _population(random: np.random.RandomState, number: int) -> Population:
+def _population(random: np.random.RandomState, number: int) -> SceneContent:
     """4 to 7 objects of the two classes of a pair, some of each; the categories take turns."""
     category = number % len(_NAMES)
     pair = CATEGORIES[_NAMES[category]][random.randint(0, 4)]
     others = random.randint(0, 2, random.randint(2, 6))
-    return Population([*pair, *(pair[other] for other in others)], category=category)
+    return SceneContent([*pair, *(pair[other] for other in others)], category=category)
 
 
 DATASET = SceneSet(

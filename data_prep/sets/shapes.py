@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from data_prep.drawing import CLASSES, Population, draw_scenes
-from data_prep.official import OfficialScenes, SceneSet
+from data_prep.drawing import CLASSES, SceneContent, draw_scenes
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +34,11 @@ _RELATED = {
 }
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
-    return OfficialScenes(CLASSES, tuple(RULES.values()), "annotated", *draw_scenes(_COUNTS, 0, _population))
+def _read(files: SceneFiles) -> RawScenes:
+    return RawScenes(CLASSES, tuple(RULES.values()), "annotated", *draw_scenes(_COUNTS, 0, _population))
 
 
-def _population(random: np.random.RandomState, _: int) -> Population:
+def _population(random: np.random.RandomState, _: int) -> SceneContent:
     """Classes of 4 to 7 objects, few enough to repeat, with a related pair and an unrelated one of two classes."""
     while True:
         kinds = random.permutation(len(CLASSES))[: random.randint(3, 6)]
@@ -46,7 +46,7 @@ def _population(random: np.random.RandomState, _: int) -> Population:
         pairs = [(i, j) for i, a in enumerate(labels) for j, b in enumerate(labels) if a != b]
         relations = [(i, j, _RELATED[key]) for i, j in pairs if (key := (labels[i], labels[j])) in _RELATED]
         if 0 < len(relations) < len(pairs):
-            return Population(labels, relations)
+            return SceneContent(labels, relations)
 
 
 DATASET = SceneSet(

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from data_prep.official import Files, Images, ImageSet, Official, Origin, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Files, Origin
+from data_prep.raw import ImageSet, RawImages, RawSplit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,7 @@ _TRAIN_IMAGE = re.compile(r"train/(n\d{8})/images/\1_(\d+)\.JPEG")
 _ANNOTATIONS = "val/val_annotations.txt"
 
 
-def _read(files: Files) -> Official:
+def _read(files: Files) -> RawImages:
     wnids = _lines(files, "wnids.txt")
     index = {wnid: i for i, wnid in enumerate(wnids)}
     if len(index) != len(wnids):
@@ -31,7 +33,7 @@ def _read(files: Files) -> Official:
     unnamed = [wnid for wnid in wnids if wnid not in words]
     if unnamed:
         raise SourceError(f"words.txt: has no name for class {unnamed[0]!r} of wnids.txt")
-    return Official(
+    return RawImages(
         classes=tuple(words[wnid] for wnid in wnids),
         image_shape=(3, _SIDE, _SIDE),
         train=_images(files, _train_members(files, index)),
@@ -66,7 +68,7 @@ def _test_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
     return found
 
 
-def _images(files: Files, members: Sequence[tuple[str, int]]) -> Images:
+def _images(files: Files, members: Sequence[tuple[str, int]]) -> RawSplit:
     import numpy as np
 
     from data_prep.decoding import decoded
@@ -78,7 +80,7 @@ def _images(files: Files, members: Sequence[tuple[str, int]]) -> Images:
         encoded = ((names[row], files[names[row]]) for row in rows)
         return decoded(encoded, len(rows), (_SIDE, _SIDE, 3), decode, BLOCK)
 
-    return Images(np.array([label for _, label in members], dtype=np.int64), np.arange(len(members)), blocks)
+    return RawSplit(np.array([label for _, label in members], dtype=np.int64), np.arange(len(members)), blocks)
 
 
 def decode(encoded: Sequence[tuple[str, bytes]], images: NDArray[np.uint8]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_prep.official import OfficialScenes, SceneSet, SourceError
+from data_prep.errors import SourceError
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     import h5py
@@ -37,10 +38,10 @@ _COLUMNS = {  # of each data set of the h5 file that is read
 }
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
+def _read(files: SceneFiles) -> RawScenes:
     import numpy as np
 
-    from data_prep.format import EXAMPLES, LeftOut
+    from data_prep.format import EXAMPLES, LeftOutRecord
 
     h5_name, dicts_name = _either(files, _H5), _either(files, _DICTS)
     dicts = files.json(dicts_name)
@@ -56,7 +57,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
     if len(wrong):
         raise SourceError(f"{h5_name}: split row {wrong[0]} is {held['split'][wrong[0]]}, expected 0 or 2")
     left_out = [
-        LeftOut(
+        LeftOutRecord(
             what=what,
             reason="of no image",
             count=len(rows),
@@ -65,7 +66,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
         for what, rows in unused.items()
         if len(rows)
     ]
-    return OfficialScenes(
+    return RawScenes(
         classes=classes,
         predicates=predicates,
         relations="annotated",
@@ -144,7 +145,7 @@ def _annotations(
     import numpy as np
 
     from data_prep.annotating import as_boxes
-    from data_prep.format import Annotations, counted_up
+    from data_prep.format import Annotations, offsets_from_counts
 
     for key, rows_of in (("labels", "boxes_1024"), ("predicates", "relationships")):
         if len(held[key]) != len(held[rows_of]):
@@ -152,7 +153,7 @@ def _annotations(
     objects, object_counts = _rows_of_images(name, held, "box", "boxes_1024")
     relations, relation_counts = _rows_of_images(name, held, "rel", "relationships")
 
-    first_object = counted_up(object_counts)
+    first_object = offsets_from_counts(object_counts)
     image_of_relation = np.repeat(np.arange(len(ids)), relation_counts)
     # to indices into the objects of the image: absolute row less the image's first
     inner = held["relationships"][relations] - held["img_to_first_box"][image_of_relation, None]
@@ -177,7 +178,7 @@ def _annotations(
         labels=_from_zero(name, held["labels"], "labels", classes)[objects],
         difficult=np.zeros(len(objects), dtype=np.bool_),
         crowd=np.zeros(len(objects), dtype=np.bool_),
-        first_relation=counted_up(relation_counts),
+        first_relation=offsets_from_counts(relation_counts),
         relations=inner,
         predicates=_from_zero(name, held["predicates"], "predicates", predicates)[relations],
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from data_prep.official import Archive, OfficialScenes, SceneSet, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Archive
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-    from data_prep.annotating import Scene
+    from data_prep.annotating import SceneAnnotation
     from data_prep.format import Annotations
     from data_prep.scene_files import SceneFiles
 
@@ -45,8 +47,8 @@ _LARGEST = 2**16  # pixels a side; JPEG has no larger images
 _SERVER = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
-    return OfficialScenes(
+def _read(files: SceneFiles) -> RawScenes:
+    return RawScenes(
         classes=_CLASSES,
         predicates=(),
         relations="classes",
@@ -57,7 +59,7 @@ def _read(files: SceneFiles) -> OfficialScenes:
 
 
 def _part(files: SceneFiles, part: str) -> Annotations:
-    from data_prep.annotating import together
+    from data_prep.annotating import concatenate
 
     listing = f"ImageSets/Main/{part}.txt"
     names = files.annotation(listing).decode("utf-8", errors="replace").split()
@@ -66,7 +68,7 @@ def _part(files: SceneFiles, part: str) -> Annotations:
             raise SourceError(f"{listing}: {name!r} is no image number such as 000005")
     if len(set(names)) != len(names):
         raise SourceError(f"{listing}: lists an image twice")
-    return together([_scene(name, *_parsed(files, f"Annotations/{name}.xml")) for name in names])
+    return concatenate([_scene(name, *_parsed(files, f"Annotations/{name}.xml")) for name in names])
 
 
 def _parsed(files: SceneFiles, path: str) -> tuple[str, Element]:
@@ -81,8 +83,8 @@ def _parsed(files: SceneFiles, path: str) -> tuple[str, Element]:
         raise SourceError(f"{path}: is not XML ({error})") from None
 
 
-def _scene(name: str, path: str, root: Element) -> Scene:
-    from data_prep.annotating import Scene
+def _scene(name: str, path: str, root: Element) -> SceneAnnotation:
+    from data_prep.annotating import SceneAnnotation
 
     boxes, labels, difficult = [], [], []
     for number, each in enumerate(root.findall("object"), start=1):
@@ -97,7 +99,7 @@ def _scene(name: str, path: str, root: Element) -> Scene:
     width, height = (_number(root, f"size/{key}", path) for key in ("width", "height"))
     if not (0 < width < _LARGEST and 0 < height < _LARGEST):
         raise SourceError(f"{path}: <size> is {width:g} x {height:g}, expected an image's width and height")
-    return Scene(
+    return SceneAnnotation(
         name=f"{name}.jpg",
         id=int(name.replace("_", "")),
         size=(int(width), int(height)),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep import cifar_pickle
 from data_prep.cifar_pickle import load
-from data_prep.official import SourceError
+from data_prep.errors import SourceError
 
 DATA = np.arange(12, dtype=np.uint8).reshape(3, 4)
 BATCH = {"labels": [1, 300, 70000], "data": DATA, "filenames": ["a"], "flag": True, "none": None, "pair": (1, "x")}

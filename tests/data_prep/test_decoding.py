@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep import decoding
 from data_prep.decoding import Encoded, decoded
-from data_prep.errors import AffsupError
-from data_prep.official import SourceError
+from data_prep.errors import AffsupError, SourceError
 from data_prep.sets import tiny_imagenet
 from tests.data_prep.conftest import OfficialFiles
 

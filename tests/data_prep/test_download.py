@@ -12,7 +12,7 @@ import pytest
 from data_prep import download as download_module
 from data_prep.download import download
 from data_prep.errors import AffsupError
-from data_prep.official import Origin
+from data_prep.origin import Origin
 
 CONTENT = bytes(range(256)) * 40
 

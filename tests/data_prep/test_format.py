@@ -12,15 +12,15 @@ from data_prep.build import build
 from data_prep.errors import AffsupError, UsageError
 from data_prep.format import (
     FileRecord,
-    NewSplit,
-    Split,
+    ImageSplit,
+    NewImages,
     read_manifest,
     read_split,
     verify,
     write_images,
     write_manifest,
 )
-from data_prep.official import DataSet
+from data_prep.raw import DataSet
 
 
 def new_splits(block: int, labels: tuple[int, ...] = (0, 1, 2, 0, 1)) -> dict:
@@ -30,7 +30,7 @@ def new_splits(block: int, labels: tuple[int, ...] = (0, 1, 2, 0, 1)) -> dict:
         "source_index": np.array([9, 7, 5, 3, 1]),
     }
     return {
-        name: NewSplit(**split, blocks=[images[i : i + block] for i in range(0, 5, block)])
+        name: NewImages(**split, blocks=[images[i : i + block] for i in range(0, 5, block)])
         for name in ("train", "val", "test")
     }
 
@@ -45,7 +45,7 @@ def change_manifest(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def read(folder: Path, split: str = "train") -> Split:
+def read(folder: Path, split: str = "train") -> ImageSplit:
     return read_split(folder, read_manifest(folder), split)
 
 

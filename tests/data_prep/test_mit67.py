@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import data_prep
-from data_prep.build import Outcome
+from data_prep.build import PrepareResult
 from data_prep.errors import AffsupError
 from data_prep.format import SceneManifest, read_scenes
 from data_prep.scene_files import SceneFiles
@@ -17,14 +17,14 @@ from data_prep.sets.mit67 import DATASET
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import mit67, picture
 
-Preparing = Callable[..., Outcome]
+Preparing = Callable[..., PrepareResult]
 
 
 @pytest.fixture
 def prepare(tmp_path: Path, official: OfficialFiles) -> Preparing:
     """Prepares a folder of the given files; files of None are taken away."""
 
-    def run(files: dict[str, bytes], **change: bytes | None) -> Outcome:
+    def run(files: dict[str, bytes], **change: bytes | None) -> PrepareResult:
         folder = official.folder(tmp_path, "mit67", files)
         for name, content in change.items():
             path = folder / f"{name}.txt"
@@ -42,7 +42,7 @@ def places(count: int = 3) -> dict[str, bytes]:
     return mit67(train, {"bakery/test.jpg": picture(), "bar/test.jpg": picture()})
 
 
-def left_out(outcome: Outcome) -> dict[tuple[str, str], tuple[int, list[str]]]:
+def left_out(outcome: PrepareResult) -> dict[tuple[str, str], tuple[int, list[str]]]:
     assert isinstance(outcome.manifest, SceneManifest)
     return {(entry.what, entry.reason): (entry.count, entry.examples) for entry in outcome.manifest.left_out}
 
@@ -165,7 +165,7 @@ def test_a_hostile_archive_is_refused(official: OfficialFiles, tmp_path: Path) -
 
 @pytest.mark.real_data
 def test_the_real_lists_have_the_official_counts_and_categories(real_data: Path) -> None:
-    read = DATASET.read(SceneFiles(DATASET, [real_data / "mit67"]))
+    read = DATASET.read(SceneFiles([real_data / "mit67"], DATASET.needed, DATASET.wanted))
     assert len(read.categories) == 67
     assert (read.categories[0], read.categories[-1]) == ("airport_inside", "winecellar")
     for part, count, fewest, most in ((read.train, 5360, 77, 83), (read.test, 1340, 17, 23)):

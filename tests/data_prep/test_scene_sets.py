@@ -11,22 +11,23 @@ import numpy as np
 import pytest
 
 import data_prep
-from data_prep.build import Outcome, build
+from data_prep.build import PrepareResult, build
 from data_prep.errors import AffsupError, UsageError
 from data_prep.format import SceneManifest, Scenes, read_scenes
-from data_prep.official import Archive, SceneSet
+from data_prep.origin import Archive
+from data_prep.raw import SceneSet
 from data_prep.scene_files import _in_folder
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, VisualGenome, coco, coco_name, picture, voc, write_coco
 
-Preparing = Callable[..., Outcome]
+Preparing = Callable[..., PrepareResult]
 
 
-def prepared(name: str, tmp_path: Path, *sources: Path, **request: object) -> Outcome:
+def prepared(name: str, tmp_path: Path, *sources: Path, **request: object) -> PrepareResult:
     return data_prep.prepare(name, sources=sources, data_dir=tmp_path / "data", **request)
 
 
-def split(outcome: Outcome, name: str) -> Scenes:
+def split(outcome: PrepareResult, name: str) -> Scenes:
     return read_scenes(outcome.folder, outcome.manifest, name)
 
 

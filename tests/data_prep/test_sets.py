@@ -9,16 +9,16 @@ import pytest
 from sklearn.datasets import load_digits
 
 import data_prep
-from data_prep.errors import UsageError
-from data_prep.official import Images, Official, SourceError
+from data_prep.errors import SourceError, UsageError
+from data_prep.raw import RawImages, RawSplit
 from tests.data_prep.conftest import CIFAR10_NAMES, OfficialFiles
 
 
-def all_images(images: Images) -> np.ndarray:
+def all_images(images: RawSplit) -> np.ndarray:
     return np.concatenate(list(images.blocks(np.arange(len(images.labels)))))
 
 
-def read(name: str, files: dict[str, bytes]) -> Official:
+def read(name: str, files: dict[str, bytes]) -> RawImages:
     return data_prep.get(name).read(files)
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from affsup_cli.data.images import DeviceImages
 from affsup_cli.engine import step
 from affsup_cli.tasks import minibatch
-from data_prep.format import Manifest
+from data_prep.format import ImageManifest
 from tests.engine.recording import refused, tensors
 
 CUDA = torch.device("cuda", 0)
@@ -51,7 +51,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         with torch.device(CUDA):
             return build(*args)
 
-    def no_images(folder: Path, manifest: Manifest, split: str, device: torch.device, *more: Any) -> DeviceImages:
+    def no_images(folder: Path, manifest: ImageManifest, split: str, device: torch.device, *more: Any) -> DeviceImages:
         count, (channels, height, width) = manifest.splits[split].count, manifest.image_shape
         images = torch.zeros(count, height, width, channels, dtype=torch.uint8)
         labels = torch.zeros(count, dtype=torch.int64)

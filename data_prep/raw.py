@@ -3,73 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from data_prep.errors import AffsupError
+from data_prep.origin import Archive, Files, Origin
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.format import Annotations, LeftOut
+    from data_prep.format import Annotations, LeftOutRecord
     from data_prep.scene_files import SceneFiles
 
-Files = Mapping[str, bytes]
-"""The needed files of a source, by their path below its root folder; each is read when asked for."""
-
-Progress = Callable[[Literal["download", "images"], int, int], None]
+ProgressCallback = Callable[[Literal["download", "images"], int, int], None]
 """Called with the step, how much of it is done and how much there is: bytes of a download, images written."""
 
 
-class SourceError(AffsupError):
-    """The official files are not what they should be. The message names the file within the source, not the source."""
-
-
 @dataclass(frozen=True)
-class Archive:
-    """An official archive.
-
-    Attributes:
-        url: Official address.
-        md5: Official checksum.
-        size: Bytes.
-    """
-
-    url: str
-    md5: str
-    size: int
-
-    @property
-    def filename(self) -> str:
-        """Name of the archive."""
-        return PurePosixPath(self.url).name
-
-
-@dataclass(frozen=True)
-class Origin(Archive):
-    """The official archive of labelled images and what it holds.
-
-    Attributes:
-        root: The one folder at its top.
-        members: Files below the root that must be there.
-        images: Regular expression of the further files that are read.
-        member_md5: Official checksums of files below the root, where known.
-        max_bytes: The most that the files may hold together, decompressed: a guard against bombs.
-        max_members: The most entries the archive may have, likewise.
-    """
-
-    root: str
-    members: tuple[str, ...]
-    max_bytes: int
-    max_members: int
-    images: str | None = None
-    member_md5: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Images:
+class RawSplit:
     """The official training or test images.
 
     Attributes:
@@ -82,15 +33,38 @@ class Images:
     source_index: NDArray[np.int64]
     blocks: Callable[[NDArray[np.int64]], Iterator[NDArray[np.uint8]]]
 
+    @classmethod
+    def from_arrays(
+        cls, images: NDArray[np.uint8], labels: NDArray[np.int64], source_index: NDArray[np.int64] | None = None
+    ) -> RawSplit:
+        """Wrap images that are in memory.
+
+        Args:
+            images: uint8 [n, H, W, C].
+            labels: int64 [n].
+            source_index: int64 [n]; the row numbers 0..n-1 if None.
+        """
+        import numpy as np
+
+        from data_prep.format import BLOCK
+
+        def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+            for start in range(0, len(rows), BLOCK):
+                yield np.ascontiguousarray(images[rows[start : start + BLOCK]])
+
+        if source_index is None:
+            source_index = np.arange(len(labels), dtype=np.int64)
+        return cls(labels, source_index, blocks)
+
 
 @dataclass(frozen=True)
-class Official:
+class RawImages:
     """An official data set as read: class names, [C, H, W], and its two parts."""
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    train: Images
-    test: Images
+    train: RawSplit
+    test: RawSplit
 
 
 class Pictures(Protocol):
@@ -108,7 +82,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class OfficialScenes:
+class RawScenes:
     """An official data set of scenes as read; boxes may still be outside their image and pictures missing.
 
     Attributes:
@@ -130,7 +104,7 @@ class OfficialScenes:
     test: Annotations
     pictures: Pictures
     category_ids: tuple[int, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[LeftOutRecord, ...] = ()
     categories: tuple[str, ...] = ()
 
 
@@ -158,7 +132,7 @@ class ImageSet(DataSet):
         origin: The official archive; None where the images ship with a dependency, and `read` gets no files.
     """
 
-    read: Callable[[Files], Official]
+    read: Callable[[Files], RawImages]
     origin: Origin | None = None
 
     @property
@@ -180,7 +154,7 @@ class SceneSet(DataSet):
         categories: Whether every image has a category.
     """
 
-    read: Callable[[SceneFiles], OfficialScenes]
+    read: Callable[[SceneFiles], RawScenes]
     needed: str | None = None
     wanted: str = ""
     archives: tuple[Archive, ...] = ()
