@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.commands.options import RUNS_DIR, RunsDir
-from affsup_cli.commands.places import run_path
+from affsup_cli.commands.options import RUNS_DIR, RunsDir, run_path
 
 
 def export(

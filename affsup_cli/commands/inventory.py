@@ -12,7 +12,7 @@ from rich.table import Table
 
 import data_prep
 from affsup_cli.commands.console import counted, metric_text
-from affsup_cli.commands.places import run_path
+from affsup_cli.commands.options import run_path
 from affsup_cli.commands.split_table import left_out_lines, split_table
 from affsup_cli.engine.results import TrainResult, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders

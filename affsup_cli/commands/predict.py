@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.commands.options import RUNS_DIR, Device, RunsDir
-from affsup_cli.commands.places import model_path
+from affsup_cli.commands.options import RUNS_DIR, Device, RunsDir, model_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, OPTION_OF_FIELD, RUNS_DIR, DataDir, Device, RunsDir, Set
+from affsup_cli.commands.options import DATA_DIR, OPTION_OF_FIELD, RUNS_DIR, DataDir, Device, RunsDir, Set, model_path
 
 if TYPE_CHECKING:
     from affsup_cli.recipe import Recipe
@@ -75,7 +75,6 @@ def train(
     """
     import re
 
-    from affsup_cli.commands.places import model_path
     from affsup_cli.engine.stop import imports_whole
     from affsup_cli.recipe import NAME, load_recipe, parse_override
     from data_prep.errors import UsageError
