@@ -14,6 +14,7 @@ from data_prep.raw import RawImages, RawSplit
 
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE
+_MAX_NAME = 100  # characters of a class name
 
 
 def read_cifar(
@@ -34,9 +35,11 @@ def read_cifar(
         SourceError: A file is damaged, calls something when unpickled, or does not hold what it should.
     """
     names = _entry(meta, load(meta, files[meta]), names_key)
-    if not isinstance(names, list) or len(names) != class_count:
-        raise SourceError(f"{meta}: {names_key!r} is not a list of {class_count} class names")
-    classes = tuple(name.decode("latin-1") if isinstance(name, bytes) else str(name) for name in names)
+    if not isinstance(names, list) or len(names) != class_count or not all(map(_is_class_name, names)):
+        raise SourceError(
+            f"{meta}: {names_key!r} is not a list of {class_count} class names of at most {_MAX_NAME} characters"
+        )
+    classes = tuple(name.decode("latin-1") if isinstance(name, bytes) else name for name in names)
 
     def part(batches: Sequence[str]) -> RawSplit:
         read = [_read_batch(name, files[name], labels_key, class_count) for name in batches]
@@ -62,7 +65,12 @@ def _read_batch(
     return data, np.array(labels, dtype=np.int64)
 
 
+def _is_class_name(value: object) -> bool:
+    return isinstance(value, str | bytes) and len(value) <= _MAX_NAME
+
+
 def _entry(name: str, batch: dict[str, object], key: str) -> object:
     if key not in batch:
-        raise SourceError(f"{name}: has no {key!r}; found {', '.join(sorted(batch)[:8]) or 'nothing'}")
+        found = ", ".join(each[:_MAX_NAME] for each in sorted(batch)[:8])
+        raise SourceError(f"{name}: has no {key!r}; found {found or 'nothing'}")
     return batch[key]

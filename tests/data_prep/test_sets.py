@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,6 +89,37 @@ def test_cifar_class_names_must_be_as_many_as_the_classes(official: OfficialFile
     files = official.cifar10() | {"batches.meta": pickle.dumps({"label_names": ["one"]})}
     with pytest.raises(SourceError, match=r"batches\.meta: 'label_names' is not a list of 10 class names"):
         read("cifar10", files)
+
+
+def unfolding(levels: int, width: int) -> object:
+    """A list of `width` references to a list of `width` references, and so on: a few bytes, pickled."""
+    value: object = "x"
+    for _ in range(levels):
+        value = [value] * width
+    return value
+
+
+NESTED = b"\x80\x02}U\x0blabel_names](" + b"]" * 5000 + b"a" * 4999 + b"K\x00" * 9 + b"es."
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        pickle.dumps({"label_names": unfolding(9, 10)}, 2),
+        pickle.dumps({"label_names": ["x" * 101] * 10}, 2),
+        NESTED,
+    ],
+    ids=["unfolding", "long", "nested"],
+)
+def test_cifar_class_names_must_be_short_texts(official: OfficialFiles, meta: bytes) -> None:
+    files = official.cifar10() | {"batches.meta": meta}
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match="is not a list of 10 class names of at most 100 characters"):
+            read("cifar10", files)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_tiny_imagenet_keeps_the_order_of_wnids_and_of_image_numbers(official: OfficialFiles) -> None:
