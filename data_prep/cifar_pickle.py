@@ -20,7 +20,7 @@ from data_prep.errors import SourceError
 
 _MAX_BYTES = 300_000_000  # the official CIFAR-100 training batch has 155,249,918, and 1.5 times as many in protocol 2
 _MAX_INSTRUCTIONS = 1_000_000  # that batch has 255,000; an instruction is one byte and can make an object of 64
-_MAX_TUPLES = 1000  # an array has about six
+_MAX_TUPLES = 1000  # that are no arguments of a call; an array has about four
 _MAX_INTEGER = 2**60  # no two integers up to it have the same hash
 
 _ENCODE = "_codecs.encode"  # how Python 3 writes bytes for Python 2
@@ -31,7 +31,7 @@ _GLOBALS = {*_RECONSTRUCT, *_FROMBUFFER, "numpy.ndarray", _DTYPE, _ENCODE}
 
 _PUT = {"BINPUT", "LONG_BINPUT"}
 _GET = {"BINGET", "LONG_BINGET"}
-_TUPLE = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_TUPLE = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 # Instructions whose result is certainly no tuple, so that the pickle may refer to it again.
 _SHARED = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -39,7 +39,7 @@ _SHARED = {
     *("GLOBAL", "STACK_GLOBAL", "REDUCE"),
 }
 _KNOWN = {
-    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "MEMOIZE"),
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "MEMOIZE"),
     *("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"),
     *(_PUT | _GET | _TUPLE | _SHARED),
 }
@@ -93,8 +93,9 @@ def _check_instructions(name: str, pickled: bytes) -> None:
     previous, tuples = "", 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # about escapes in damaged text
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        for count, (opcode, operand, _) in enumerate(pickletools.genops(pickled)):
             kind = opcode.name
+            argument: Any = operand
             if count > _MAX_INSTRUCTIONS:
                 raise SourceError(f"{name}: a pickle of more than {_MAX_INSTRUCTIONS:,} instructions is no CIFAR batch")
             if kind not in _KNOWN:
@@ -111,6 +112,8 @@ def _check_instructions(name: str, pickled: bytes) -> None:
                 tuples += 1
                 if tuples > _MAX_TUPLES:
                     raise SourceError(f"{name}: its pickle has more than {_MAX_TUPLES:,} tuples; refused")
+            elif kind == "REDUCE":
+                tuples -= 1
             elif kind == "LONG1" and abs(argument) > _MAX_INTEGER:
                 raise SourceError(f"{name}: its pickle has an integer above {_MAX_INTEGER:,}; refused")
             elif kind == "FRAME" and argument > len(pickled):

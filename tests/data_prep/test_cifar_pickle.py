@@ -48,6 +48,13 @@ def test_a_python_3_pickle_reads_as_it_was_written(protocol: int, byte_keys: boo
     assert read == {key: value for key, value in BATCH.items() if key != "data"}
 
 
+def test_byte_strings_that_python_3_wrote_for_python_2_are_read() -> None:
+    batch = {b"filenames": [b"automobile_%06d.png" % number for number in range(3000)]}
+    pickled = pickle.dumps(batch, 2)
+    assert pickled.count(b"\x86") > 2000  # a call each
+    assert load("train", pickled) == {"filenames": batch[b"filenames"]}
+
+
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_column_major_arrays_keep_their_values(protocol: int) -> None:
     pickled = pickle.dumps({"data": np.asfortranarray(DATA)}, protocol)
