@@ -1,4 +1,4 @@
-"""Generated data sets under the names of real ones, a few images each: on their shape alone a step's time depends."""
+"""Generated data sets with the names and shapes of real ones, a few images each; step times depend on shape alone."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class _TestSplits:
 
 
 _ON_CPU, _ON_GPU = _TestSplits(2 * _BATCH, 2), _TestSplits(40 * _BATCH, 64)
-"""A GPU needs many, as real ones are: its first batches, and what a pass does once, would be all there is."""
+"""A GPU needs many images: of a few, the first batches and what is done once per pass would dominate."""
 
 
 @dataclass(frozen=True)
 class _Images:
-    """Of the training images, validation aside, there are so many whole batches: a smaller last one costs more."""
+    """Image size, number of classes, and number of training batches: whole ones, as a smaller last one costs more."""
 
     side: int
     classes: int
@@ -44,7 +44,7 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Scenes:
-    """The commonest size of a picture, and about how many objects and annotated relations an image has."""
+    """The most frequent image size, and the typical number of objects and annotated relations of an image."""
 
     width: int
     height: int
@@ -64,15 +64,15 @@ _SHAPES: dict[str, _Images | _Scenes] = {
 
 
 def make(name: str, data_dir: Path, *, test_of_gpu: bool = False) -> None:
-    """Prepare `<data_dir>/<name>` in the shape of that data set; those that ship with affsup are themselves.
+    """Prepare `<data_dir>/<name>` with the shape of that data set; embedded data sets are prepared as they are.
 
     Args:
         name: of the data set.
-        data_dir: where to.
-        test_of_gpu: with a test split as large as timing a GPU takes.
+        data_dir: folder of the prepared data sets.
+        test_of_gpu: make the test split as large as timing a GPU needs.
 
     Raises:
-        KeyError: The data set has no known shape here.
+        KeyError: The shape of the data set is not known.
     """
     dataset = data_prep.get(name)
     if dataset.embedded:
@@ -123,7 +123,7 @@ def _scene(name: str, number: int, shape: _Scenes, random: np.random.Generator) 
 
 
 def _picture(shape: _Scenes, random: np.random.Generator) -> bytes:
-    """A JPEG as soft as photographs are, which decodes as fast as they do."""
+    """Return a JPEG that is as smooth as a photograph and so decodes as fast."""
     coarse = random.integers(0, 256, (shape.height // 8, shape.width // 8, 3), dtype=np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(coarse).resize((shape.width, shape.height)).save(encoded, "JPEG", quality=90)
