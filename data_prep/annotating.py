@@ -1,4 +1,4 @@
-"""Putting together the annotations of scenes that were read one by one."""
+"""Concatenate the annotations of scenes that are read one by one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from data_prep.format import Annotations, offsets_from_counts
 
 @dataclass(frozen=True)
 class SceneAnnotation:
-    """One image's annotations: G objects, R relations.
+    """The annotations of one image: G objects, R relations.
 
     Attributes:
         name: File name of the image.
-        id: The publisher's number of it.
+        id: The publisher's number of the image.
         size: Width and height.
         boxes: x1, y1, x2, y2 of each object.
-        labels: Class of each object.
-        difficult: Whether it is difficult, for each object; none are if empty.
+        labels: Class index of each object.
+        difficult: Whether each object is difficult; empty if none is.
         relations: Subject, object and predicate of each relation, the former as indices into the objects.
-        category: What the whole image is; None in data sets without categories.
+        category: Category index of the image; None in data sets without categories.
     """
 
     name: str
@@ -37,7 +37,7 @@ class SceneAnnotation:
 
 
 def concatenate(scenes: Sequence[SceneAnnotation]) -> Annotations:
-    """The annotations of a part of a data set from those of its images, in their order."""
+    """Return the annotations of several images, in their order."""
     relations = np.array([row for scene in scenes for row in scene.relations], dtype=np.int64).reshape(-1, 3)
     labels = np.array([label for scene in scenes for label in scene.labels], dtype=np.int64)
     difficult = [flag for scene in scenes for flag in scene.difficult or [False] * len(scene.labels)]
@@ -58,6 +58,6 @@ def concatenate(scenes: Sequence[SceneAnnotation]) -> Annotations:
 
 
 def as_boxes(corners: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Boxes [m, 4] in single precision; what does not fit is infinite, and so left out later."""
+    """Return boxes [m, 4] as float32; values beyond its range become infinite, and such boxes are left out later."""
     with np.errstate(over="ignore"):
         return corners.reshape(-1, 4).astype(np.float32)

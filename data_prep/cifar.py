@@ -1,4 +1,4 @@
-"""The layout that CIFAR-10 and CIFAR-100 share: pickled batches of rows of 3,072 bytes, red, green, blue planes."""
+"""Read the files of CIFAR-10 and CIFAR-100: pickled batches with rows of 3,072 bytes (red, green, blue planes)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def read_cifar(
         meta: Name of the file with the class names.
         labels_key: Key of the labels in a batch.
         names_key: Key of the class names in the meta file.
-        class_count: How many classes there are.
+        class_count: Number of classes.
 
     Raises:
-        SourceError: A file is damaged, calls something when unpickled, or does not hold what it should.
+        SourceError: A file is damaged, calls something when unpickled, or has other content than expected.
     """
     names = _entry(meta, load(meta, files[meta]), names_key)
     if not isinstance(names, list) or len(names) != class_count or not all(map(_is_class_name, names)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 Files = Mapping[str, bytes]
-"""The needed files of a source, by their path below its root folder; each is read when asked for."""
+"""The required files of a source, by their path below its root folder; each is read on access."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Archive:
     Attributes:
         url: Official address.
         md5: Official checksum.
-        size: Bytes.
+        size: Size in bytes.
     """
 
     url: str
@@ -26,21 +26,21 @@ class Archive:
 
     @property
     def filename(self) -> str:
-        """Name of the archive."""
+        """File name of the archive."""
         return PurePosixPath(self.url).name
 
 
 @dataclass(frozen=True)
 class Origin(Archive):
-    """The official archive of labelled images and what it holds.
+    """The official archive of labelled images, its content and its limits.
 
     Attributes:
-        root: The one folder at its top.
-        members: Files below the root that must be there.
-        images: Regular expression of the further files that are read.
-        member_md5: Official checksums of files below the root, where known.
-        max_bytes: The most that the files may hold together, decompressed: a guard against bombs.
-        max_members: The most entries the archive may have, likewise.
+        root: The only top-level folder.
+        members: Required files below the root.
+        images: Regular expression of further files below the root that are read.
+        member_md5: Official checksums of files below the root, if known.
+        max_bytes: Maximum total size of the files, decompressed: protects against decompression bombs.
+        max_members: Maximum number of members of the archive, for the same reason.
     """
 
     root: str

@@ -1,4 +1,4 @@
-"""What a data set's file says of it: where the official files are and how to read them. Imports nothing heavy."""
+"""Types for data sets as read from their official files, and for how to read them. Imports no large library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from data_prep.scene_files import SceneFiles
 
 ProgressCallback = Callable[[Literal["download", "images"], int, int], None]
-"""Called with the step, how much of it is done and how much there is: bytes of a download, images written."""
+"""Called with the step, the amount done and the total amount: bytes of a download, or written images."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class RawSplit:
 
     Attributes:
         labels: int64 [n].
-        source_index: int64 [n], the row that the prepared data set records for each.
-        blocks: From row numbers [k] to their images, uint8 [b, H, W, C] blocks, in that order.
+        source_index: int64 [n], the row number of each image that the prepared data set records.
+        blocks: Returns the images of row numbers [k] in that order, as blocks uint8 [b, H, W, C].
     """
 
     labels: NDArray[np.int64]
@@ -37,12 +37,12 @@ class RawSplit:
     def from_arrays(
         cls, images: NDArray[np.uint8], labels: NDArray[np.int64], source_index: NDArray[np.int64] | None = None
     ) -> RawSplit:
-        """Wrap images that are in memory.
+        """Create it from images in memory.
 
         Args:
             images: uint8 [n, H, W, C].
             labels: int64 [n].
-            source_index: int64 [n]; the row numbers 0..n-1 if None.
+            source_index: int64 [n]; None for 0..n-1.
         """
         import numpy as np
 
@@ -59,7 +59,7 @@ class RawSplit:
 
 @dataclass(frozen=True)
 class RawImages:
-    """An official data set as read: class names, [C, H, W], and its two parts."""
+    """An official data set of labelled images: class names, [C, H, W], and its two parts."""
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -68,33 +68,33 @@ class RawImages:
 
 
 class Pictures(Protocol):
-    """Encoded pictures by file name, each read when asked for."""
+    """Encoded pictures by file name, each read on access."""
 
     def __contains__(self, name: object) -> bool: ...
 
     def __getitem__(self, name: str) -> bytes: ...
 
     def size(self, name: str) -> int:
-        """Bytes of a picture."""
+        """Return the size of a picture in bytes."""
 
     def where(self, name: str) -> str:
-        """The place where a picture is, or is expected."""
+        """Return the path where a picture is, or is expected."""
 
 
 @dataclass(frozen=True)
 class RawScenes:
-    """An official data set of scenes as read; boxes may still be outside their image and pictures missing.
+    """An official data set of scenes as annotated; boxes may be outside their image, and pictures may be missing.
 
     Attributes:
         classes: Class names.
         predicates: Predicate names.
-        relations: Whether relations are annotated or follow from the classes.
+        relations: Whether relations are annotated or derived from the classes.
         train: Annotations of the training images.
         test: Annotations of the test images.
-        pictures: The images by the names in the annotations.
+        pictures: The images, by the names in the annotations.
         category_ids: The publisher's number of each class; 1, 2, ... if empty.
-        left_out: What the files hold that belongs to no image.
-        categories: Category names, where every image has a category.
+        left_out: Annotations in the files that belong to no image.
+        categories: Category names; empty if images have no category.
     """
 
     classes: tuple[str, ...]
@@ -113,9 +113,9 @@ class DataSet:
     """A data set that can be prepared: an `ImageSet` or a `SceneSet`.
 
     Attributes:
-        name: As the command line knows it.
+        name: Name on the command line.
         summary: One line for listings.
-        official_counts: Images that it has for `train` and `test`.
+        official_counts: Number of its official `train` and `test` images.
     """
 
     name: str
@@ -128,8 +128,8 @@ class ImageSet(DataSet):
     """A data set of labelled images of one size.
 
     Attributes:
-        read: From the files of a source to the images; raises `SourceError`.
-        origin: The official archive; None where the images ship with a dependency, and `read` gets no files.
+        read: Reads the images from the files of a source; raises `SourceError`.
+        origin: The official archive; None if the images are part of an installed library, so that `read` gets no files.
     """
 
     read: Callable[[Files], RawImages]
@@ -137,7 +137,7 @@ class ImageSet(DataSet):
 
     @property
     def embedded(self) -> bool:
-        """The images ship with a dependency."""
+        """Whether the images are part of an installed library."""
         return self.origin is None
 
 
@@ -146,11 +146,11 @@ class SceneSet(DataSet):
     """A data set of images with annotated objects, with a category each, or with both.
 
     Attributes:
-        read: From the files of a source to the annotations; raises `SourceError`.
-        needed: Regular expression of the paths of needed files, however deep below what is given. What its groups
-            `annotation` or `picture` match is the file's name for `read`. None where `read` generates the scenes.
-        wanted: What to give with `--from`, for messages.
-        archives: The official archives where they can be downloaded.
+        read: Reads the annotations from the files of a source; raises `SourceError`.
+        needed: Regular expression for the paths of required files, relative to any folder of the source. Its groups
+            `annotation` and `picture` match the name of the file for `read`. None if `read` generates the scenes.
+        wanted: The sources to give with `--from`, for messages.
+        archives: The official archives, if they can be downloaded.
         categories: Whether every image has a category.
     """
 
@@ -162,7 +162,7 @@ class SceneSet(DataSet):
 
     @property
     def embedded(self) -> bool:
-        """The scenes are generated."""
+        """Whether the scenes are generated."""
         return self.needed is None
 
 

@@ -1,4 +1,4 @@
-"""Where the official files come from: an archive, an extracted folder, a download, or a dependency."""
+"""Open the source of the official files: an archive, an extracted folder, a download, or an installed library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EMBEDDED = SourceRecord(kind="embedded", files={}, official=None, algorithm=Non
 
 @dataclass(frozen=True)
 class RawSource(Generic[FilesT]):
-    """The official files at hand: what is recorded of them, their name for messages, and how to open them."""
+    """The source of the official files: its record for the manifest, its name for messages, and its files."""
 
     record: SourceRecord
     label: str
@@ -33,11 +33,11 @@ class RawSource(Generic[FilesT]):
 
 
 def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
-    """Refuse sources that cannot be right, before anything is done.
+    """Refuse invalid sources before any work is done.
 
     Raises:
-        UsageError: One is given for a data set that needs none, none for one that cannot be downloaded, more than one
-            for one that has one; or it does not exist.
+        UsageError: A source does not exist, or the number of sources is wrong: any for an embedded data set, none for
+            one that cannot be downloaded, several for labelled images.
     """
     if sources and dataset.embedded:
         raise UsageError(f"data set {dataset.name!r} needs no source, found {sources[0]}: run it without one")
@@ -53,13 +53,13 @@ def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
             )
     for path in sources:
         if not path.is_file() and not path.is_dir():
-            raise UsageError(f"{path} is no file or folder: expected {expected}")
+            raise UsageError(f"{path} is not a file or folder: expected {expected}")
 
 
 def open_source(
     dataset: ImageSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback
 ) -> RawSource[Files]:
-    """Find the official files, downloading them where no source is given, and take their checksums.
+    """Open the official files, downloading them if no source is given, and compute their checksums.
 
     Raises:
         SourceError: A folder lacks a file.
@@ -77,7 +77,7 @@ def open_source(
 def open_scene_source(
     dataset: SceneSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback
 ) -> RawSource[SceneFiles]:
-    """Find the official files of scenes, downloading them where no source is given, and take their checksums.
+    """Open the official files of scenes, downloading them if no source is given, and compute their checksums.
 
     Raises:
         AffsupError: An archive is damaged, or the download failed.
@@ -130,7 +130,7 @@ def _folder_source(path: Path, origin: Origin) -> RawSource[Files]:
 
 
 class _FolderFiles(Mapping[str, bytes]):
-    """The needed files of an extracted folder, sorted by name."""
+    """The required files of an extracted folder, sorted by name."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
         self._root = path / origin.root if (path / origin.root).is_dir() else path
@@ -140,7 +140,9 @@ class _FolderFiles(Mapping[str, bytes]):
         self._max_bytes = origin.max_bytes
         size = sum(self.path(name).stat().st_size for name in self._names)
         if size > origin.max_bytes:
-            raise SourceError(f"holds {size:,} bytes, more than the {origin.max_bytes:,} that the data set can have")
+            raise SourceError(
+                f"contains {size:,} bytes, more than the maximum of {origin.max_bytes:,} for this data set"
+            )
 
     def path(self, name: str) -> Path:
         return self._root / name
@@ -161,7 +163,7 @@ class _FolderFiles(Mapping[str, bytes]):
 
 
 def checksums(path: Path) -> tuple[FileRecord, str]:
-    """SHA-256 and size of a file, and its MD5, which is what the publishers give."""
+    """Return SHA-256 and size of a file, and its MD5, which is the checksum that publishers give."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,7 +1,7 @@
-"""COCO: the images of 2014's validation split, divided as detection papers do.
+"""COCO: the images of the validation split of 2014, divided as in detection papers.
 
-The 5,000 of them that are also the validation split of 2017 ("minival") are the test images, the others the training
-images. Related are all ordered pairs of objects of different classes that are no crowds.
+The 5,000 of them that are also in the validation split of 2017 ("minival") are the test images; the others are the
+training images. All ordered pairs of objects of different classes are related, without crowds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TEST = "instances_val2017.json"
 def _read(files: SceneFiles) -> RawScenes:
     import numpy as np
 
-    from data_prep.format import EXAMPLES, LeftOutRecord
+    from data_prep.format import MAX_EXAMPLES, LeftOutRecord
 
     content, test_ids = _load(files, _ALL), _column(_TEST, "images", _list(_TEST, _load(files, _TEST), "images"), "id")
     names = {int(entry_id): name for entry_id, name in _categories(content)}
@@ -41,7 +41,7 @@ def _read(files: SceneFiles) -> RawScenes:
         test=everything.take(np.flatnonzero(in_test)),
         pictures=files.pictures(),
         category_ids=tuple(class_ids),
-        left_out=(LeftOutRecord(what="images", reason=reason, count=len(astray), examples=astray[:EXAMPLES]),)
+        left_out=(LeftOutRecord(what="images", reason=reason, count=len(astray), examples=astray[:MAX_EXAMPLES]),)
         if astray
         else (),
     )
@@ -118,7 +118,7 @@ def _list(name: str, content: dict[str, Any], key: str) -> Sequence[dict[str, An
 
 
 def _column(name: str, where: str, entries: Sequence[dict[str, Any]], key: str, values: int = 0) -> Any:
-    """One field of all entries: int64 [n], or, of that many values, float64 [n, values]."""
+    """Return a field of all entries: int64 [n], or float64 [n, values] for a list of `values` numbers."""
     import numpy as np
 
     def is_number(value: object) -> bool:
@@ -140,7 +140,7 @@ def _column(name: str, where: str, entries: Sequence[dict[str, Any]], key: str, 
 
 
 def _rows(ids: Any, order: Any, wanted: Any, key: str) -> Any:
-    """The rows of the entries with the wanted ids."""
+    """Return the row numbers of the wanted ids."""
     import numpy as np
 
     found = np.searchsorted(ids, wanted, sorter=order)

@@ -1,6 +1,6 @@
-"""Handwritten digits: the 1,797 real 8x8 images that ship with scikit-learn.
+"""Handwritten digits: the 1,797 real 8x8 images that are part of scikit-learn.
 
-There is no official split: a fifth, drawn at random once and for all, is the test set.
+There is no official split: a fifth of the images, drawn with a fixed seed, is the test set.
 """
 
 from __future__ import annotations

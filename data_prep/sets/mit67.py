@@ -1,6 +1,6 @@
-"""MIT Indoor 67: photographs of indoor places, each with the category of its place and no annotated objects.
+"""MIT Indoor 67: photographs of indoor places, each with a category and without annotated objects.
 
-The official lists name the images of the two splits as `category/file`, below `Images/` of the official archive.
+The official lists contain the images of the two splits as `category/file`, relative to `Images/` of the archive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from data_prep.scene_files import FoundPictures, SceneFiles
 
 _TRAIN, _TEST = "TrainImages.txt", "TestImages.txt"
-_UNKNOWN = (0, 0)  # pictures of this size are left out, and named, when all are examined
+_UNKNOWN = (0, 0)  # pictures of this size are left out and recorded when all pictures are checked
 
 
 def _read(files: SceneFiles) -> RawScenes:
@@ -51,9 +51,9 @@ def _listed(files: SceneFiles, listing: str) -> list[str]:
         if not name:
             continue
         if not re.fullmatch(r"[^/.][^/]*/[^/]+", name):
-            raise SourceError(f"{listing} line {number}: {name!r} is no image such as bookstore/CIMG2743.jpg")
+            raise SourceError(f"{listing} line {number}: {name!r} is not an image such as bookstore/CIMG2743.jpg")
         if name in names:
-            raise SourceError(f"{listing} line {number}: {name} is there already, in line {names[name]}")
+            raise SourceError(f"{listing} line {number}: {name} is already in line {names[name]}")
         names[name] = number
     return list(names)
 

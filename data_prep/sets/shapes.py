@@ -1,7 +1,7 @@
-"""Generated scenes of coloured shapes whose classes stand in known relations.
+"""Generated scenes of coloured shapes with known relations between classes.
 
-Which shape a class is can be seen; that a star `lights` a heart cannot: relations are a rule on the two classes alone
-(`RULES`), so an attention that is not told of them has no reason to find them. The scenes are the same for good.
+The class of a shape is visible, but its relations are not: they follow a rule on the two classes (`RULES`), so that an
+attention without supervision has no reason to find them. The scenes are identical on all machines and versions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _read(files: SceneFiles) -> RawScenes:
 
 
 def _population(random: np.random.RandomState, _: int) -> SceneContent:
-    """Classes of 4 to 7 objects, few enough to repeat, with a related pair and an unrelated one of two classes."""
+    """Return 4 to 7 objects of 3 to 5 classes, with a related and an unrelated pair of objects of different classes."""
     while True:
         kinds = random.permutation(len(CLASSES))[: random.randint(3, 6)]
         labels = [int(label) for label in kinds[random.randint(0, len(kinds), random.randint(4, 8))]]

@@ -1,7 +1,7 @@
-"""PASCAL VOC 2007: the official tar archives, or the `VOCdevkit` folder that they unpack to.
+"""PASCAL VOC 2007: the official tar archives, or the extracted `VOCdevkit` folder.
 
-Corners are 1-based and inclusive in the official files: pixel k spans [k - 1, k]. Related are all ordered pairs of
-objects of different classes that are not difficult.
+Box corners are 1-based and inclusive in the official files: pixel k spans [k - 1, k]. All ordered pairs of objects of
+different classes are related, without difficult objects.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CLASSES = (
     "tvmonitor",
 )
 _LABELS = {name: label for label, name in enumerate(_CLASSES)}
-_LARGEST = 2**16  # pixels a side; JPEG has no larger images
+_LARGEST = 2**16  # pixels per side, the maximum of JPEG
 _SERVER = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
 
 
@@ -65,7 +65,7 @@ def _part(files: SceneFiles, part: str) -> Annotations:
     names = files.annotation(listing).decode("utf-8", errors="replace").split()
     for name in names:
         if not re.fullmatch(r"\d+(_\d+)?", name):
-            raise SourceError(f"{listing}: {name!r} is no image number such as 000005")
+            raise SourceError(f"{listing}: {name!r} is not an image number such as 000005")
     if len(set(names)) != len(names):
         raise SourceError(f"{listing}: lists an image twice")
     return concatenate([_scene(name, *_parsed(files, f"Annotations/{name}.xml")) for name in names])
@@ -75,8 +75,8 @@ def _parsed(files: SceneFiles, path: str) -> tuple[str, Element]:
     from xml.etree import ElementTree
 
     text = files.annotation(path).decode("utf-8", errors="replace")
-    if "<!DOCTYPE" in text:  # the only place where entities can be declared
-        raise SourceError(f"{path}: declares a document type; an official file has none, refused")
+    if "<!DOCTYPE" in text:  # entities can be declared only there
+        raise SourceError(f"{path}: declares a document type, which no official file does; refused")
     try:
         return path, ElementTree.fromstring(text)  # noqa: S314
     except (ElementTree.ParseError, ValueError) as error:

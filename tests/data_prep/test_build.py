@@ -223,7 +223,7 @@ def test_a_damaged_data_set_is_prepared_anew(prepare: Callable[..., PrepareResul
         ({"limit": -3}, UsageError, "--limit -3: expected at least 2"),
         ({"limit": 101}, UsageError, "--limit 101: expected at most 100"),
         ({"sources": [Path("a"), Path("b")]}, UsageError, "has one source, found 2"),
-        ({"sources": [Path("/no/such/archive")]}, AffsupError, "/no/such/archive is no file or folder"),
+        ({"sources": [Path("/no/such/archive")]}, AffsupError, "/no/such/archive is not a file or folder"),
     ],
 )
 def test_a_wrong_request_leaves_what_was_there(
@@ -394,7 +394,9 @@ def test_a_folder_larger_than_the_data_set_can_be_is_refused(
 ) -> None:
     folder = official.folder(tmp_path, "cifar-10-batches-py", official.cifar10())
     assert cifar10.origin
-    with pytest.raises(AffsupError, match=r"cifar-10-batches-py: holds [\d,]+ bytes, more than the 100,000"):
+    with pytest.raises(
+        AffsupError, match=r"cifar-10-batches-py: contains [\d,]+ bytes, more than the maximum of 100,000"
+    ):
         build(replace(cifar10, origin=replace(cifar10.origin, max_bytes=100_000)), sources=[folder], data_dir=data)
 
 
@@ -416,7 +418,7 @@ def test_other_data_sets_are_prepared_beside_a_locked_one(data: Path) -> None:
 def test_a_folder_with_the_users_own_files_is_never_replaced(prepare: Callable[..., PrepareResult], data: Path) -> None:
     (data / "cifar10").mkdir(parents=True)
     (data / "cifar10" / "thesis.tex").write_text("precious")
-    with pytest.raises(AffsupError, match=r"holds 'thesis\.tex', which affsup did not write"):
+    with pytest.raises(AffsupError, match=r"contains 'thesis\.tex', which affsup did not write"):
         prepare()
     assert (data / "cifar10" / "thesis.tex").read_text() == "precious"
 

@@ -185,7 +185,7 @@ def test_a_server_that_skips_bytes_is_not_believed(client: Client, behaviour: Be
     client.folder.mkdir()
     client.part.write_bytes(CONTENT[:1000])
     behaviour.skips = 10
-    with pytest.raises(AffsupError, match="another part than was asked for; 1,000 of 10,240 bytes"):
+    with pytest.raises(AffsupError, match="another range than requested; 1,000 of 10,240 bytes"):
         client()
     assert client.part.read_bytes() == CONTENT[:1000]
 

@@ -129,7 +129,7 @@ def test_a_data_set_that_is_not_there_names_the_command(
         ({"channel_std": [0.2, 0.0, 0.2]}, "channel_std"),
         ({"channel_std": [0.2, float("nan"), 0.2]}, "channel_std"),
         ({"digest": ""}, "digest"),
-        ({"dataset": "cifar100"}, "is of data set 'cifar100', expected 'cifar10'"),
+        ({"dataset": "cifar100"}, "is the manifest of data set 'cifar100', expected 'cifar10'"),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(prepared: Path, changes: dict[str, object], what: str) -> None:

@@ -23,7 +23,7 @@ from data_prep.format import (
     read_scenes,
     read_split,
 )
-from data_prep.scenes import LeftOutLog, tidy
+from data_prep.scenes import LeftOutLog, clean_annotations
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, picture, voc
 from tests.data_prep.test_build import content
@@ -77,8 +77,8 @@ def random_annotations(seed: int, images: int = 9) -> Annotations:
 @pytest.mark.parametrize("seed", range(20))
 def test_tidying_keeps_what_an_object_by_object_loop_keeps(seed: int) -> None:
     given = random_annotations(seed)
-    ledger = LeftOutLog()
-    kept = tidy(given, ledger)
+    log = LeftOutLog()
+    kept = clean_annotations(given, log)
     lost_objects = lost_relations = 0
     for i in range(len(given)):
         old = slice(*given.first_object[i : i + 2])
@@ -105,14 +105,14 @@ def test_tidying_keeps_what_an_object_by_object_loop_keeps(seed: int) -> None:
         assert [
             (*pair, p) for pair, p in zip(kept.relations[of_image].tolist(), kept.predicates[of_image], strict=True)
         ] == relations
-    counts = {what: sum(e.count for e in ledger.records() if e.what == what) for what in ("objects", "relations")}
+    counts = {what: sum(e.count for e in log.records() if e.what == what) for what in ("objects", "relations")}
     assert counts == {"objects": lost_objects, "relations": lost_relations}
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["annotated", "classes"])
 def test_pairs_are_counted_as_nested_loops_count_them(seed: int, kind: str) -> None:
-    held = tidy(random_annotations(seed), LeftOutLog())
+    held = clean_annotations(random_annotations(seed), LeftOutLog())
     record = held.record(4, kind)
     pairs = []
     for i in range(len(held)):
@@ -197,11 +197,11 @@ def test_boxes_are_clipped_and_those_with_nothing_left_counted_and_named(prepare
 def test_relations_of_lost_objects_and_of_an_object_with_itself_are_counted_and_named() -> None:
     boxes = [(0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 20.0, 9.0), (5.0, 5.0, 9.0, 9.0)]
     given = SceneAnnotation("a.jpg", 1, (10, 10), boxes, [0, 1, 2], relations=[(0, 1, 0), (2, 0, 1), (2, 2, 0)])
-    ledger = LeftOutLog()
-    kept = tidy(concatenate([given]), ledger)
+    log = LeftOutLog()
+    kept = clean_annotations(concatenate([given]), log)
     assert kept.relations.tolist() == [[1, 0]]
     assert kept.predicates.tolist() == [1]
-    assert [(e.what, e.reason, e.count, e.examples) for e in ledger.records()][1:] == [
+    assert [(e.what, e.reason, e.count, e.examples) for e in log.records()][1:] == [
         ("relations", "of an object that is left out", 1, ["a.jpg relation 1"]),
         ("relations", "of an object with itself", 1, ["a.jpg relation 3"]),
     ]

@@ -165,7 +165,7 @@ IMAGE = "train/n00000001/images/n00000001_3.JPEG"
                 b"n0000000%d\tx\n" % i for i in range(1, 5))},
             "class 'n00000004' of wnids.txt has no training images",
         ),
-        ({"val/val_annotations.txt": b"val_99.JPEG\tn00000001\n"}, "line 1: names image 'val_99.JPEG', which is not"),
+        ({"val/val_annotations.txt": b"val_99.JPEG\tn00000001\n"}, "line 1: names image 'val_99.JPEG', which is miss"),
         ({"val/val_annotations.txt": b"val_0.JPEG\tn00000009\n"}, "line 1: names class 'n00000009', not in wnids"),
         ({"val/val_annotations.txt": b"val_0.JPEG"}, "line 1: names class '', not in wnids"),
     ],
