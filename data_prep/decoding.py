@@ -99,16 +99,16 @@ class _Pool:
 
     def chunks(self, pictures: Iterator[Encoded], sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """Yield chunks of the given sizes in order; each is valid until the next one is requested."""
-        begun: deque[tuple[NDArray[np.uint8], Future[None]]] = deque()
-        coming = enumerate(sizes)
+        started: deque[tuple[NDArray[np.uint8], Future[None]]] = deque()
+        remaining = enumerate(sizes)
         try:
             while True:
-                for number, size in itertools.islice(coming, self._places - len(begun)):
+                for number, size in itertools.islice(remaining, self._places - len(started)):
                     place, chunk = number % self._places, list(itertools.islice(pictures, size))
-                    begun.append((self._pixels[place, :size], self._processes.submit(_decode_chunk, place, chunk)))
-                if not begun:
+                    started.append((self._pixels[place, :size], self._processes.submit(_decode_chunk, place, chunk)))
+                if not started:
                     return
-                pixels, future = begun.popleft()
+                pixels, future = started.popleft()
                 future.result()
                 yield pixels
         except BrokenProcessPool:

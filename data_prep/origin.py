@@ -1,4 +1,4 @@
-"""Where official files come from: an archive's address, checksums and limits. Imports nothing heavy."""
+"""Where official files come from: an archive's address, checksums and limits. Imports no large library."""
 
 from __future__ import annotations
 

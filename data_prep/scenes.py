@@ -73,7 +73,7 @@ def clean_annotations(annotations: Annotations, log: LeftOutLog) -> Annotations:
     limits = np.tile(annotations.sizes, 2)[image].astype(np.float32)
     finite = np.all(np.isfinite(annotations.boxes), axis=1)
     boxes = np.clip(annotations.boxes, 0, limits)
-    sound = finite & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    valid = finite & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
 
     def leave_out(reason: str, wrong: NDArray[np.bool_]) -> None:
         rows = np.flatnonzero(wrong)
@@ -85,11 +85,11 @@ def clean_annotations(annotations: Annotations, log: LeftOutLog) -> Annotations:
         log.add("objects", reason, len(rows), examples)
 
     leave_out("box with numbers that are not finite", ~finite)
-    leave_out("box empty or outside the image", finite & ~sound)
+    leave_out("box empty or outside the image", finite & ~valid)
 
     related_image = annotations.image_of_relation()
     ends = annotations.first_object[related_image, None] + annotations.relations
-    has_ends = sound[ends].all(axis=1)
+    has_ends = valid[ends].all(axis=1)
     to_itself = has_ends & (ends[:, 0] == ends[:, 1])
     for reason, wrong in (("of an object that is left out", ~has_ends), ("of an object with itself", to_itself)):
         rows = np.flatnonzero(wrong)
@@ -99,15 +99,15 @@ def clean_annotations(annotations: Annotations, log: LeftOutLog) -> Annotations:
         log.add("relations", reason, len(rows), examples)
 
     kept = has_ends & ~to_itself
-    first_object = offsets_from_counts(np.bincount(image[sound], minlength=len(annotations)))
-    new_index = np.cumsum(sound) - 1
+    first_object = offsets_from_counts(np.bincount(image[valid], minlength=len(annotations)))
+    new_index = np.cumsum(valid) - 1
     return replace(
         annotations,
         first_object=first_object,
-        boxes=boxes[sound],
-        labels=annotations.labels[sound],
-        difficult=annotations.difficult[sound],
-        crowd=annotations.crowd[sound],
+        boxes=boxes[valid],
+        labels=annotations.labels[valid],
+        difficult=annotations.difficult[valid],
+        crowd=annotations.crowd[valid],
         first_relation=offsets_from_counts(np.bincount(related_image[kept], minlength=len(annotations))),
         relations=new_index[ends[kept]] - first_object[related_image[kept], None],
         predicates=annotations.predicates[kept],

@@ -31,7 +31,7 @@ def _read(files: SceneFiles) -> RawScenes:
     class_ids = sorted(names)
     everything = _annotations(content, np.array(class_ids))
     in_test = np.isin(everything.ids, test_ids)
-    astray = [f"image {number}" for number in test_ids[~np.isin(test_ids, everything.ids)]]
+    unknown = [f"image {number}" for number in test_ids[~np.isin(test_ids, everything.ids)]]
     reason = f"in {_TEST} but not in {_ALL}"
     return RawScenes(
         classes=tuple(names[class_id] for class_id in class_ids),
@@ -41,8 +41,8 @@ def _read(files: SceneFiles) -> RawScenes:
         test=everything.take(np.flatnonzero(in_test)),
         pictures=files.pictures(),
         category_ids=tuple(class_ids),
-        left_out=(LeftOutRecord(what="images", reason=reason, count=len(astray), examples=astray[:MAX_EXAMPLES]),)
-        if astray
+        left_out=(LeftOutRecord(what="images", reason=reason, count=len(unknown), examples=unknown[:MAX_EXAMPLES]),)
+        if unknown
         else (),
     )
 
@@ -124,13 +124,13 @@ def _column(name: str, where: str, entries: Sequence[dict[str, Any]], key: str, 
     def is_number(value: object) -> bool:
         return type(value) is float or (type(value) is int and abs(value) < 2**53)
 
-    def sound(value: object) -> bool:
+    def valid(value: object) -> bool:
         if not values:
             return type(value) is int and abs(value) < 2**31
         return isinstance(value, list) and len(value) == values and all(map(is_number, value))
 
     for number, entry in enumerate(entries):
-        if not sound(entry.get(key)):
+        if not valid(entry.get(key)):
             expected = f"{values} numbers" if values else "a whole number"
             found = f"{key!r} is {entry[key]!r}" if key in entry else f"has no {key!r}"
             raise SourceError(f"{name}: {where}[{number}] {found}, expected {expected}")

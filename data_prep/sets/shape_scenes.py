@@ -25,11 +25,11 @@ _COUNTS: dict[Literal["train", "test"], int] = {"train": 800, "test": 400}
 
 
 def _read(files: SceneFiles) -> RawScenes:
-    train, test, pictures = draw_scenes(_COUNTS, 10, _population)
+    train, test, pictures = draw_scenes(_COUNTS, 10, _scene_content)
     return RawScenes(CLASSES, (), "classes", train, test, pictures, categories=_NAMES)
 
 
-def _population(random: np.random.RandomState, number: int) -> SceneContent:
+def _scene_content(random: np.random.RandomState, number: int) -> SceneContent:
     """Return 4 to 7 objects of the two classes of a pair, at least one of each; categories alternate."""
     category = number % len(_NAMES)
     pair = CATEGORIES[_NAMES[category]][random.randint(0, 4)]
@@ -39,7 +39,7 @@ def _population(random: np.random.RandomState, number: int) -> SceneContent:
 
 DATASET = SceneSet(
     name="shape-scenes",
-    summary="800 + 400 generated scenes of coloured shapes, 128x128, 7 categories told by which two classes meet",
+    summary="800 + 400 generated scenes of coloured shapes, 128x128, 7 categories that depend on the pair of classes",
     official_counts=_COUNTS,
     read=_read,
     categories=True,

@@ -35,10 +35,10 @@ _RELATED = {
 
 
 def _read(files: SceneFiles) -> RawScenes:
-    return RawScenes(CLASSES, tuple(RULES.values()), "annotated", *draw_scenes(_COUNTS, 0, _population))
+    return RawScenes(CLASSES, tuple(RULES.values()), "annotated", *draw_scenes(_COUNTS, 0, _scene_content))
 
 
-def _population(random: np.random.RandomState, _: int) -> SceneContent:
+def _scene_content(random: np.random.RandomState, _: int) -> SceneContent:
     """Return 4 to 7 objects of 3 to 5 classes, with a related and an unrelated pair of objects of different classes."""
     while True:
         kinds = random.permutation(len(CLASSES))[: random.randint(3, 6)]
