@@ -1,3 +1,5 @@
 """Affinity graph supervision for visual recognition: the loss, and the experiments of its paper."""
 
-__version__ = "0.1.0"
+from data_prep.version import __version__
+
+__all__ = ["__version__"]

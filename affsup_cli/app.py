@@ -23,7 +23,7 @@ from affsup_cli.commands.report import report
 from affsup_cli.commands.show import show
 from affsup_cli.commands.sweep import sweep
 from affsup_cli.commands.train import train
-from affsup_cli.errors import AffsupError, printable
+from data_prep.errors import AffsupError, printable
 
 app = typer.Typer(
     name="affsup",

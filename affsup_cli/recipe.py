@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from affsup_cli.errors import AffsupError, UsageError, did_you_mean
+from data_prep.errors import AffsupError, UsageError, did_you_mean
 
 OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
 """Fields that record more and train the same; of a run that others build on, under `network.`, likewise."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from record import record
+from turns import compare
 
-from affsup_cli.bench.turns import compare
 from affsup_cli.engine.checkpoint import BackgroundSaver, load_checkpoint, save_checkpoint
 
 LAYERS, BYTES = 250, 10**6

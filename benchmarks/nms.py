@@ -14,8 +14,8 @@ import torch
 from record import record
 from torch import Tensor
 from torchvision.ops import box_iou, nms
+from turns import compare
 
-from affsup_cli.bench.turns import compare
 from affsup_cli.engine.devices import resolve_device
 from affsup_cli.models.nms import first_nms
 

@@ -19,7 +19,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from data_prep.decoding import decoded
+from data_prep.decoding import decode_all
 from data_prep.sets.tiny_imagenet import decode
 
 IMAGES = 110_000
@@ -30,7 +30,7 @@ def measure(archive: zipfile.ZipFile, names: list[str], cores: int) -> tuple[flo
     """Return the seconds on the clock and of all processors."""
     encoded = ((name, archive.read(name)) for name in itertools.islice(itertools.cycle(names), IMAGES))
     begun, worked = time.perf_counter(), _work()
-    count = sum(map(len, decoded(encoded, IMAGES, (64, 64, 3), decode, BLOCK, cores)))
+    count = sum(map(len, decode_all(encoded, IMAGES, (64, 64, 3), decode, BLOCK, cores)))
     if count != IMAGES:
         raise AssertionError(f"{count} images of {IMAGES}")
     return time.perf_counter() - begun, _work() - worked

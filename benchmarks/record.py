@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from affsup_cli.bench.machine import machine
+from affsup_cli.bench.run import machine
 
 RESULTS = Path(__file__).parent / "results"
 

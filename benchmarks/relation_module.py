@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from record import record
 from torch import Tensor
+from turns import compare
 
-from affsup_cli.bench.turns import compare
 from affsup_cli.engine.devices import resolve_device
 from affsup_cli.models.relation import RelationModule, geometry_embedding
 

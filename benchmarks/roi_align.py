@@ -14,8 +14,8 @@ import torch
 from record import record
 from torch import Tensor
 from torchvision.ops import roi_align
+from turns import compare
 
-from affsup_cli.bench.turns import compare
 from affsup_cli.models.roi_align import separable_roi_align
 
 IMAGES, SIZE, SCALE, SAMPLING = 2, 7, 1 / 16, 2

@@ -24,7 +24,7 @@ import numpy as np
 
 from data_prep.format import Annotations
 from data_prep.scene_files import SceneFiles
-from data_prep.scenes import Ledger, tidy
+from data_prep.scenes import LeftOutLog, clean_annotations
 from data_prep.sets.vg import DATASET
 
 IMAGES = 108_073
@@ -77,8 +77,8 @@ def generate(folder: Path) -> None:
 
 def affsup(folder: Path) -> list[Annotations]:
     """Convert with `data_prep`."""
-    official = DATASET.read(SceneFiles(DATASET, [folder]))
-    return [tidy(part, Ledger()) for part in (official.train, official.test)]
+    official = DATASET.read(SceneFiles([folder], DATASET.needed, DATASET.wanted))
+    return [clean_annotations(part, LeftOutLog()) for part in (official.train, official.test)]
 
 
 def loop(folder: Path) -> list[Annotations]:

@@ -1,6 +1,6 @@
-"""From official files to prepared data sets: one file a data set in `data_prep/sets/`, all in one prepared format.
+"""Prepare data sets from their official files: one module per data set in `data_prep/sets/`, one prepared format.
 
-Importing this package and listing the data sets loads nothing heavy.
+Importing this package and listing the data sets imports no large library.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affsup_cli.errors import UsageError, did_you_mean
 from data_prep import sets
-from data_prep.official import AnyDataSet, Progress
+from data_prep.errors import UsageError, did_you_mean
+from data_prep.raw import AnyDataSet, ProgressCallback
 
 if TYPE_CHECKING:
-    from data_prep.build import Outcome
+    from data_prep.build import PrepareResult
     from data_prep.format import AnyManifest
 
-__all__ = ["AnyDataSet", "Progress", "check", "datasets", "get", "prepare"]
+__all__ = ["AnyDataSet", "ProgressCallback", "check", "datasets", "get", "prepare"]
 
 
 @cache
 def datasets() -> dict[str, AnyDataSet]:
-    """The data sets by name: the `DATASET` of every module in `data_prep/sets/`."""
+    """Return the data sets by name: the `DATASET` of every module in `data_prep/sets/`."""
     modules = (
         importlib.import_module(f"{sets.__name__}.{module.name}") for module in pkgutil.iter_modules(sets.__path__)
     )
@@ -34,10 +34,10 @@ def datasets() -> dict[str, AnyDataSet]:
 
 
 def get(name: str) -> AnyDataSet:
-    """The data set of that name.
+    """Return the data set of that name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no such data set.
     """
     try:
         return datasets()[name]
@@ -52,22 +52,22 @@ def prepare(
     sources: Sequence[Path] = (),
     data_dir: Path,
     limit: int | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
-    """Make `<data_dir>/<name>/` from official files; do nothing where it is there already, as asked.
+    progress: ProgressCallback | None = None,
+) -> PrepareResult:
+    """Create `<data_dir>/<name>/` from official files; do nothing if it is already prepared with the same request.
 
     Args:
-        name: The data set.
-        sources: The official archive or an extracted folder of it (or the folder's parent); for scenes all the folders
-            and archives that hold the needed files together. None to download the archives from their official
-            addresses. A downloaded archive stays in `<data_dir>/.downloads/`.
-        data_dir: Where prepared data sets live.
-        limit: Take this many of the official training images, drawn at random; the test images stay whole.
-        progress: Told how far the work is.
+        name: Name of the data set.
+        sources: The official archive, its extracted folder or the parent of that folder; for scenes, all folders and
+            archives that contain the required files. If empty, the archives are downloaded from their official
+            addresses and kept in `<data_dir>/.downloads/`.
+        data_dir: Folder of the prepared data sets.
+        limit: Use only this many of the official training images, drawn at random; all test images are used.
+        progress: Called with the progress of the work.
 
     Raises:
-        UsageError: The request is wrong.
-        AffsupError: It cannot be prepared; what was there before is untouched.
+        UsageError: The request is invalid.
+        AffsupError: The data set cannot be prepared; an existing one is unchanged.
     """
     from data_prep.build import build
 
@@ -79,7 +79,7 @@ def check(name: str, data_dir: Path) -> AnyManifest:
 
     Raises:
         UsageError: There is no such data set.
-        AffsupError: It is not prepared or damaged; the message says what is wrong.
+        AffsupError: It is not prepared or is damaged; the message says what is wrong.
     """
     from data_prep.format import verify
 

@@ -1,4 +1,4 @@
-"""Putting together the annotations of scenes that were read one by one."""
+"""Concatenate the annotations of scenes that are read one by one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.format import Annotations, counted_up
+from data_prep.format import Annotations, offsets_from_counts
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One image's annotations: G objects, R relations.
+class SceneAnnotation:
+    """The annotations of one image: G objects, R relations.
 
     Attributes:
         name: File name of the image.
-        id: The publisher's number of it.
+        id: The publisher's number of the image.
         size: Width and height.
         boxes: x1, y1, x2, y2 of each object.
-        labels: Class of each object.
-        difficult: Whether it is difficult, for each object; none are if empty.
+        labels: Class index of each object.
+        difficult: Whether each object is difficult; empty if none is.
         relations: Subject, object and predicate of each relation, the former as indices into the objects.
-        category: What the whole image is; None in data sets without categories.
+        category: Category index of the image; None in data sets without categories.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Scene:
     category: int | None = None
 
 
-def together(scenes: Sequence[Scene]) -> Annotations:
-    """The annotations of a part of a data set from those of its images, in their order."""
+def concatenate(scenes: Sequence[SceneAnnotation]) -> Annotations:
+    """Return the annotations of several images, in their order."""
     relations = np.array([row for scene in scenes for row in scene.relations], dtype=np.int64).reshape(-1, 3)
     labels = np.array([label for scene in scenes for label in scene.labels], dtype=np.int64)
     difficult = [flag for scene in scenes for flag in scene.difficult or [False] * len(scene.labels)]
@@ -45,12 +45,12 @@ def together(scenes: Sequence[Scene]) -> Annotations:
         names=[scene.name for scene in scenes],
         ids=np.array([scene.id for scene in scenes], dtype=np.int64),
         sizes=np.array([scene.size for scene in scenes], dtype=np.int32).reshape(-1, 2),
-        first_object=counted_up([len(scene.labels) for scene in scenes]),
+        first_object=offsets_from_counts([len(scene.labels) for scene in scenes]),
         boxes=as_boxes(np.array([box for scene in scenes for box in scene.boxes], dtype=np.float64)),
         labels=labels,
         difficult=np.array(difficult, dtype=np.bool_),
         crowd=np.zeros(len(labels), dtype=np.bool_),
-        first_relation=counted_up([len(scene.relations) for scene in scenes]),
+        first_relation=offsets_from_counts([len(scene.relations) for scene in scenes]),
         relations=relations[:, :2],
         predicates=relations[:, 2],
         category=np.array([scene.category for scene in scenes if scene.category is not None], dtype=np.int64),
@@ -58,6 +58,6 @@ def together(scenes: Sequence[Scene]) -> Annotations:
 
 
 def as_boxes(corners: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Boxes [m, 4] in single precision; what does not fit is infinite, and so left out later."""
+    """Return boxes [m, 4] as float32; values beyond its range become infinite, and such boxes are left out later."""
     with np.errstate(over="ignore"):
         return corners.reshape(-1, 4).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Reading tar and zip archives that nobody vouches for. Nothing is ever extracted: needed members go to memory.
+"""Read untrusted tar and zip archives. Nothing is extracted to disk; required members are read into memory.
 
-An archive with a member that would leave its folder, a link or a device is refused as a whole, even where that member
-is not needed: it is not the official archive, whatever else it holds.
+An archive that has a link, a device or a path outside its folder is refused as a whole, even if that member is not
+required: it cannot be the official archive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from data_prep.official import Files, Origin, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Files, Origin
 
 _GZIP, _ZIP, _TAR = b"\x1f\x8b", b"PK\x03\x04", b"ustar"
 _TAR_MAGIC_AT = 257
@@ -30,23 +31,23 @@ _DAMAGE = (
     struct.error,
     EOFError,
     ValueError,
-    NotImplementedError,  # how zipfile says that it does not know a compression
+    NotImplementedError,  # raised by zipfile for an unknown compression method
 )
 
 
 @contextmanager
 def open_archive(path: Path, origin: Origin) -> Iterator[Files]:
-    """Open an archive, told apart by its content, not its name.
+    """Open an archive; its format is detected from its content, not its name.
 
     Args:
         path: The archive.
-        origin: What it should hold, and how much at the most.
+        origin: The members that it should contain, and its limits.
 
     Yields:
-        Its needed files, by their path below `origin.root`.
+        The required files, by their path below `origin.root`.
 
     Raises:
-        SourceError: It is no archive, damaged, hostile, too large, or of something else.
+        SourceError: It is not an archive, or is damaged, malicious, too large or a different archive.
     """
     with path.open("rb") as file:
         try:
@@ -57,7 +58,7 @@ def open_archive(path: Path, origin: Origin) -> Iterator[Files]:
 
 
 def select(names: Iterable[str], origin: Origin) -> Iterator[str]:
-    """Those of the names below the root folder that the data set needs."""
+    """Yield those of the names below the root folder that the data set requires."""
     images = re.compile(origin.images) if origin.images else None
     for name in names:
         if name in origin.members or (images and images.fullmatch(name)):
@@ -65,10 +66,10 @@ def select(names: Iterable[str], origin: Origin) -> Iterator[str]:
 
 
 def require_members(found: Iterable[str], seen: Iterable[str], origin: Origin) -> None:
-    """Make sure that every required file is there.
+    """Check that no required file is missing.
 
     Raises:
-        SourceError: One is not; the message shows some of what was seen instead.
+        SourceError: A file is missing; the message lists some of the files that were found.
     """
     missing = sorted(set(origin.members).difference(found))
     if missing:
@@ -81,7 +82,7 @@ def require_members(found: Iterable[str], seen: Iterable[str], origin: Origin) -
 
 
 class _Selection:
-    """Goes through the members of an archive and says which are needed, refusing what no official archive has."""
+    """Selects the required members of an archive, and refuses members that no official archive has."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
@@ -90,7 +91,7 @@ class _Selection:
         self._bytes = 0
 
     def choose(self, name: str, size: int, *, plain: bool) -> str | None:
-        """The path below the root folder of a member that is needed, None for one that is not."""
+        """Return the path of a required member below the root folder; None if the member is not required."""
         parts = _safe_parts(name, plain=plain)
         self._seen.append("/".join(parts))
         if len(self._seen) > self._origin.max_members:
@@ -99,7 +100,7 @@ class _Selection:
         if parts[0] != self._origin.root or not any(select([inner], self._origin)):
             return None
         if inner in self._chosen:
-            raise SourceError(f"member {name!r} is there twice; refused")
+            raise SourceError(f"member {name!r} occurs twice; refused")
         self._chosen.add(inner)
         self._bytes += size
         if self._bytes > self._origin.max_bytes:
@@ -111,21 +112,23 @@ class _Selection:
 
 
 def tar_index(path: Path) -> dict[str, tuple[int, int]]:
-    """Where in a plain tar archive each of its files lies.
+    """Return where each file of an uncompressed tar archive is stored.
 
     Args:
         path: The archive.
 
     Returns:
-        Offset and size in bytes by path of the member.
+        Offset and size in bytes, by path of the member.
 
     Raises:
-        SourceError: It is no plain tar archive, damaged or hostile.
+        SourceError: It is not an uncompressed tar archive, or is damaged or malicious.
     """
     index: dict[str, tuple[int, int]] = {}
     with path.open("rb") as file:
         if file.read(_TAR_MAGIC_AT + len(_TAR))[_TAR_MAGIC_AT:] != _TAR:
-            raise SourceError("is no plain tar archive: give the folder that holds it, or that it unpacks to")
+            raise SourceError(
+                "is not an uncompressed tar archive: give the folder that contains it, or the extracted folder"
+            )
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -133,7 +136,7 @@ def tar_index(path: Path) -> dict[str, tuple[int, int]]:
                     plain = (member.isreg() and not member.issparse()) or member.isdir()
                     name = "/".join(_safe_parts(member.name, plain=plain))
                     if name in index:
-                        raise SourceError(f"member {member.name!r} is there twice; refused")
+                        raise SourceError(f"member {member.name!r} occurs twice; refused")
                     if member.isreg():
                         index[name] = (member.offset_data, member.size)
         except _DAMAGE as error:
@@ -143,10 +146,10 @@ def tar_index(path: Path) -> dict[str, tuple[int, int]]:
 
 def _safe_parts(name: str, *, plain: bool) -> tuple[str, ...]:
     if not plain:
-        raise SourceError(f"member {name!r} is a link or a device; an official archive has none, refused")
+        raise SourceError(f"member {name!r} is a link or a device, which no official archive contains; refused")
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts or re.match("[A-Za-z]:", parts[0]):
-        raise SourceError(f"member {name!r} would leave the folder; an official archive has none such, refused")
+        raise SourceError(f"member {name!r} has a path outside the folder, which no official archive contains; refused")
     return parts
 
 
@@ -163,7 +166,7 @@ def _open(file: BinaryIO, origin: Origin) -> Files:
 
 
 class _CappedStream:
-    """A stream that refuses to give more than a limit, whatever a compressed file claims about its size."""
+    """A stream that raises after a number of bytes, whatever size a compressed file claims."""
 
     def __init__(self, stream: BinaryIO | gzip.GzipFile, limit: int) -> None:
         self._stream = stream
@@ -188,14 +191,14 @@ def _read_tar(stream: BinaryIO | gzip.GzipFile, origin: Origin) -> dict[str, byt
             if chosen and member.isreg():
                 content = archive.extractfile(member)
                 files[chosen] = content.read() if content else b""
-    while capped.read(1 << 20):  # to the end, where gzip's own checksum is
+    while capped.read(1 << 20):  # to the end, where gzip has its checksum
         pass
     selection.finish()
     return files
 
 
 class _ZipFiles(Mapping[str, bytes]):
-    """The needed members of a zip archive; `zipfile` never gives more of one than its declared size."""
+    """The required members of a zip archive; `zipfile` never reads more than the declared size of a member."""
 
     def __init__(self, archive: zipfile.ZipFile, origin: Origin) -> None:
         self._archive = archive

@@ -1,4 +1,4 @@
-"""Preparing a data set: is it there, is it the same, else read, write and replace."""
+"""Prepare a data set, unless it is already prepared from the same source."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep import labelled, scenes
+from data_prep.errors import AffsupError, SourceError, UsageError
 from data_prep.format import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
-from data_prep.official import AnyDataSet, Progress, SceneSet, SourceError
-from data_prep.source import Source, check_sources, checksums, open_scene_source, open_source
-from data_prep.storage import locked, settle
+from data_prep.raw import AnyDataSet, ProgressCallback, SceneSet
+from data_prep.source import RawSource, check_sources, checksums, open_scene_source, open_source
+from data_prep.storage import exclusive, recover
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What preparing came to: newly prepared or already up to date, the folder, and what it holds."""
+class PrepareResult:
+    """The result of `build`: whether the data set is new or was up to date, its folder and its manifest."""
 
     status: Literal["prepared", "up to date"]
     folder: Path
@@ -30,8 +30,8 @@ def build(
     sources: Sequence[Path] = (),
     data_dir: Path,
     limit: int | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
+    progress: ProgressCallback | None = None,
+) -> PrepareResult:
     """Prepare a data set; see `data_prep.prepare`."""
     check_sources(dataset, sources)
     if limit is not None and isinstance(dataset, SceneSet) and limit < 1:
@@ -39,31 +39,33 @@ def build(
     if limit is not None and not isinstance(dataset, SceneSet) and limit < 2:
         raise UsageError(f"--limit {limit}: expected at least 2, one image to train on and one to validate on")
     folder = data_dir / dataset.name
-    home = folder.resolve()  # the data set may live elsewhere, behind a link
-    tell = progress or _silent
+    home = folder.resolve()  # the folder may be a link to another place
+    report = progress or _ignore
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
-        with locked(home):
-            settle(home)
-            _refuse_foreign(home)
-            present = _present(folder, limit)
+        with exclusive(home):
+            recover(home)
+            _require_no_foreign_files(home)
+            present = _prepared_as_requested(folder, limit)
             if present and not sources:
-                return Outcome("up to date", folder, present)
-            source = _open(dataset, sources, data_dir / ".downloads", tell)
+                return PrepareResult("up to date", folder, present)
+            source = _open(dataset, sources, data_dir / ".downloads", report)
             if present and present.source == source.record:
-                return Outcome("up to date", folder, present)
-            return Outcome("prepared", folder, _write(dataset, source, home, limit, tell))
+                return PrepareResult("up to date", folder, present)
+            return PrepareResult("prepared", folder, _write(dataset, source, home, limit, report))
     except OSError as error:
         raise AffsupError(f"{error.filename or data_dir}: {error.strerror or error}; nothing was changed") from None
 
 
-def _open(dataset: AnyDataSet, sources: Sequence[Path], downloads: Path, progress: Progress) -> Source[Any]:
+def _open(dataset: AnyDataSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback) -> RawSource[Any]:
     if isinstance(dataset, SceneSet):
         return open_scene_source(dataset, sources, downloads, progress)
     return open_source(dataset, sources, downloads, progress)
 
 
-def _write(dataset: AnyDataSet, source: Source[Any], home: Path, limit: int | None, progress: Progress) -> AnyManifest:
+def _write(
+    dataset: AnyDataSet, source: RawSource[Any], home: Path, limit: int | None, progress: ProgressCallback
+) -> AnyManifest:
     try:
         with source.files as files:
             if isinstance(dataset, SceneSet):
@@ -73,12 +75,12 @@ def _write(dataset: AnyDataSet, source: Source[Any], home: Path, limit: int | No
         raise AffsupError(f"{source.label}: {error}") from None
 
 
-def _present(folder: Path, limit: int | None) -> AnyManifest | None:
-    """The manifest of what is there, if it was prepared with this limit and its data are whole."""
+def _prepared_as_requested(folder: Path, limit: int | None) -> AnyManifest | None:
+    """Return the manifest of the prepared data set if it has this limit and its files are undamaged, else None."""
     try:
         manifest = read_manifest(folder)
     except AffsupError:
-        return None  # not there, or broken: it is prepared anew
+        return None  # missing or broken: prepare it again
     if manifest.limit != limit:
         return None
     for name, record in manifest.files.items():
@@ -88,16 +90,16 @@ def _present(folder: Path, limit: int | None) -> AnyManifest | None:
     return manifest
 
 
-def _refuse_foreign(home: Path) -> None:
-    """Never replace a folder that holds anything else than a prepared data set."""
+def _require_no_foreign_files(home: Path) -> None:
+    """Refuse to replace a folder that contains other files than a prepared data set."""
     ours = {IMAGES_FILE, SCENES_FILE, MANIFEST_FILE}
     foreign = {path.name for path in home.iterdir()} - ours if home.exists() else set()
     if foreign:
         raise AffsupError(
-            f"{home} holds {min(foreign)!r}, which affsup did not write, and preparing replaces the whole folder: "
+            f"{home} contains {min(foreign)!r}, which affsup did not write, and preparing replaces the whole folder: "
             "move it away, or choose another place with --data"
         )
 
 
-def _silent(step: str, done: int, total: int) -> None:
+def _ignore(step: str, done: int, total: int) -> None:
     pass

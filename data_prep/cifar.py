@@ -1,4 +1,4 @@
-"""The layout that CIFAR-10 and CIFAR-100 share: pickled batches of rows of 3,072 bytes, red, green, blue planes."""
+"""Read the files of CIFAR-10 and CIFAR-100: pickled batches with rows of 3,072 bytes (red, green, blue planes)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.cifar_pickle import load
-from data_prep.memory import images_in_memory
-from data_prep.official import Files, Images, Official, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Files
+from data_prep.raw import RawImages, RawSplit
 
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE
+_MAX_NAME = 100  # characters of a class name
 
 
 def read_cifar(
     files: Files, *, train: Sequence[str], test: str, meta: str, labels_key: str, names_key: str, class_count: int
-) -> Official:
+) -> RawImages:
     """Read the batches of a CIFAR data set.
 
     Args:
@@ -27,23 +29,25 @@ def read_cifar(
         meta: Name of the file with the class names.
         labels_key: Key of the labels in a batch.
         names_key: Key of the class names in the meta file.
-        class_count: How many classes there are.
+        class_count: Number of classes.
 
     Raises:
-        SourceError: A file is damaged, calls something when unpickled, or does not hold what it should.
+        SourceError: A file is damaged, calls something when unpickled, or has other content than expected.
     """
     names = _entry(meta, load(meta, files[meta]), names_key)
-    if not isinstance(names, list) or len(names) != class_count:
-        raise SourceError(f"{meta}: {names_key!r} is not a list of {class_count} class names")
-    classes = tuple(name.decode("latin-1") if isinstance(name, bytes) else str(name) for name in names)
+    if not isinstance(names, list) or len(names) != class_count or not all(map(_is_class_name, names)):
+        raise SourceError(
+            f"{meta}: {names_key!r} is not a list of {class_count} class names of at most {_MAX_NAME} characters"
+        )
+    classes = tuple(name.decode("latin-1") if isinstance(name, bytes) else name for name in names)
 
-    def part(batches: Sequence[str]) -> Images:
+    def part(batches: Sequence[str]) -> RawSplit:
         read = [_read_batch(name, files[name], labels_key, class_count) for name in batches]
         rows = np.concatenate([data for data, _ in read])
         images = rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-        return images_in_memory(images, np.concatenate([labels for _, labels in read]))
+        return RawSplit.from_arrays(images, np.concatenate([labels for _, labels in read]))
 
-    return Official(classes, (3, _SIDE, _SIDE), part(train), part([test]))
+    return RawImages(classes, (3, _SIDE, _SIDE), part(train), part([test]))
 
 
 def _read_batch(
@@ -61,7 +65,12 @@ def _read_batch(
     return data, np.array(labels, dtype=np.int64)
 
 
+def _is_class_name(value: object) -> bool:
+    return isinstance(value, str | bytes) and len(value) <= _MAX_NAME
+
+
 def _entry(name: str, batch: dict[str, object], key: str) -> object:
     if key not in batch:
-        raise SourceError(f"{name}: has no {key!r}; found {', '.join(sorted(batch)[:8]) or 'nothing'}")
+        found = ", ".join(each[:_MAX_NAME] for each in sorted(batch)[:8])
+        raise SourceError(f"{name}: has no {key!r}; found {found or 'nothing'}")
     return batch[key]

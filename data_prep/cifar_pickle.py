@@ -1,172 +1,185 @@
-"""CIFAR pickles read as data: a stack machine that knows no call.
+"""Load the pickles of CIFAR-10 and CIFAR-100 without running code from them.
 
-The official files are pickles, and a pickle from elsewhere may call anything when `pickle.load` reads it. Here
-`pickletools` parses it and only the instructions that plain data and NumPy arrays need are understood. A "call" is
-recorded, never made, and only the calls that stand for a uint8 array are then recognised.
+`pickle.load` calls whatever a pickle names. Here `find_class` knows only the names that the official files use, and
+gives placeholders for them: a call is recorded, not made, and only a recorded uint8 array becomes an array. First
+`pickletools` checks the instructions, so that a small file cannot take much memory or time.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import pickletools
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.official import SourceError
+from data_prep.errors import SourceError
 
-# The official CIFAR-100 training batch takes 255,000. An instruction is one byte and can make an object of 64.
-_MAX_INSTRUCTIONS = 2_000_000
+_MAX_BYTES = 300_000_000  # the official CIFAR-100 training batch has 155,249,918, and 1.5 times as many in protocol 2
+_MAX_INSTRUCTIONS = 1_000_000  # that batch has 255,000; an instruction is one byte and can make an object of 64
+_MAX_TUPLES = 1000  # that are no arguments of a call; an array has about four
+_MAX_INTEGER = 2**60  # no two integers up to it have the same hash
 
-_RECONSTRUCT = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-_FROMBUFFER = {"numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer"}
-_NDARRAY = "numpy ndarray"
-_DTYPE = "numpy dtype"
-_ENCODE = "_codecs encode"  # how Python 3 writes bytes for Python 2
-_GLOBALS = {*_RECONSTRUCT, *_FROMBUFFER, _NDARRAY, _DTYPE, _ENCODE}
+_ENCODE = "_codecs.encode"  # how Python 3 writes bytes for Python 2
+_RECONSTRUCT = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
+_FROMBUFFER = {"numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"}
+_DTYPE = "numpy.dtype"
+_GLOBALS = {*_RECONSTRUCT, *_FROMBUFFER, "numpy.ndarray", _DTYPE, _ENCODE}
 
-
-@dataclass(frozen=True, eq=False)
-class _Global:
-    name: str
-
-
-@dataclass(eq=False)
-class _Call:
-    """A call that the pickle asks for, and the state it would set on the result."""
-
-    function: str
-    arguments: tuple[Any, ...]
-    state: Any = None
+_PUT = {"BINPUT", "LONG_BINPUT"}
+_GET = {"BINGET", "LONG_BINGET"}
+_TUPLE = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+# Instructions whose result is certainly no tuple, so that the pickle may refer to it again.
+_SHARED = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "EMPTY_LIST", "EMPTY_DICT"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE"),
+}
+_KNOWN = {
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "MEMOIZE"),
+    *("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"),
+    *(_PUT | _GET | _TUPLE | _SHARED),
+}
 
 
 def load(name: str, pickled: bytes) -> dict[str, object]:
-    """Read a pickled dictionary of plain values and uint8 arrays, written by Python 2 or 3, without running it.
+    """Load a pickled dictionary of plain values and uint8 arrays, written by Python 2 or 3.
 
     Args:
-        name: The file, for messages.
-        pickled: Its bytes.
+        name: File name, for messages.
+        pickled: Content of the file.
 
     Returns:
-        The dictionary, byte keys decoded, arrays uint8 of their shape.
+        The dictionary with byte keys decoded and arrays as uint8 of their shape.
 
     Raises:
-        SourceError: It is truncated or damaged, holds something else, or would call something when unpickled.
+        SourceError: The pickle is truncated, damaged or too large, or contains or calls something else.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in damaged text, nothing to tell a user
-            value = _interpret(name, pickletools.genops(pickled))
+        _check_instructions(name, pickled)
+        value = _Unpickler(name, pickled).load()
     except SourceError:
         raise
-    # ValueError is how pickletools reports damage; the others are how a stack machine fails on nonsense.
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    # The errors that pickletools and pickle raise for damaged input.
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise SourceError(f"{name}: truncated or damaged pickle ({error})") from None
     if not isinstance(value, dict):
         raise SourceError(f"{name}: holds a {type(value).__name__}, expected a dictionary")
-    return {key: _array(name, item) if isinstance(item, _Call) else item for key, item in value.items()}
+    return {_key(name, key): _array(name, item) if isinstance(item, _Call) else item for key, item in value.items()}
 
 
-def _interpret(name: str, instructions: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
+def _check_instructions(name: str, pickled: bytes) -> None:
+    """Refuse a pickle with other instructions than CIFAR files have, or that would take much memory or time to load.
 
-    def popped_to_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    for count, (opcode, argument, _) in enumerate(instructions):
-        if count > _MAX_INSTRUCTIONS:
-            raise SourceError(f"{name}: a pickle of more than {_MAX_INSTRUCTIONS:,} instructions is no CIFAR batch")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop()
-            case "MARK":
-                marks.append(len(stack))
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "SHORT_BINUNICODE":
-                stack.append(argument)
-            case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
-                stack.append(bytes(argument))
-            case "BINSTRING" | "SHORT_BINSTRING":  # pickletools shows the bytes of a Python 2 string as latin-1 text
-                stack.append(argument.encode("latin-1"))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                size = int(opcode.name[-1])
-                items = [stack.pop() for _ in range(size)]
-                stack.append(tuple(reversed(items)))
-            case "TUPLE":
-                stack.append(tuple(popped_to_mark()))
-            case "APPEND":
-                item = stack.pop()
-                stack[-1].append(item)
-            case "APPENDS":
-                items = popped_to_mark()
-                stack[-1].extend(items)
-            case "SETITEM":
-                item, key = stack.pop(), stack.pop()
-                stack[-1][_key(name, key)] = item
-            case "SETITEMS":
-                items = popped_to_mark()
-                for key, item in zip(items[::2], items[1::2], strict=True):
-                    stack[-1][_key(name, key)] = item
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_known_global(name, argument))
-            case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(_known_global(name, f"{module} {attribute}"))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_reduced(name, function.name, tuple(arguments)))
-            case "BUILD":
-                state = stack.pop()
-                stack[-1].state = state
-            case _:
-                raise SourceError(f"{name}: pickle instruction {opcode.name} has no place in a CIFAR batch; refused")
-    raise SourceError(f"{name}: truncated or damaged pickle (it does not stop)")
+    Some are dangerous in small numbers. For a large memo index `pickle` allocates the whole memo. Dictionary keys are
+    hashed before `load` can check them: the hash of tuples that contain one tuple repeatedly takes exponential time,
+    that of deeply nested tuples overflows the stack, and large integers can all have the same hash.
+    """
+    if len(pickled) > _MAX_BYTES:
+        raise SourceError(f"{name}: a pickle of {len(pickled):,} bytes, expected at most {_MAX_BYTES:,}; refused")
+    memo: dict[int, str] = {}  # the instruction that made each memoised object
+    previous, tuples = "", 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about escapes in damaged text
+        for count, (opcode, operand, _) in enumerate(pickletools.genops(pickled)):
+            kind = opcode.name
+            argument: Any = operand
+            if count > _MAX_INSTRUCTIONS:
+                raise SourceError(f"{name}: a pickle of more than {_MAX_INSTRUCTIONS:,} instructions is no CIFAR batch")
+            if kind not in _KNOWN:
+                raise SourceError(f"{name}: pickle instruction {kind} has no place in a CIFAR batch; refused")
+            if kind in _PUT:
+                if argument > _MAX_INSTRUCTIONS:
+                    raise SourceError(f"{name}: pickle memo index {argument:,} is too large; refused")
+                memo[argument] = previous
+            elif kind == "MEMOIZE":
+                memo[len(memo)] = previous
+            elif kind in _GET and memo[argument] not in _SHARED:
+                raise SourceError(f"{name}: its pickle refers to a result of {memo[argument]} repeatedly; refused")
+            elif kind in _TUPLE:
+                tuples += 1
+                if tuples > _MAX_TUPLES:
+                    raise SourceError(f"{name}: its pickle has more than {_MAX_TUPLES:,} tuples; refused")
+            elif kind == "REDUCE":
+                tuples -= 1
+            elif kind == "LONG1" and abs(argument) > _MAX_INTEGER:
+                raise SourceError(f"{name}: its pickle has an integer above {_MAX_INTEGER:,}; refused")
+            elif kind == "FRAME" and argument > len(pickled):
+                raise SourceError(f"{name}: truncated or damaged pickle (a frame of {argument:,} bytes)")
+            if kind != "FRAME":
+                previous = kind
 
 
-def _known_global(name: str, qualified: str) -> _Global:
-    if qualified not in _GLOBALS:
-        raise SourceError(
-            f"{name}: its pickle asks for {qualified.replace(' ', '.')!r}, which is no part of a CIFAR batch; "
-            "refused, and nothing was called"
-        )
-    return _Global(qualified)
+class _Global:
+    """A name that the pickle refers to. A call of it is recorded, not made."""
+
+    __slots__ = ("_unpickler", "name")
+
+    def __init__(self, name: str, unpickler: _Unpickler) -> None:
+        self.name = name
+        self._unpickler = unpickler
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._unpickler.encode(*arguments) if self.name == _ENCODE else _Call(self.name, arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise TypeError(f"state for {self.name}")
 
 
-def _reduced(name: str, function: str, arguments: tuple[Any, ...]) -> Any:
-    if function != _ENCODE:
-        return _Call(function, arguments)
-    text, encoding = arguments
-    if encoding != "latin1":
-        raise SourceError(f"{name}: its pickle has bytes encoded as {encoding!r}, expected 'latin1'")
-    return text.encode("latin-1")
+class _Call:
+    """A recorded call, and the state that the pickle sets on its result."""
+
+    __slots__ = ("arguments", "function", "state")
+
+    def __init__(self, function: str, arguments: tuple[Any, ...]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-def _key(name: str, key: Any) -> str:
+class _Unpickler(pickle.Unpickler):
+    """Knows only `_GLOBALS`, and gives placeholders for them."""
+
+    def __init__(self, name: str, pickled: bytes) -> None:
+        super().__init__(io.BytesIO(pickled), fix_imports=False, encoding="bytes")
+        self._name = name
+        self._bytes_left = len(pickled)
+
+    def find_class(self, module: str, name: str) -> _Global:
+        qualified = f"{module}.{name}"
+        if qualified not in _GLOBALS:
+            raise SourceError(
+                f"{self._name}: its pickle asks for {_shown(qualified)}, which is no part of a CIFAR batch; "
+                "refused, and nothing was called"
+            )
+        return _Global(qualified, self)
+
+    def encode(self, text: str, encoding: str) -> bytes:
+        """Return text as latin-1; all results together are no longer than the pickle, which holds each text once."""
+        if encoding != "latin1":
+            raise SourceError(f"{self._name}: its pickle has bytes encoded as {_shown(encoding)}, expected 'latin1'")
+        self._bytes_left -= len(text)
+        if self._bytes_left < 0:
+            raise SourceError(f"{self._name}: its pickle unpacks to more bytes than it has; refused")
+        return text.encode("latin-1")
+
+
+def _key(name: str, key: object) -> str:
     if isinstance(key, bytes):
         return key.decode("latin-1")
     if not isinstance(key, str):
@@ -175,7 +188,7 @@ def _key(name: str, key: Any) -> str:
 
 
 def _array(name: str, call: _Call) -> NDArray[np.uint8]:
-    """Make the uint8 array that a recorded NumPy reconstruction stands for."""
+    """Return the uint8 array that a recorded NumPy call stands for."""
     try:
         if call.function in _RECONSTRUCT:
             _, shape, dtype, fortran, raw = call.state
@@ -183,13 +196,18 @@ def _array(name: str, call: _Call) -> NDArray[np.uint8]:
             raw, dtype, shape, order = call.arguments
             fortran = order == "F"
         else:
-            raise SourceError(f"{name}: a {call.function.replace(' ', '.')!r} where an array should be")
+            raise SourceError(f"{name}: a {call.function!r} where an array should be")
         kind = dtype.arguments[0]
         kind = kind.decode("latin-1") if isinstance(kind, bytes) else kind
         if dtype.function != _DTYPE or kind not in ("u1", "|u1", "uint8"):
-            raise SourceError(f"{name}: holds an array of type {kind!r}, expected uint8")
-        if not isinstance(raw, bytes) or any(type(n) is not int or n < 0 for n in shape):
+            raise SourceError(f"{name}: holds an array of type {_shown(kind)}, expected uint8")
+        if not isinstance(raw, bytes | bytearray) or any(type(n) is not int or n < 0 for n in shape):
             raise SourceError(f"{name}: its array has no bytes or no shape")
         return np.frombuffer(raw, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         raise SourceError(f"{name}: its array is damaged ({error})") from None
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message: only the type of anything but a short string, whose text may be of any length."""
+    return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"

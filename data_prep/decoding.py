@@ -1,7 +1,7 @@
-"""Decoding many small pictures on all cores.
+"""Decode many small pictures on all cores.
 
-Pillow decodes outside the interpreter lock, but to open a small picture and to take over its pixels takes as long and
-needs the lock: threads do not get beyond two cores there, processes do.
+Pillow decodes without the global interpreter lock. But opening a small picture and copying its pixels take as long and
+need the lock, so threads use at most two cores. Therefore processes are used.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 Encoded = tuple[str, bytes]
-"""Name and content of a picture's file."""
+"""File name and content of a picture."""
 
 Decode = Callable[[Sequence[Encoded], NDArray[np.uint8]], None]
-"""Fills uint8 [n, H, W, C] with n pictures; a function of a module, so that another process finds it."""
+"""Decodes n pictures into uint8 [n, H, W, C]; a module-level function, so that it can be pickled."""
 
-_FEWEST = 10_000  # pictures that processes are started for: fewer are decoded before they would be there
-_PIXELS = "pixels"  # the file in which they decode
-_SHARE = 250  # pictures a process takes at a time; as many wait for it, so that it does not
+_MIN_PARALLEL = 10_000  # fewer pictures are decoded before processes would have started
+_PIXELS = "pixels"  # name of the shared file that the processes write pixels to
+_CHUNK = 250  # pictures per task; each process has one more task waiting
 
 
-def decoded(
+def decode_all(
     encoded: Iterable[Encoded],
     count: int,
     shape: tuple[int, int, int],
@@ -45,46 +45,46 @@ def decoded(
     block: int,
     cores: int | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Decode pictures of one size, many of them in processes of their own, ahead of whoever takes the blocks.
+    """Decode pictures of one size, in parallel processes if there are many, ahead of the consumer of the blocks.
 
     Args:
         encoded: The pictures.
-        count: How many.
+        count: Number of pictures.
         shape: [H, W, C].
-        decode: How.
-        block: Pictures a block.
-        cores: How many decode; all of this machine if None.
+        decode: The function that decodes a list of pictures.
+        block: Pictures per block.
+        cores: Number of processes; None for all cores.
 
     Yields:
-        Blocks uint8 [n, H, W, C] in order, all but the last of `block` pictures.
+        Blocks uint8 [n, H, W, C] in order; all but the last have `block` pictures.
 
     Raises:
-        AffsupError: What `decode` raises; or a process has died.
+        AffsupError: Raised by `decode`, or because a process died.
     """
     cores = cores or _cores()
     pictures = iter(encoded)
     sizes = [min(block, count - start) for start in range(0, count, block)]
-    if cores == 1 or count < _FEWEST:
+    if cores == 1 or count < _MIN_PARALLEL:
         for size in sizes:
             images = np.empty((size, *shape), dtype=np.uint8)
             decode(list(itertools.islice(pictures, size)), images)
             yield images
         return
     with tempfile.TemporaryDirectory(prefix="affsup-") as folder, _Pool(folder, cores, shape, decode) as pool:
-        shares = pool.shares(pictures, [min(_SHARE, size - at) for size in sizes for at in range(0, size, _SHARE)])
+        chunks = pool.chunks(pictures, [min(_CHUNK, size - at) for size in sizes for at in range(0, size, _CHUNK)])
         for size in sizes:
             images = np.empty((size, *shape), dtype=np.uint8)
-            for at in range(0, size, _SHARE):
-                images[at : at + _SHARE] = next(shares)
+            for at in range(0, size, _CHUNK):
+                images[at : at + _CHUNK] = next(chunks)
             yield images
 
 
 class _Pool:
-    """Processes that decode into a file in `folder` that all have mapped, so that no pixels pass through a pipe."""
+    """Processes that decode into a memory-mapped file in `folder`, so that no pixels are sent through a pipe."""
 
     def __init__(self, folder: str, cores: int, shape: tuple[int, int, int], decode: Decode) -> None:
         self._places = 2 * cores
-        layout = (self._places, _SHARE, *shape)
+        layout = (self._places, _CHUNK, *shape)
         _fill(Path(folder, _PIXELS), math.prod(layout))
         self._pixels = _mapped(folder, "r", layout)
         self._processes = ProcessPoolExecutor(
@@ -97,24 +97,24 @@ class _Pool:
     def __exit__(self, *_: object) -> None:
         self._processes.shutdown(cancel_futures=True)
 
-    def shares(self, pictures: Iterator[Encoded], sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-        """Yield shares of so many pictures in order, each good until the next one is asked for."""
-        begun: deque[tuple[NDArray[np.uint8], Future[None]]] = deque()
-        coming = enumerate(sizes)
+    def chunks(self, pictures: Iterator[Encoded], sizes: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+        """Yield chunks of the given sizes in order; each is valid until the next one is requested."""
+        started: deque[tuple[NDArray[np.uint8], Future[None]]] = deque()
+        remaining = enumerate(sizes)
         try:
             while True:
-                for number, size in itertools.islice(coming, self._places - len(begun)):
-                    place, share = number % self._places, list(itertools.islice(pictures, size))
-                    begun.append((self._pixels[place, :size], self._processes.submit(_decode_share, place, share)))
-                if not begun:
+                for number, size in itertools.islice(remaining, self._places - len(started)):
+                    place, chunk = number % self._places, list(itertools.islice(pictures, size))
+                    started.append((self._pixels[place, :size], self._processes.submit(_decode_chunk, place, chunk)))
+                if not started:
                     return
-                pixels, future = begun.popleft()
+                pixels, future = started.popleft()
                 future.result()
                 yield pixels
         except BrokenProcessPool:
             raise AffsupError(
-                "a process that decodes images has died: out of memory; or this is called from a script without "
-                '`if __name__ == "__main__":`, which each process runs anew'
+                "a process that decodes images died: out of memory, or called from a script without "
+                '`if __name__ == "__main__":`, which each process runs again'
             ) from None
 
 
@@ -123,7 +123,7 @@ _decode: Decode
 
 
 def _begin(folder: str, layout: tuple[int, ...], decode: Decode) -> None:
-    """Prepare a process: it leaves Ctrl-C to the one that has started it, and does not outlive that."""
+    """Initialise a process: it ignores Ctrl-C, which its parent handles, and ends when its parent ends."""
     global _pixels, _decode
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
@@ -134,16 +134,16 @@ def _leave_with_parent(folder: str) -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
-    shutil.rmtree(folder, ignore_errors=True)  # it is there yet if that one was killed
+    shutil.rmtree(folder, ignore_errors=True)  # it still exists if the parent was killed
     os._exit(1)
 
 
-def _decode_share(place: int, share: Sequence[Encoded]) -> None:
-    _decode(share, _pixels[place, : len(share)])
+def _decode_chunk(place: int, chunk: Sequence[Encoded]) -> None:
+    _decode(chunk, _pixels[place, : len(chunk)])
 
 
 def _fill(file: Path, size: int) -> None:
-    """Write that many bytes: a hole in a file would crash who fills it on a full disk."""
+    """Write `size` zero bytes: writing into a sparse memory-mapped file on a full disk would crash the process."""
     try:
         file.write_bytes(bytes(size))
     except OSError as error:
@@ -152,7 +152,7 @@ def _fill(file: Path, size: int) -> None:
 
 
 def _mapped(folder: str, mode: Literal["r", "r+"], layout: tuple[int, ...]) -> NDArray[np.uint8]:
-    # An array, as to index a memmap itself takes long.
+    # An array, as indexing a memmap is slow.
     return np.asarray(np.memmap(Path(folder, _PIXELS), np.uint8, mode, shape=layout))
 
 

@@ -1,4 +1,4 @@
-"""Fetching an official archive: continued where it broke off, bounded, and checked before anyone reads it."""
+"""Download an official archive: resumable, limited in size, and verified before use."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from affsup_cli.errors import AffsupError
-from data_prep.official import Archive, Progress
-from data_prep.storage import full_disk_explained
+from data_prep.errors import AffsupError
+from data_prep.origin import Archive
+from data_prep.raw import ProgressCallback
+from data_prep.storage import explain_full_disk
 
 _ATTEMPTS = 4
 _TIMEOUT = 30.0  # seconds without a byte
@@ -23,27 +24,27 @@ _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
 
 class _RetryableError(Exception):
-    """An attempt failed in a way that another may not."""
+    """An attempt failed, but a further attempt may succeed."""
 
 
 def download(
-    archive: Archive, folder: Path, progress: Progress, *, sleep: Callable[[float], None] = time.sleep
+    archive: Archive, folder: Path, progress: ProgressCallback, *, sleep: Callable[[float], None] = time.sleep
 ) -> Path:
-    """Fetch the official archive into a folder, unless it is there.
+    """Download the official archive into a folder, unless it is already there.
 
-    The bytes gather in `<name>.part`, which a later call continues.
+    The download is written to `<name>.part`, which a later call continues.
 
     Args:
         archive: Its address, size and MD5.
-        folder: Where to; made if need be.
-        progress: Told the bytes that are there and the bytes there should be.
-        sleep: Waits between attempts, in seconds.
+        folder: Target folder; created if necessary.
+        progress: Called with the downloaded and the total number of bytes.
+        sleep: Function that waits between attempts, in seconds.
 
     Returns:
-        The archive, its checksum verified.
+        Path of the archive, whose checksum has been verified.
 
     Raises:
-        AffsupError: It cannot be had, or what the server sends is something else.
+        AffsupError: The download failed, or the file is not the official one.
     """
     target = folder / archive.filename
     if target.exists():
@@ -53,19 +54,19 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{archive.filename}.part"
     have = part.stat().st_size if part.exists() else 0
-    with full_disk_explained(folder, archive.size - have):
+    with explain_full_disk(folder, archive.size - have):
         _fetch(archive, part, progress, sleep)
     found = _md5(part)
     if found != archive.md5:
         part.unlink()
         raise AffsupError(
-            f"{archive.url} is not the official file: MD5 {found}, expected {archive.md5}; what came was deleted. "
+            f"{archive.url} is not the official file: MD5 {found}, expected {archive.md5}; the download was deleted. "
             "Run again, or get the archive elsewhere and give it with --from"
         )
     return part.rename(target)
 
 
-def _fetch(archive: Archive, part: Path, progress: Progress, sleep: Callable[[float], None]) -> None:
+def _fetch(archive: Archive, part: Path, progress: ProgressCallback, sleep: Callable[[float], None]) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _fetch_once(archive, part, progress)
@@ -80,19 +81,19 @@ def _fetch(archive: Archive, part: Path, progress: Progress, sleep: Callable[[fl
             sleep(2.0 ** (attempt - 1))
 
 
-def _fetch_once(archive: Archive, part: Path, progress: Progress) -> None:
-    """Add to the part what is missing; the official size decides when it is whole, the server's word never does."""
+def _fetch_once(archive: Archive, part: Path, progress: ProgressCallback) -> None:
+    """Download the missing bytes; the official size decides when the file is complete, not what the server says."""
     have = part.stat().st_size if part.exists() else 0
     if have >= archive.size:
         return
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - the address is ours
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - a fixed address
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 part.unlink()
-                raise _RetryableError("the server's file is shorter than what was here; starting over") from None
+                raise _RetryableError("the server's file is shorter than the partial download; starting over") from None
             if error.code in _TEMPORARY:
                 raise _RetryableError(f"the server answered {error.code} {error.reason}") from None
             raise AffsupError(
@@ -109,7 +110,7 @@ def _fetch_once(archive: Archive, part: Path, progress: Progress) -> None:
                 "get the archive elsewhere and give it with --from"
             )
         if start > have:
-            raise _RetryableError("the server sent another part than was asked for")
+            raise _RetryableError("the server sent another range than requested")
         with part.open("r+b" if part.exists() else "wb") as file:
             file.truncate(start)
             file.seek(start)
@@ -128,11 +129,11 @@ def _fetch_once(archive: Archive, part: Path, progress: Progress) -> None:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where the body starts in the whole file, and how long the server says that the whole file is."""
+    """Return the offset of the body in the file, and the file size that the server states (None if it does not)."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not extent:
-            raise _RetryableError("the server sent a part without saying which")
+            raise _RetryableError("the server sent a range without its position")
         return int(extent[1]), None if extent[2] == "*" else int(extent[2])
     return 0, response.length
 

@@ -1,6 +1,7 @@
-"""Drawing scenes of coloured shapes, for the data sets that are generated.
+"""Draw scenes of coloured shapes for the generated data sets.
 
-The same scenes for good: only integers are drawn, from a frozen stream, and pictures are written without compression.
+The scenes are identical on all machines and versions: only integers are drawn, from NumPy's frozen legacy generator,
+and pictures are stored without compression.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 _SIDE = 128
-_FINE = 4  # a pixel's coverage is counted on 4 x 4 points
-_POLYGONS = {  # in a unit box that each touches on all four sides
+_FINE = 4  # coverage of a pixel is sampled at 4 x 4 points
+_POLYGONS = {  # in the unit square; each touches all four sides
     "triangle": ((0.5, 0), (1, 1), (0, 1)),
     "star": (
         (0.5, 0), (0.62, 0.38), (1, 0.38), (0.7, 0.62), (0.81, 1), (0.5, 0.77), (0.19, 1), (0.3, 0.62), (0, 0.38),
@@ -36,53 +37,53 @@ _POLYGONS = {  # in a unit box that each touches on all four sides
 
 
 @dataclass(frozen=True)
-class Population:
-    """What is to be in a scene: see the fields of the same names of `data_prep.annotating.Scene`."""
+class SceneContent:
+    """The content of a scene to be drawn; the fields are those of `data_prep.annotating.SceneAnnotation`."""
 
     labels: Sequence[int]
     relations: Sequence[tuple[int, int, int]] = ()
     category: int | None = None
 
 
-class Pictures(dict[str, bytes]):
-    """Generated pictures by file name; see `data_prep.official.Pictures`."""
+class DrawnPictures(dict[str, bytes]):
+    """Generated pictures by file name; implements `data_prep.raw.Pictures`."""
 
     def size(self, name: str) -> int:
-        """Bytes of a picture."""
+        """Return the size of a picture in bytes."""
         return len(self[name])
 
     def where(self, name: str) -> str:
-        """A generated picture is nowhere."""
+        """Return the name: a generated picture has no path."""
         return name
 
 
 def draw_scenes(
     counts: Mapping[Literal["train", "test"], int],
     first_seed: int,
-    populate: Callable[[np.random.RandomState, int], Population],
-) -> tuple[Annotations, Annotations, Pictures]:
+    populate: Callable[[np.random.RandomState, int], SceneContent],
+) -> tuple[Annotations, Annotations, DrawnPictures]:
     """Draw the training and the test scenes of a data set.
 
     Args:
-        counts: Scenes of `train` and `test`.
-        first_seed: Of the training scenes; the test scenes have the next. No two data sets share one.
-        populate: From the random stream and the number of a scene in its split to what is in it.
+        counts: Number of `train` and `test` scenes.
+        first_seed: Seed of the training scenes; the test scenes have the next one. No two data sets share a seed.
+        populate: Returns the content of a scene, given the random generator and the index of the scene in its split.
 
     Returns:
-        The annotations of both, and the pictures of all.
+        The annotations of the training and the test scenes, and the pictures of both.
     """
     import numpy as np
 
-    from data_prep.annotating import Scene, together
+    from data_prep.annotating import SceneAnnotation, concatenate
 
-    pictures, parts = Pictures(), []
+    pictures, parts = DrawnPictures(), []
     for seed, (part, count) in enumerate(counts.items(), start=first_seed):
-        random = np.random.RandomState(seed)  # its stream is frozen for good
+        random = np.random.RandomState(seed)  # the legacy generator: its stream never changes
         scenes = []
         for number in range(count):
             population = populate(random, number)
             boxes = _places(random, len(population.labels))
-            scene = Scene(
+            scene = SceneAnnotation(
                 name=f"{part}_{number:04d}.png",
                 id=1000 * seed + number,
                 size=(_SIDE, _SIDE),
@@ -93,13 +94,13 @@ def draw_scenes(
             )
             scenes.append(scene)
             pictures[scene.name] = _png(_draw(random, population.labels, boxes))
-        parts.append(together(scenes))
+        parts.append(concatenate(scenes))
     train, test = parts
     return train, test, pictures
 
 
 def _places(random: np.random.RandomState, count: int) -> list[tuple[int, int, int, int]]:
-    """Boxes x, y, w, h of 20 to 44 pixels a side that hardly overlap."""
+    """Return boxes x, y, w, h with sides of 20 to 44 pixels that overlap by at most 2 pixels."""
     boxes: list[tuple[int, int, int, int]] = []
     attempts = 0
     while len(boxes) < count:
@@ -117,7 +118,7 @@ def _places(random: np.random.RandomState, count: int) -> list[tuple[int, int, i
 def _draw(
     random: np.random.RandomState, labels: Sequence[int], boxes: list[tuple[int, int, int, int]]
 ) -> NDArray[np.uint8]:
-    """Shapes of any colour that stands out, on a cloudy background, under noise: uint8 [128, 128, 3]."""
+    """Draw shapes of contrasting colours on a cloudy background and add noise: uint8 [128, 128, 3]."""
     import numpy as np
 
     base = random.randint(40, 216, 3)
@@ -138,7 +139,7 @@ def _draw(
 
 
 def _coverage(name: str, width: int, height: int) -> NDArray[np.int64]:
-    """How many of its points each pixel of a shape's box has inside the shape, int64 [height, width]."""
+    """Return the number of sample points of each pixel that are inside the shape, int64 [height, width]."""
     import numpy as np
 
     x = ((np.arange(width * _FINE) + 0.5) / (width * _FINE))[None, :]
@@ -163,11 +164,13 @@ def _coverage(name: str, width: int, height: int) -> NDArray[np.int64]:
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG file whose one block is stored, not compressed, as compressors differ from version to version."""
+    """Return a PNG file with one uncompressed block, as the output of compressors depends on their version."""
     import numpy as np
 
     height, width, _ = image.shape
-    rows = np.pad(image.reshape(height, -1), ((0, 0), (1, 0))).tobytes()  # each row begins with its filter: none
+    rows = np.pad(
+        image.reshape(height, -1), ((0, 0), (1, 0))
+    ).tobytes()  # each row begins with its filter type: 0, none
     stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), 0xFFFF ^ len(rows)) + rows
     stored += struct.pack(">I", zlib.adler32(rows))
 

@@ -1,4 +1,4 @@
-"""From an encoded picture to its pixels. The one place that knows of EXIF rotation, odd colour modes and damage."""
+"""Decode pictures to pixels, including EXIF rotation, unusual colour modes and damaged files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # no other decoder gets to see what nobody vouches for
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # no other decoder is used on untrusted files
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -20,40 +20,40 @@ _DAMAGE = (
     EOFError,
     KeyError,
     Image.DecompressionBombError,
-    struct.error,  # this and the next: how Pillow takes EXIF fields of another type than they should have
+    struct.error,  # this and the next: raised by Pillow for EXIF fields of a wrong type
     TypeError,
 )
 
 
 class PictureError(AffsupError):
-    """A picture that cannot be used. `reason` is the kind of trouble, the message tells of this picture."""
+    """A picture cannot be used. `reason` is the kind of problem; the message has the details of this picture."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-def examine(encoded: bytes, size: tuple[int, int]) -> None:
-    """Make sure that a picture is whole and of its annotated size, decoding a JPEG only as finely as that takes.
+def check_picture(encoded: bytes, size: tuple[int, int]) -> None:
+    """Check that a picture is complete and has its annotated size; a JPEG is decoded at reduced resolution.
 
     Args:
-        encoded: The bytes of its file.
+        encoded: Content of the file.
         size: Width and height as annotated.
 
     Raises:
-        PictureError: It is not.
+        PictureError: It is damaged or has another size.
     """
     _decode(encoded, size, at_most=(1, 1))
 
 
 def upright_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height of a picture, upright as its EXIF says, from its header alone.
+    """Return width and height of a picture from its header, after the rotation that its EXIF data give.
 
     Args:
-        encoded: The bytes of its file.
+        encoded: Content of the file.
 
     Raises:
-        PictureError: It is no picture.
+        PictureError: It is not a picture.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
@@ -63,34 +63,34 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
 
 
 def pixels(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Decode a picture whose size is annotated: as stored if that is the size, turned as its EXIF says if then it is.
+    """Decode a picture of known size; rotate it as its EXIF data say only if it does not have that size as stored.
 
     Args:
-        encoded: The bytes of its file.
+        encoded: Content of the file.
         size: Width and height as annotated.
-        at_most: More than this width and height is not needed: a JPEG may come out at a half, a quarter or an eighth
-            of its size that is no less than this.
+        at_most: Width and height that suffice: a JPEG may be decoded at a half, a quarter or an eighth of its size, as
+            long as the result is not smaller than this.
 
     Returns:
         uint8 [H, W, 3], red, green, blue.
 
     Raises:
-        PictureError: It cannot be decoded, or has another size either way.
+        PictureError: It cannot be decoded, or has another size, rotated or not.
     """
     return np.asarray(_decode(encoded, size, at_most))
 
 
 def open_picture(path: Path) -> NDArray[np.uint8]:
-    """Decode anyone's picture, upright as its EXIF says.
+    """Decode a user's picture, rotated as its EXIF data say.
 
     Args:
-        path: Its file.
+        path: Path of the file.
 
     Returns:
         uint8 [H, W, 3], red, green, blue.
 
     Raises:
-        AffsupError: It cannot be read or is no picture.
+        AffsupError: It cannot be read or is not a picture.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -119,7 +119,7 @@ def _decode(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | No
 
 
 def _undecodable(error: Exception) -> PictureError:
-    # Pillow's own words for an unknown format hold the address of a buffer
+    # Pillow's message for an unknown format contains the address of a buffer
     why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
     return PictureError("cannot be decoded", f"cannot be decoded ({why})")
 
@@ -130,7 +130,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip sixteen bits to eight instead of scaling them
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values to 8 bits instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""From official scenes to prepared ones: what is sound is kept, what is not is left out, counted and named."""
+"""Write prepared scenes: valid annotations and pictures are kept, others are left out and recorded."""
 
 from __future__ import annotations
 
@@ -12,158 +12,161 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from affsup_cli import __version__
+from data_prep.errors import SourceError
 from data_prep.format import (
-    EXAMPLES,
+    MAX_EXAMPLES,
     SCENE_SPLITS,
     SCENES_FILE,
     Annotations,
-    LeftOut,
+    LeftOutRecord,
     NewScenes,
     SceneManifest,
     SceneSplitName,
     SourceRecord,
-    counted_up,
+    offsets_from_counts,
     write_manifest,
     write_scenes,
 )
-from data_prep.official import OfficialScenes, Pictures, Progress, SceneSet, SourceError
-from data_prep.pictures import PictureError, examine
+from data_prep.pictures import PictureError, check_picture
+from data_prep.raw import Pictures, ProgressCallback, RawScenes, SceneSet
 from data_prep.source import checksums
-from data_prep.storage import replacing
-from data_prep.writing import ImagesDone, refuse_excess
+from data_prep.storage import ImageCounter, refuse_excess, replace_folder
+from data_prep.version import __version__
 
 _What = Literal["images", "objects", "relations"]
-_AHEAD = 64  # pictures in memory at a time
-_MOST_MISSING = 0.01
+_BATCH = 64  # pictures in memory at the same time
+_MAX_MISSING = 0.01
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-class Ledger:
-    """What is left out, by kind and reason, with the first examples of each."""
+class LeftOutLog:
+    """Counts of what is left out, by kind and reason, with the first examples of each."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[_What, str], int] = {}
         self._examples: dict[tuple[_What, str], list[str]] = {}
 
     def add(self, what: _What, reason: str, count: int, examples: Sequence[str]) -> None:
-        """Count some more."""
+        """Add to a count."""
         if count:
             key = (what, reason)
             self._counts[key] = self._counts.get(key, 0) + count
             held = self._examples.setdefault(key, [])
-            held.extend(examples[: EXAMPLES - len(held)])
+            held.extend(examples[: MAX_EXAMPLES - len(held)])
 
-    def records(self) -> list[LeftOut]:
-        """What the manifest keeps."""
+    def records(self) -> list[LeftOutRecord]:
+        """Return the records for the manifest."""
         return [
-            LeftOut(what=what, reason=reason, count=count, examples=self._examples[what, reason])
+            LeftOutRecord(what=what, reason=reason, count=count, examples=self._examples[what, reason])
             for (what, reason), count in self._counts.items()
         ]
 
 
-def tidy(annotations: Annotations, ledger: Ledger) -> Annotations:
-    """Clip boxes to their images; leave out objects without a box there and relations that make no sense without them.
+def clean_annotations(annotations: Annotations, log: LeftOutLog) -> Annotations:
+    """Clip boxes to their images; leave out objects whose box is then empty, and relations of such objects.
 
     Args:
-        annotations: As the publisher has them.
-        ledger: Told what is left out.
+        annotations: The official annotations.
+        log: Receives the counts of what is left out.
     """
     image = annotations.image_of_object()
     limits = np.tile(annotations.sizes, 2)[image].astype(np.float32)
     finite = np.all(np.isfinite(annotations.boxes), axis=1)
     boxes = np.clip(annotations.boxes, 0, limits)
-    sound = finite & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    valid = finite & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
 
     def leave_out(reason: str, wrong: NDArray[np.bool_]) -> None:
         rows = np.flatnonzero(wrong)
         examples = [
             f"{annotations.names[image[row]]} object {row - annotations.first_object[image[row]] + 1} "
             f"[{', '.join(f'{number:g}' for number in annotations.boxes[row])}]"
-            for row in rows[:EXAMPLES]
+            for row in rows[:MAX_EXAMPLES]
         ]
-        ledger.add("objects", reason, len(rows), examples)
+        log.add("objects", reason, len(rows), examples)
 
     leave_out("box with numbers that are not finite", ~finite)
-    leave_out("box empty or outside the image", finite & ~sound)
+    leave_out("box empty or outside the image", finite & ~valid)
 
     related_image = annotations.image_of_relation()
     ends = annotations.first_object[related_image, None] + annotations.relations
-    has_ends = sound[ends].all(axis=1)
+    has_ends = valid[ends].all(axis=1)
     to_itself = has_ends & (ends[:, 0] == ends[:, 1])
     for reason, wrong in (("of an object that is left out", ~has_ends), ("of an object with itself", to_itself)):
         rows = np.flatnonzero(wrong)
         numbers = rows - annotations.first_relation[related_image[rows]] + 1
-        shown = zip(related_image[rows[:EXAMPLES]], numbers, strict=False)
+        shown = zip(related_image[rows[:MAX_EXAMPLES]], numbers, strict=False)
         examples = [f"{annotations.names[i]} relation {number}" for i, number in shown]
-        ledger.add("relations", reason, len(rows), examples)
+        log.add("relations", reason, len(rows), examples)
 
     kept = has_ends & ~to_itself
-    first_object = counted_up(np.bincount(image[sound], minlength=len(annotations)))
-    new_index = np.cumsum(sound) - 1
+    first_object = offsets_from_counts(np.bincount(image[valid], minlength=len(annotations)))
+    new_index = np.cumsum(valid) - 1
     return replace(
         annotations,
         first_object=first_object,
-        boxes=boxes[sound],
-        labels=annotations.labels[sound],
-        difficult=annotations.difficult[sound],
-        crowd=annotations.crowd[sound],
-        first_relation=counted_up(np.bincount(related_image[kept], minlength=len(annotations))),
+        boxes=boxes[valid],
+        labels=annotations.labels[valid],
+        difficult=annotations.difficult[valid],
+        crowd=annotations.crowd[valid],
+        first_relation=offsets_from_counts(np.bincount(related_image[kept], minlength=len(annotations))),
         relations=new_index[ends[kept]] - first_object[related_image[kept], None],
         predicates=annotations.predicates[kept],
     )
 
 
 def write(
-    dataset: SceneSet, official: OfficialScenes, record: SourceRecord, home: Path, limit: int | None, progress: Progress
+    dataset: SceneSet,
+    raw: RawScenes,
+    record: SourceRecord,
+    home: Path,
+    limit: int | None,
+    progress: ProgressCallback,
 ) -> SceneManifest:
-    """Write a prepared data set of scenes in the place of `home`.
+    """Write a prepared data set of scenes, replacing `home`.
 
     Args:
-        dataset: Which.
-        official: What its `read` gave.
-        record: Where that came from.
+        dataset: The data set.
+        raw: The result of its `read`.
+        record: The source of the scenes.
         home: The folder to replace.
-        limit: How many training images to take; None for all.
-        progress: Told how many images are done.
+        limit: Number of training images to use; None for all.
+        progress: Called with the number of written images.
 
     Raises:
         UsageError: The limit is larger than the data set.
         SourceError: Too many pictures are missing.
     """
-    ledger = Ledger()
-    counts = {"train": len(official.train), "test": len(official.test)}
+    log = LeftOutLog()
+    counts = {"train": len(raw.train), "test": len(raw.test)}
     if not all(counts.values()):
-        raise SourceError(f"holds {counts['train']} training and {counts['test']} test images; expected some of both")
-    parts: dict[SceneSplitName, Annotations] = {"train": _limited(official.train, limit), "test": official.test}
-    _refuse_missing([name for part in parts.values() for name in part.names], official.pictures)
-    parts = {name: tidy(part, ledger) for name, part in parts.items()}
-    done = ImagesDone(progress, sum(map(len, parts.values())))
-    new = {
-        name: NewScenes(
-            part, _sound_pictures(part, official.pictures, ledger, done), _capacity(part, official.pictures)
+        raise SourceError(
+            f"contains {counts['train']} training and {counts['test']} test images; expected at least one of each"
         )
+    parts: dict[SceneSplitName, Annotations] = {"train": _limited(raw.train, limit), "test": raw.test}
+    _refuse_missing([name for part in parts.values() for name in part.names], raw.pictures)
+    parts = {name: clean_annotations(part, log) for name, part in parts.items()}
+    done = ImageCounter(progress, sum(map(len, parts.values())))
+    new = {
+        name: NewScenes(part, _usable_pictures(part, raw.pictures, log, done), _capacity(part, raw.pictures))
         for name, part in parts.items()
     }
     size = sum(split.capacity for split in new.values()) + sum(64 * len(part.labels) for part in parts.values())
-    with replacing(home, size) as folder:
-        written = write_scenes(
-            folder, official.classes, official.predicates, official.relations, new, official.categories
-        )
+    with replace_folder(home, size) as folder:
+        written = write_scenes(folder, raw.classes, raw.predicates, raw.relations, new, raw.categories)
         for name in SCENE_SPLITS:
             if not written.splits[name].images:
-                raise SourceError(f"none of its {len(parts[name]):,} {name} images can be used: {_summary(ledger)}")
+                raise SourceError(f"none of its {len(parts[name]):,} {name} images can be used: {_summary(log)}")
         manifest = SceneManifest(
             format=1,
             kind="scenes",
             dataset=dataset.name,
-            classes=list(official.classes),
-            categories=list(official.categories),
-            predicates=list(official.predicates),
-            category_ids=list(official.category_ids or range(1, len(official.classes) + 1)),
-            relations=official.relations,
+            classes=list(raw.classes),
+            categories=list(raw.categories),
+            predicates=list(raw.predicates),
+            category_ids=list(raw.category_ids or range(1, len(raw.classes) + 1)),
+            relations=raw.relations,
             splits=written.splits,
-            left_out=[*official.left_out, *ledger.records()],
+            left_out=[*raw.left_out, *log.records()],
             limit=limit,
             official_counts=dict(dataset.official_counts),
             complete={name: split.images for name, split in written.splits.items()} == dataset.official_counts,
@@ -177,21 +180,21 @@ def write(
 
 
 def _limited(train: Annotations, limit: int | None) -> Annotations:
-    """A random part of the training images, always the same, a smaller one within a larger one, in official order."""
+    """Return a random subset of the training images in official order: always the same, smaller ones within larger."""
     refuse_excess(limit, len(train))
     if limit is None:
         return train
-    order = np.random.RandomState(0).permutation(len(train))  # this stream is frozen for good
+    order = np.random.RandomState(0).permutation(len(train))  # the legacy generator: its stream never changes
     return train.take(np.sort(order[:limit]))
 
 
 def _refuse_missing(names: Sequence[str], pictures: Pictures) -> None:
     missing = [name for name in names if name not in pictures]
-    if len(missing) > _MOST_MISSING * len(names):
-        shown = ", ".join(pictures.where(name) for name in missing[:EXAMPLES])
+    if len(missing) > _MAX_MISSING * len(names):
+        shown = ", ".join(pictures.where(name) for name in missing[:MAX_EXAMPLES])
         raise SourceError(
-            f"{len(missing):,} of {len(names):,} images are missing, more than {_MOST_MISSING:.0%}; expected {shown}"
-            f"{', ...' if len(missing) > EXAMPLES else ''}. Give every folder that holds some with a --from of its own"
+            f"{len(missing):,} of {len(names):,} images are missing, more than {_MAX_MISSING:.0%}; expected {shown}"
+            f"{', ...' if len(missing) > MAX_EXAMPLES else ''}. Give each folder that contains some with --from"
         )
 
 
@@ -199,8 +202,10 @@ def _capacity(part: Annotations, pictures: Pictures) -> int:
     return sum(pictures.size(name) for name in part.names if name in pictures)
 
 
-def _sound_pictures(part: Annotations, pictures: Pictures, ledger: Ledger, done: ImagesDone) -> Iterator[bytes | None]:
-    """The pictures in order, each examined; None for those to be left out."""
+def _usable_pictures(
+    part: Annotations, pictures: Pictures, log: LeftOutLog, done: ImageCounter
+) -> Iterator[bytes | None]:
+    """Yield the pictures in order after checking them; None for those to be left out."""
 
     def examined(row: int) -> bytes | PictureError:
         name = part.names[row]
@@ -208,31 +213,31 @@ def _sound_pictures(part: Annotations, pictures: Pictures, ledger: Ledger, done:
             return PictureError("missing", f"expected {pictures.where(name)}")
         encoded = pictures[name]
         try:
-            examine(encoded, (int(part.sizes[row, 0]), int(part.sizes[row, 1])))
+            check_picture(encoded, (int(part.sizes[row, 0]), int(part.sizes[row, 1])))
         except PictureError as error:
             return error
         return encoded
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(part), _AHEAD):
-            rows = range(start, min(start + _AHEAD, len(part)))
+        for start in range(0, len(part), _BATCH):
+            rows = range(start, min(start + _BATCH, len(part)))
             for row, found in zip(rows, pool.map(examined, rows), strict=True):
                 if isinstance(found, bytes):
                     yield found
                 else:
-                    _enter(ledger, part, row, found)
+                    _log_left_out_image(log, part, row, found)
                     yield None
             done.add(len(rows))
 
 
-def _enter(ledger: Ledger, part: Annotations, row: int, error: PictureError) -> None:
+def _log_left_out_image(log: LeftOutLog, part: Annotations, row: int, error: PictureError) -> None:
     name, reason = part.names[row], "image left out"
-    ledger.add("images", error.reason, 1, [f"{name} {error}"])
-    ledger.add("objects", reason, int(np.diff(part.first_object[row : row + 2])[0]), [name])
-    ledger.add("relations", reason, int(np.diff(part.first_relation[row : row + 2])[0]), [name])
+    log.add("images", error.reason, 1, [f"{name} {error}"])
+    log.add("objects", reason, int(np.diff(part.first_object[row : row + 2])[0]), [name])
+    log.add("relations", reason, int(np.diff(part.first_relation[row : row + 2])[0]), [name])
 
 
-def _summary(ledger: Ledger) -> str:
+def _summary(log: LeftOutLog) -> str:
     return "; ".join(
-        f"{entry.count:,} {entry.reason} ({entry.examples[0]})" for entry in ledger.records() if entry.what == "images"
+        f"{entry.count:,} {entry.reason} ({entry.examples[0]})" for entry in log.records() if entry.what == "images"
     )

@@ -1,4 +1,4 @@
-"""Where the official files come from: an archive, an extracted folder, a download, or a dependency."""
+"""Open the source of the official files: an archive, an extracted folder, a download, or an installed library."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep.archive import open_archive, require_members, select
 from data_prep.download import download
+from data_prep.errors import AffsupError, SourceError, UsageError
 from data_prep.format import FileRecord, SourceRecord
-from data_prep.official import AnyDataSet, Files, ImageSet, Origin, Progress, SceneSet, SourceError
+from data_prep.origin import Files, Origin
+from data_prep.raw import AnyDataSet, ImageSet, ProgressCallback, SceneSet
 from data_prep.scene_files import SceneFiles
 
 FilesT = TypeVar("FilesT")
@@ -23,8 +24,8 @@ _EMBEDDED = SourceRecord(kind="embedded", files={}, official=None, algorithm=Non
 
 
 @dataclass(frozen=True)
-class Source(Generic[FilesT]):
-    """The official files at hand: what is recorded of them, their name for messages, and how to open them."""
+class RawSource(Generic[FilesT]):
+    """The source of the official files: its record for the manifest, its name for messages, and its files."""
 
     record: SourceRecord
     label: str
@@ -32,11 +33,11 @@ class Source(Generic[FilesT]):
 
 
 def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
-    """Refuse sources that cannot be right, before anything is done.
+    """Refuse invalid sources before any work is done.
 
     Raises:
-        UsageError: One is given for a data set that needs none, none for one that cannot be downloaded, more than one
-            for one that has one; or it does not exist.
+        UsageError: A source does not exist, or the number of sources is wrong: any for an embedded data set, none for
+            one that cannot be downloaded, several for labelled images.
     """
     if sources and dataset.embedded:
         raise UsageError(f"data set {dataset.name!r} needs no source, found {sources[0]}: run it without one")
@@ -52,11 +53,13 @@ def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
             )
     for path in sources:
         if not path.is_file() and not path.is_dir():
-            raise UsageError(f"{path} is no file or folder: expected {expected}")
+            raise UsageError(f"{path} is not a file or folder: expected {expected}")
 
 
-def open_source(dataset: ImageSet, sources: Sequence[Path], downloads: Path, progress: Progress) -> Source[Files]:
-    """Find the official files, downloading them where no source is given, and take their checksums.
+def open_source(
+    dataset: ImageSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback
+) -> RawSource[Files]:
+    """Open the official files, downloading them if no source is given, and compute their checksums.
 
     Raises:
         SourceError: A folder lacks a file.
@@ -64,7 +67,7 @@ def open_source(dataset: ImageSet, sources: Sequence[Path], downloads: Path, pro
     """
     origin = dataset.origin
     if origin is None:
-        return Source(_EMBEDDED, dataset.name, nullcontext({}))
+        return RawSource(_EMBEDDED, dataset.name, nullcontext({}))
     if not sources:
         return _archive_source(download(origin, downloads, progress), origin, "download")
     path = sources[0]
@@ -72,17 +75,17 @@ def open_source(dataset: ImageSet, sources: Sequence[Path], downloads: Path, pro
 
 
 def open_scene_source(
-    dataset: SceneSet, sources: Sequence[Path], downloads: Path, progress: Progress
-) -> Source[SceneFiles]:
-    """Find the official files of scenes, downloading them where no source is given, and take their checksums.
+    dataset: SceneSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback
+) -> RawSource[SceneFiles]:
+    """Open the official files of scenes, downloading them if no source is given, and compute their checksums.
 
     Raises:
         AffsupError: An archive is damaged, or the download failed.
     """
-    if dataset.embedded:
-        return Source(_EMBEDDED, dataset.name, nullcontext(SceneFiles(dataset, ())))
+    if dataset.needed is None:
+        return RawSource(_EMBEDDED, dataset.name, nullcontext(SceneFiles((), "", "")))
     places = list(sources) or [download(archive, downloads, progress) for archive in dataset.archives]
-    files = SceneFiles(dataset, places)
+    files = SceneFiles(places, dataset.needed, dataset.wanted)
     archives = [path for path in places if path.is_file()]
     records, md5s = {}, set()
     for path in archives:
@@ -96,16 +99,16 @@ def open_scene_source(
         official=md5s == {archive.md5 for archive in dataset.archives} if whole else None,
         algorithm="md5" if whole else None,
     )
-    return Source(record, ", ".join(map(str, places)), nullcontext(files))
+    return RawSource(record, ", ".join(map(str, places)), nullcontext(files))
 
 
-def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> Source[Files]:
+def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> RawSource[Files]:
     record, md5 = checksums(path)
     record_of_source = SourceRecord(kind=kind, files={path.name: record}, official=md5 == origin.md5, algorithm="md5")
-    return Source(record_of_source, str(path), open_archive(path, origin))
+    return RawSource(record_of_source, str(path), open_archive(path, origin))
 
 
-def _folder_source(path: Path, origin: Origin) -> Source[Files]:
+def _folder_source(path: Path, origin: Origin) -> RawSource[Files]:
     try:
         files = _FolderFiles(path, origin)
         listing, size, official = hashlib.sha256(), 0, True
@@ -123,11 +126,11 @@ def _folder_source(path: Path, origin: Origin) -> Source[Files]:
         official=official if known else None,
         algorithm="md5" if known else None,
     )
-    return Source(source_record, str(path), nullcontext(files))
+    return RawSource(source_record, str(path), nullcontext(files))
 
 
 class _FolderFiles(Mapping[str, bytes]):
-    """The needed files of an extracted folder, sorted by name."""
+    """The required files of an extracted folder, sorted by name."""
 
     def __init__(self, path: Path, origin: Origin) -> None:
         self._root = path / origin.root if (path / origin.root).is_dir() else path
@@ -137,7 +140,9 @@ class _FolderFiles(Mapping[str, bytes]):
         self._max_bytes = origin.max_bytes
         size = sum(self.path(name).stat().st_size for name in self._names)
         if size > origin.max_bytes:
-            raise SourceError(f"holds {size:,} bytes, more than the {origin.max_bytes:,} that the data set can have")
+            raise SourceError(
+                f"contains {size:,} bytes, more than the maximum of {origin.max_bytes:,} for this data set"
+            )
 
     def path(self, name: str) -> Path:
         return self._root / name
@@ -158,7 +163,7 @@ class _FolderFiles(Mapping[str, bytes]):
 
 
 def checksums(path: Path) -> tuple[FileRecord, str]:
-    """SHA-256 and size of a file, and its MD5, which is what the publishers give."""
+    """Return SHA-256 and size of a file, and its MD5, which is the checksum that publishers give."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

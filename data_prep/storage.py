@@ -1,4 +1,4 @@
-"""Replacing a prepared data set as a whole: all of the new one or all of the old one, and no litter."""
+"""Write prepared data sets: replace a folder atomically, report progress, check limit and disk space."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError, UsageError
+from data_prep.raw import ProgressCallback
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Hold a data set's folder against other processes.
+def exclusive(home: Path) -> Iterator[None]:
+    """Lock a data set's folder against other processes.
 
     Raises:
-        AffsupError: Another process holds it.
+        AffsupError: Another process has locked it.
     """
     try:
         with FileLock(_beside(home, "lock"), timeout=0):
@@ -31,18 +33,18 @@ def locked(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(home: Path, size: int) -> Iterator[Path]:
-    """Give an empty folder that takes the place of `home` when the block ends, and vanishes when it fails.
+def replace_folder(home: Path, size: int) -> Iterator[Path]:
+    """Yield an empty folder that replaces `home` when the block ends, and is deleted when the block fails.
 
     Args:
-        home: The folder to replace or to make; `locked` and `settle`d.
-        size: Bytes that will be written.
+        home: The folder to replace or to create; locked by `exclusive`, and after `recover`.
+        size: Number of bytes that will be written.
 
     Raises:
-        AffsupError: They do not fit on the disk.
+        AffsupError: The disk does not have enough space.
     """
     new, old = _beside(home, "new"), _beside(home, "old")
-    with full_disk_explained(home.parent, size):
+    with explain_full_disk(home.parent, size):
         try:
             new.mkdir()
             yield new
@@ -53,11 +55,11 @@ def replacing(home: Path, size: int) -> Iterator[Path]:
             new.rename(home)
             _to_disk(home.parent)
         finally:
-            settle(home)
+            recover(home)
 
 
-def settle(home: Path) -> None:
-    """Clear away what a replacement left, finished or not, by this process or by one that was killed."""
+def recover(home: Path) -> None:
+    """Remove temporary folders of `replace_folder`, and restore the old folder if a process was killed during it."""
     shutil.rmtree(_beside(home, "new"), ignore_errors=True)
     old = _beside(home, "old")
     if old.exists():
@@ -67,12 +69,36 @@ def settle(home: Path) -> None:
             old.rename(home)
 
 
-@contextmanager
-def full_disk_explained(folder: Path, size: int) -> Iterator[None]:
-    """Say how much is needed and how much is free, before writing `size` bytes or when writing them fails.
+@dataclass
+class ImageCounter:
+    """Reports how many images are written."""
+
+    progress: ProgressCallback
+    total: int
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Report that `count` more images are written."""
+        self.done += count
+        self.progress("images", self.done, self.total)
+
+
+def refuse_excess(limit: int | None, available: int) -> None:
+    """Check that the source has as many training images as requested.
 
     Raises:
-        AffsupError: They do not fit.
+        UsageError: It has fewer.
+    """
+    if limit is not None and limit > available:
+        raise UsageError(f"--limit {limit}: expected at most {available}, the training images of the source")
+
+
+@contextmanager
+def explain_full_disk(folder: Path, size: int) -> Iterator[None]:
+    """Raise an error with the required and the free space, before writing `size` bytes or when writing them fails.
+
+    Raises:
+        AffsupError: The disk does not have enough space.
     """
     free = shutil.disk_usage(folder).free
     reason = os.strerror(errno.ENOSPC)
@@ -85,7 +111,7 @@ def full_disk_explained(folder: Path, size: int) -> Iterator[None]:
             raise
         raise AffsupError(
             f"cannot write {size / 1e6:,.1f} MB to {folder}/: {os.strerror(error.errno)} "
-            f"({free / 1e6:,.1f} MB free): make room, or choose another place with --data"
+            f"({free / 1e6:,.1f} MB free): free some space, or choose another folder with --data"
         ) from None
 
 

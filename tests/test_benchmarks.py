@@ -1,4 +1,4 @@
-"""The table in benchmarks/README.md says what the results beside it say."""
+"""The table in benchmarks/README.md shows the results beside it; what the scripts share works."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def summary() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("summary", FOLDER / "summary.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def summary() -> ModuleType:
+    return script("summary")
 
 
 @pytest.fixture
@@ -63,3 +68,12 @@ def test_a_result_that_no_line_shows_is_named(summary: ModuleType, results: Path
     (results / "something-cpu.csv").write_text("a\n1\n")
     with pytest.raises(SystemExit, match=r"something-cpu\.csv"):
         summary.table(results)
+
+
+def test_each_way_is_timed_first_in_every_second_round() -> None:
+    called: list[str] = []
+    ways = (lambda: called.append("reference"), lambda: called.append("ours"))
+    script("turns").compare(*ways, torch.device("cpu"), rounds=4)
+    firsts = called[2::2]  # after the round that is not timed
+    assert firsts == ["reference", "ours", "reference", "ours"]
+    assert called[3::2] == ["ours", "reference", "ours", "reference"]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import (
     RECIPE_OF_TASK,
     MinibatchRecipe,
@@ -15,6 +14,7 @@ from affsup_cli.recipe import (
     read_recipe,
     recipe_names,
 )
+from data_prep.errors import AffsupError, UsageError
 
 
 @pytest.mark.parametrize("name", recipe_names())

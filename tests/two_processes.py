@@ -24,10 +24,10 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.engine.task import Losses, Task, all_reduce_losses
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import AffsupError
 from affsup_cli.models import detector
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.tasks import build_task
+from data_prep.errors import AffsupError
 from tests.engine.toy import ToyTask
 from tests.small_scenes import small, small_scene
 

@@ -1,4 +1,4 @@
-"""The runs that tables and figures need, of which kinds they are, and how long they take at a kind's speed."""
+"""The runs that tables and figures need, their kinds, and the time that a run takes at the speed of its kind."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import NamedTuple
 
 import data_prep
 from affsup_cli.engine.cost import MIN_STEPS, ROUND_SECONDS, WARM_UP_STEPS
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
 from affsup_cli.reporting.experiments import Experiment, experiments
 from affsup_cli.reporting.runs import training_key
 from affsup_cli.reporting.spec import load_spec
 from affsup_cli.sweeps.worker import COST_ROUNDS
+from data_prep.errors import AffsupError
 from data_prep.labelled import split_rows
-from data_prep.official import ImageSet
+from data_prep.raw import ImageSet
 
 RunKey = tuple[str, str]
-"""Equal for experiments that one run serves."""
+"""Equal for experiments that need the same run."""
 
 
-class Kind(NamedTuple):
-    """What the time of a step depends on. The form of L_G, and of a set of scenes all but the size, hardly count."""
+class RunKind(NamedTuple):
+    """What the time of a step depends on; the form of L_G and, for scenes, all but the image size hardly matter."""
 
     task: str
     network: str
@@ -34,13 +34,13 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast runs of a kind are.
+    """The speed of a kind of run.
 
     Attributes:
         step_seconds: median time of a training step.
-        steps: how many were timed.
-        image_seconds: time of evaluating one image, metrics included.
-        images: how many were timed.
+        steps: number of timed steps.
+        image_seconds: time to evaluate one image, metrics included.
+        images: number of timed images.
     """
 
     step_seconds: float
@@ -50,7 +50,7 @@ class Speed:
 
 
 def needed_runs(table: str) -> dict[RunKey, Experiment]:
-    """Return the runs of a table or figure, each once, those included that others build on."""
+    """Return the runs of a table or figure, each once, including those that others are initialised from."""
     found: dict[RunKey, Experiment] = {}
     for experiment in experiments(load_spec(table)):
         found[experiment.kind, training_key(experiment.recipe)] = experiment
@@ -61,43 +61,43 @@ def needed_runs(table: str) -> dict[RunKey, Experiment]:
 
 
 def network_recipe(recipe: Recipe) -> DetectionRecipe | MinibatchRecipe:
-    """Return the recipe of the network that takes the time: of scene categories that of part A."""
+    """Return the recipe of the network that takes the time: for scene categories that of part A."""
     if isinstance(recipe, SceneRecipe):
         return recipe.network
     if isinstance(recipe, DetectionRecipe | MinibatchRecipe):
         return recipe
-    raise AssertionError(f"no time is known of {type(recipe).__name__}")
+    raise AssertionError(f"no speed is known for {type(recipe).__name__}")
 
 
-def kind_of(recipe: Recipe) -> Kind:
-    """Return what kind of run it is."""
+def kind_of(recipe: Recipe) -> RunKind:
+    """Return the kind of run of a recipe."""
     of_network = network_recipe(recipe)
     if isinstance(of_network, DetectionRecipe):
         data = f"{of_network.data.short_side}x{of_network.data.long_side}"
     else:
         data = of_network.data.name
-    return Kind(of_network.task, of_network.model.arch, data)
+    return RunKind(of_network.task, of_network.model.arch, data)
 
 
-def seconds_of(experiment: Experiment, speeds: Mapping[Kind, Speed]) -> float:
-    """Return how long a run takes, on the whole of its data set, at the speeds of the kinds."""
+def seconds_of(experiment: Experiment, speeds: Mapping[RunKind, Speed]) -> float:
+    """Return the seconds that a run on its whole data set takes, given the speeds of the kinds."""
     recipe = experiment.recipe
     speed = speeds[kind_of(recipe)]
     if experiment.baseline is not None:
         a_round = max(MIN_STEPS * speed.step_seconds, ROUND_SECONDS)
         return 2 * (COST_ROUNDS * a_round + (2 * WARM_UP_STEPS + MIN_STEPS) * speed.step_seconds)
     train, val, test = _image_counts(recipe)
-    if isinstance(recipe, SceneRecipe):  # part A sees each image once; what learns from it takes next to nothing
+    if isinstance(recipe, SceneRecipe):  # part A sees each image once; the branch on top takes next to nothing
         return (train + test) * speed.image_seconds
     epochs = recipe.train.epochs
     evaluated = test * (epochs + 1 if recipe.train.test_curve else 1)
     if recipe.train.select == "best":
-        evaluated += val * (epochs + 1)  # at the end once more, with the best epoch's model
+        evaluated += val * (epochs + 1)  # once more at the end, with the model of the best epoch
     return epochs * -(-train // recipe.train.batch_size) * speed.step_seconds + evaluated * speed.image_seconds
 
 
 def _image_counts(recipe: Recipe) -> tuple[int, int, int]:
-    """Images that an epoch passes, of validation and for testing, mirror images included."""
+    """Images of an epoch (mirror images included), of validation and of the test."""
     fields = recipe.flat()
     dataset = data_prep.get(fields["data.name"])
     train, test = dataset.official_counts["train"], dataset.official_counts["test"]
@@ -107,9 +107,9 @@ def _image_counts(recipe: Recipe) -> tuple[int, int, int]:
     return train * (2 if fields["data.mirror"] else 1), 0, test
 
 
-def kinds_of(runs: Sequence[Experiment]) -> dict[Kind, Recipe]:
-    """Return the kinds among some runs, each with a recipe of it: one with L_G where there is one."""
-    found: dict[Kind, Recipe] = {}
+def kinds_of(runs: Sequence[Experiment]) -> dict[RunKind, Recipe]:
+    """Return the kinds of some runs, each with a recipe, one with L_G if there is one."""
+    found: dict[RunKind, Recipe] = {}
     for experiment in runs:
         recipe = network_recipe(experiment.recipe)
         kind = kind_of(recipe)

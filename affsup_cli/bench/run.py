@@ -1,8 +1,9 @@
-"""The whole of `affsup bench`: time, estimate, keep."""
+"""`affsup bench` as a function: measure speeds, estimate hours, write them to a file."""
 
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import os
 import tempfile
@@ -13,51 +14,63 @@ from typing import Any
 
 import torch
 
-from affsup_cli.bench.machine import machine
-from affsup_cli.bench.needs import Kind, Speed, kind_of, kinds_of, needed_runs, seconds_of
-from affsup_cli.bench.parts import Rate, Sizes, measure_parts
-from affsup_cli.bench.speeds import Ratio, Tell, measure
+from affsup_cli.bench.needs import RunKind, Speed, kind_of, kinds_of, needed_runs, seconds_of
+from affsup_cli.bench.speeds import Report, measure
 from affsup_cli.bench.synthetic import make
-from affsup_cli.engine.devices import resolve_device
+from affsup_cli.engine.devices import device_name, resolve_device
+from affsup_cli.engine.environment import source_commit
 from affsup_cli.engine.run_folder import write_out
-from affsup_cli.errors import AffsupError
 from affsup_cli.reporting.experiments import Experiment
+from data_prep.errors import AffsupError
 
 TOTAL = "all of these"
 
 
+def machine(device: torch.device) -> dict[str, str | int]:
+    """Return the columns that describe a measurement: device, threads, PyTorch version, date and commit.
+
+    A "+" after the commit says that the tree has changes.
+    """
+    source = source_commit()
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": f"{(source['commit'] or 'unknown')[:12]}{'+' if source['dirty'] else ''}",
+    }
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """What a table or figure takes on this device, one run after another.
+    """The hours that a table or figure takes on this device, one run after another.
 
     Attributes:
-        table: its name; `TOTAL` for all, runs that several share counted once.
-        runs: how many, those included that others build on.
+        table: its name; `TOTAL` for all tables, with shared runs counted once.
+        runs: number of runs, including those that others are initialised from.
         hours: of training and evaluation.
-        kinds: what was timed for it.
+        kinds: the kinds of run that were measured for it.
     """
 
     table: str
     runs: int
     hours: float
-    kinds: tuple[Kind, ...]
+    kinds: tuple[RunKind, ...]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What a machine is worth."""
+    """The speeds of a device and the hours that tables take on it."""
 
     device: torch.device
     estimates: tuple[Estimate, ...]
-    speeds: Mapping[Kind, Speed]
-    ratios: tuple[Ratio, ...]
-    rates: tuple[Rate, ...]
+    speeds: Mapping[RunKind, Speed]
 
     def write(self, path: Path) -> None:
-        """Keep all of it as a CSV with machine, date and commit in each row.
+        """Write a CSV file with machine, date and commit in each row.
 
         Raises:
-            AffsupError: it cannot be written there.
+            AffsupError: the file cannot be written.
         """
         where = machine(self.device)
         text = io.StringIO()
@@ -75,53 +88,47 @@ class Bench:
         for kind, speed in self.speeds.items():
             yield row("step", kind, speed.step_seconds, "seconds", f"{speed.steps} steps")
             yield row("evaluation", kind, speed.image_seconds, "seconds an image", f"{speed.images} images")
-        for ratio in self.ratios:
-            yield row("ratio", ratio.what, ratio.value, "", f"{ratio.rounds} rounds")
-        for rate in self.rates:
-            yield row("rate", rate.what, rate.images_per_second, "images a second", "")
 
 
-def refuse_place(path: Path) -> None:
-    """Refuse, before minutes are spent, to write a file where that cannot be; nothing is made yet.
+def require_writable(path: Path) -> None:
+    """Check, before minutes of measurement, that a file can be written; creates nothing.
 
     Raises:
-        AffsupError: the folder may not be written to, or cannot be made.
+        AffsupError: the folder is not writable or cannot be created.
     """
     home = next(folder for folder in path.absolute().parents if folder.exists())
     if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
-        raise AffsupError(f"cannot write {path}: {home} is no folder to write to. Name another place with --out")
+        raise AffsupError(f"cannot write {path}: {home} is not a writable folder. Choose another path with --out")
 
 
-def run_bench(tables: Sequence[str], device: str, tell: Tell, sizes: Sizes | None = None) -> Bench:
-    """Time what the runs of some tables and figures are made of, on generated data of the right shape.
+def run_bench(tables: Sequence[str], device: str, report: Report) -> Bench:
+    """Measure the kinds of run that some tables and figures need, on generated data of the same shape.
 
     Args:
         tables: their names.
         device: as `run.device`.
-        tell: told what is being timed.
-        sizes: of the parts that are timed on their own.
+        report: called with what is being measured.
 
     Raises:
-        UsageError: there is no such table, figure or device.
+        UsageError: no such table, figure or device.
     """
     on = resolve_device(device)
     runs = {table: needed_runs(table) for table in tables}
-    together: dict[tuple[str, str], Experiment] = {}
+    all_runs: dict[tuple[str, str], Experiment] = {}
     for of_table in runs.values():
-        together |= of_table
-    kinds = kinds_of(list(together.values()))
+        all_runs |= of_table
+    kinds = kinds_of(list(all_runs.values()))
     with tempfile.TemporaryDirectory(prefix="affsup-bench-") as folder:
         for name in dict.fromkeys(str(recipe.flat()["data.name"]) for recipe in kinds.values()):
-            tell(f"{name}: generate")
+            report(f"{name}: generate")
             make(name, Path(folder), test_of_gpu=on.type == "cuda")
-        speeds, ratios = measure(kinds, Path(folder), str(on), tell)
-    of_parts, rates = measure_parts(on, tell, sizes or Sizes())
+        speeds = measure(kinds, Path(folder), str(on), report)
     estimates = [_estimate(table, list(of_table.values()), speeds) for table, of_table in runs.items()]
     if len(runs) > 1:
-        estimates.append(_estimate(TOTAL, list(together.values()), speeds))
-    return Bench(on, tuple(estimates), speeds, (*ratios, *of_parts), tuple(rates))
+        estimates.append(_estimate(TOTAL, list(all_runs.values()), speeds))
+    return Bench(on, tuple(estimates), speeds)
 
 
-def _estimate(table: str, runs: Sequence[Experiment], speeds: Mapping[Kind, Speed]) -> Estimate:
+def _estimate(table: str, runs: Sequence[Experiment], speeds: Mapping[RunKind, Speed]) -> Estimate:
     hours = sum(seconds_of(run, speeds) for run in runs) / 3600
     return Estimate(table, len(runs), hours, tuple(dict.fromkeys(kind_of(run.recipe) for run in runs)))

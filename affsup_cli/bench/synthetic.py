@@ -1,4 +1,4 @@
-"""Generated data sets under the names of real ones, a few images each: on their shape alone a step's time depends."""
+"""Generated data sets with the names and shapes of real ones, a few images each; step times depend on shape alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from PIL import Image
 
 import data_prep
 from data_prep import labelled, scenes
-from data_prep.annotating import Scene, together
-from data_prep.drawing import Pictures
+from data_prep.annotating import SceneAnnotation, concatenate
+from data_prep.drawing import DrawnPictures
 from data_prep.format import SourceRecord
-from data_prep.memory import images_in_memory
-from data_prep.official import ImageSet, Official, OfficialScenes, SceneSet
+from data_prep.raw import ImageSet, RawImages, RawScenes, RawSplit, SceneSet
 
 _SOURCE = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
 _BATCH = 128
@@ -31,12 +30,12 @@ class _TestSplits:
 
 
 _ON_CPU, _ON_GPU = _TestSplits(2 * _BATCH, 2), _TestSplits(40 * _BATCH, 64)
-"""A GPU needs many, as real ones are: its first batches, and what a pass does once, would be all there is."""
+"""A GPU needs many images: of a few, the first batches and what is done once per pass would dominate."""
 
 
 @dataclass(frozen=True)
 class _Images:
-    """Of the training images, validation aside, there are so many whole batches: a smaller last one costs more."""
+    """Image size, number of classes, and number of training batches: whole ones, as a smaller last one costs more."""
 
     side: int
     classes: int
@@ -45,7 +44,7 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Scenes:
-    """The commonest size of a picture, and about how many objects and annotated relations an image has."""
+    """The most frequent image size, and the typical number of objects and annotated relations of an image."""
 
     width: int
     height: int
@@ -65,15 +64,15 @@ _SHAPES: dict[str, _Images | _Scenes] = {
 
 
 def make(name: str, data_dir: Path, *, test_of_gpu: bool = False) -> None:
-    """Prepare `<data_dir>/<name>` in the shape of that data set; those that ship with affsup are themselves.
+    """Prepare `<data_dir>/<name>` with the shape of that data set; embedded data sets are prepared as they are.
 
     Args:
         name: of the data set.
-        data_dir: where to.
-        test_of_gpu: with a test split as large as timing a GPU takes.
+        data_dir: folder of the prepared data sets.
+        test_of_gpu: make the test split as large as timing a GPU needs.
 
     Raises:
-        KeyError: The data set has no known shape here.
+        KeyError: The shape of the data set is not known.
     """
     dataset = data_prep.get(name)
     if dataset.embedded:
@@ -87,44 +86,44 @@ def make(name: str, data_dir: Path, *, test_of_gpu: bool = False) -> None:
         scenes.write(dataset, _scenes(shape, tested.scenes), _SOURCE, data_dir / name, None, _silent)
 
 
-def _images(shape: _Images, test_images: int) -> Official:
+def _images(shape: _Images, test_images: int) -> RawImages:
     random = np.random.default_rng(0)
     train, test = (
-        images_in_memory(
+        RawSplit.from_arrays(
             random.integers(0, 256, (count, shape.side, shape.side, 3), dtype=np.uint8),
             random.integers(0, shape.classes, count),
         )
         for count in (int(shape.batches * _BATCH / (1 - labelled.VALIDATION.fraction)), test_images)
     )
-    return Official(_classes(shape.classes), (3, shape.side, shape.side), train, test)
+    return RawImages(_classes(shape.classes), (3, shape.side, shape.side), train, test)
 
 
-def _scenes(shape: _Scenes, test_scenes: int) -> OfficialScenes:
+def _scenes(shape: _Scenes, test_scenes: int) -> RawScenes:
     random = np.random.default_rng(0)
-    pictures = Pictures()
-    parts: dict[str, Sequence[Scene]] = {}
+    pictures = DrawnPictures()
+    parts: dict[str, Sequence[SceneAnnotation]] = {}
     for part, count in (("train", _TRAIN_SCENES), ("test", test_scenes)):
         parts[part] = [_scene(f"{part}{number}.jpg", number, shape, random) for number in range(count)]
         for scene in parts[part]:
             pictures[scene.name] = _picture(shape, random)
     kind: Literal["annotated", "classes"] = "annotated" if shape.relations else "classes"
     predicates = ("related",) if shape.relations else ()
-    train, test = together(parts["train"]), together(parts["test"])
-    return OfficialScenes(_classes(shape.classes), predicates, kind, train, test, pictures)
+    train, test = concatenate(parts["train"]), concatenate(parts["test"])
+    return RawScenes(_classes(shape.classes), predicates, kind, train, test, pictures)
 
 
-def _scene(name: str, number: int, shape: _Scenes, random: np.random.Generator) -> Scene:
+def _scene(name: str, number: int, shape: _Scenes, random: np.random.Generator) -> SceneAnnotation:
     size = np.array([shape.width, shape.height])
     extent = random.uniform(0.1, 0.6, (shape.objects, 2)) * size
     corner = random.uniform(0, 1, (shape.objects, 2)) * (size - extent)
     boxes = [(x, y, x + w, y + h) for (x, y), (w, h) in zip(corner.tolist(), extent.tolist(), strict=True)]
     labels = random.permutation(shape.classes)[: shape.objects].tolist()
     relations = [(i, i + 1, 0) for i in range(shape.relations)]
-    return Scene(name, number, (shape.width, shape.height), boxes, labels, relations=relations)
+    return SceneAnnotation(name, number, (shape.width, shape.height), boxes, labels, relations=relations)
 
 
 def _picture(shape: _Scenes, random: np.random.Generator) -> bytes:
-    """A JPEG as soft as photographs are, which decodes as fast as they do."""
+    """Return a JPEG that is as smooth as a photograph and so decodes as fast."""
     coarse = random.integers(0, 256, (shape.height // 8, shape.width // 8, 3), dtype=np.uint8)
     encoded = io.BytesIO()
     Image.fromarray(coarse).resize((shape.width, shape.height)).save(encoded, "JPEG", quality=90)

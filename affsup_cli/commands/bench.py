@@ -1,4 +1,4 @@
-"""`affsup bench`: what this machine is worth, and how long the paper's tables take on it."""
+"""`affsup bench`: how many hours each table takes on this machine."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ def bench(
         list[str] | None, typer.Argument(metavar="TABLE|FIGURE", help="Only these; without any, those of the paper.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")] = "auto",
-    out: Annotated[
-        Path, typer.Option("--out", dir_okay=False, help="Where the numbers are kept, as CSV.")
-    ] = REPORTS_DIR / "bench.csv",
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, help="CSV file for the numbers.")] = REPORTS_DIR
+    / "bench.csv",
 ) -> None:
-    """Time a few steps of every kind of run here, and say how long each table of the paper takes.
+    """Measure the speed of every kind of run, and estimate the hours of each table of the paper on this machine.
 
-    Steps and evaluation run on generated data of the right shape: nothing is downloaded or need be prepared, and
-    weights change no time. Then affsup's own ratios, side by side on this machine. A few minutes; on a CPU, where the
-    paper's detectors take 10 to 20 seconds a step, one step of each is timed. The few generated scenes stay in memory:
-    what it takes to read and decode a real set's images, which do not all fit there (run.cache_gb), comes on top.
+    Steps and evaluation run on generated data of the same shape as the real data, so nothing need be downloaded or
+    prepared. It takes a few minutes; on a CPU, where the paper's detectors take 10 to 20 seconds per step, one step of
+    each is timed. The generated scenes stay in memory: the time to read and decode images of a real data set that
+    exceed run.cache_gb is not included.
 
     \b
     affsup bench
     affsup bench table3 figure5
     affsup bench --device cuda:1 --out bench-h100.csv
     """
-    from affsup_cli.bench.run import refuse_place, run_bench
+    from affsup_cli.bench.run import require_writable, run_bench
     from affsup_cli.commands.console import console
     from affsup_cli.reporting.spec import paper_names
 
-    refuse_place(out)
+    require_writable(out)
     names = list(dict.fromkeys(tables or paper_names()))
     with console.status("") as status:
         found = run_bench(names, device, lambda what: status.update(what))
@@ -48,7 +47,7 @@ def bench(
 
 
 def print_bench(found: Bench) -> None:
-    """Print speeds, ratios and, last, what tables take."""
+    """Print the speeds of the kinds of run, then the hours of the tables."""
     from rich.table import Table
 
     from affsup_cli.commands.console import console, counted
@@ -61,30 +60,23 @@ def print_bench(found: Bench) -> None:
         return shown
 
     console.print(f"{device_name(found.device)} ({found.device})", style="bold", markup=False)
-    speeds = table("kind of run", "a step", "images evaluated", "timed")
+    speeds = table("kind of run", "step", "evaluation", "timed")
     for kind, speed in found.speeds.items():
         timed = f"{counted(speed.steps, 'step')}, {counted(speed.images, 'image')}"
-        speeds.add_row(str(kind), _seconds(speed.step_seconds), f"{1 / speed.image_seconds:,.1f} a second", timed)
+        speeds.add_row(str(kind), _seconds(speed.step_seconds), f"{1 / speed.image_seconds:,.1f} images/s", timed)
     console.print(speeds, soft_wrap=False)
-    ratios = table("side by side", "here", "rounds", "claimed")
-    for ratio in found.ratios:
-        ratios.add_row(ratio.what, f"{ratio.value:.3g}", str(ratio.rounds), ratio.goal)
-    for rate in found.rates:
-        ratios.add_row(rate.what, f"{rate.images_per_second:,.0f} images a second", "", "")
-    console.print()
-    console.print(ratios, soft_wrap=False)
     unit = "GPU-hours" if found.device.type == "cuda" else "hours on this CPU"
-    tables = table("table or figure", "runs", unit, "from the speed of")
+    tables = table("table or figure", "runs", unit, "kinds of run")
     for estimate in found.estimates:
         kinds = ", ".join(map(str, estimate.kinds)) if len(estimate.kinds) <= 3 else f"{len(estimate.kinds)} kinds"
         tables.add_row(estimate.table, f"{estimate.runs:,}", _hours(estimate.hours), kinds)
     console.print()
     console.print(tables, soft_wrap=False)
     console.print(
-        "Runs one after another; a run that several tables share stands in the line of each, and once in all."
+        "For one run after another; a run that several tables share counts in each line, and once in the total."
     )
     if any(kind.task != "minibatch" for kind in found.speeds):
-        console.print("Of detectors without reading and decoding the images that do not fit into run.cache_gb.")
+        console.print("For detectors, without reading and decoding the images that exceed run.cache_gb.")
 
 
 def _seconds(seconds: float) -> str:

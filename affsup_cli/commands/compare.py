@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir
-from affsup_cli.commands.places import run_path
+from affsup_cli.commands.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir, run_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from affsup_cli.engine.results import read_train_result
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import printable
+from data_prep.errors import printable
 
 
 class _Console(Console):

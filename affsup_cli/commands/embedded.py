@@ -7,9 +7,9 @@ from pathlib import Path
 
 import data_prep
 from affsup_cli.commands.console import console
-from affsup_cli.errors import UsageError
 from affsup_cli.recipe import Recipe, SceneRecipe, SceneSetRecipe
-from data_prep.official import SceneSet
+from data_prep.errors import UsageError
+from data_prep.raw import SceneSet
 
 
 def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:

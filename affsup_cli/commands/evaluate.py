@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir
-from affsup_cli.commands.places import run_path
+from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, run_path
 
 
 class Split(StrEnum):

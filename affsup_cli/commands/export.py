@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.commands.options import RUNS_DIR, RunsDir
-from affsup_cli.commands.places import run_path
+from affsup_cli.commands.options import RUNS_DIR, RunsDir, run_path
 
 
 def export(
@@ -33,7 +32,7 @@ def export(
     from affsup_cli.engine.results import read_train_result
     from affsup_cli.engine.run_folder import RunFolder, write_out
     from affsup_cli.engine.trained import export_trained, open_trained
-    from affsup_cli.errors import UsageError
+    from data_prep.errors import UsageError
 
     folder = RunFolder.open(run_path(run, runs))
     result = read_train_result(folder)

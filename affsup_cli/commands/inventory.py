@@ -12,14 +12,14 @@ from rich.table import Table
 
 import data_prep
 from affsup_cli.commands.console import counted, metric_text
-from affsup_cli.commands.places import run_path
+from affsup_cli.commands.options import run_path
 from affsup_cli.commands.split_table import left_out_lines, split_table
 from affsup_cli.engine.results import TrainResult, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import Recipe, differences, field_help, load_recipe, recipe_names
 from affsup_cli.reporting.experiments import experiments, spec_cells
 from affsup_cli.reporting.spec import load_spec, report_names
+from data_prep.errors import AffsupError, UsageError, did_you_mean
 from data_prep.format import AnyManifest, read_manifest
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
-from affsup_cli.errors import UsageError
+from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir, RunState
+from data_prep.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-class Kind(StrEnum):
+class ListingKind(StrEnum):
     """What can be listed."""
 
     RECIPES = "recipes"
@@ -24,16 +24,8 @@ class Kind(StrEnum):
     RUNS = "runs"
 
 
-class State(StrEnum):
-    """How far a run is."""
-
-    FINISHED = "finished"
-    UNFINISHED = "unfinished"
-    DAMAGED = "damaged"
-
-
 def list_(
-    kind: Annotated[Kind | None, typer.Argument(help="One kind only.")] = None,
+    kind: Annotated[ListingKind | None, typer.Argument(help="One kind only.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,7 +33,7 @@ def list_(
             help="Runs whose recipe has this value, such as data.name=voc07; * and ? stand for anything. Repeatable.",
         ),
     ] = None,
-    state: Annotated[State | None, typer.Option(help="Runs in this state.")] = None,
+    state: Annotated[RunState | None, typer.Option(help="Runs in this state.")] = None,
     sort: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Runs by name, started, seconds or a metric.  [default: name]")
     ] = None,
@@ -59,17 +51,17 @@ def list_(
     affsup list runs --state unfinished
     """
     given = {"--where": where, "--state": state, "--sort": sort, "--reverse": reverse, "--limit": limit}
-    if kind != Kind.RUNS and (misplaced := [option for option, value in given.items() if value]):
+    if kind != ListingKind.RUNS and (misplaced := [option for option, value in given.items() if value]):
         raise UsageError(f"{misplaced[0]} chooses among runs: affsup list runs {misplaced[0]} …")
     from affsup_cli.commands import inventory
     from affsup_cli.commands.console import console
     from affsup_cli.commands.run_list import run_list
 
-    listing: dict[Kind, Callable[[], RenderableType]] = {
-        Kind.RECIPES: inventory.recipes,
-        Kind.TABLES: inventory.tables,
-        Kind.DATASETS: lambda: inventory.datasets(data),
-        Kind.RUNS: lambda: run_list(runs, where or (), state, sort or "name", reverse, limit),
+    listing: dict[ListingKind, Callable[[], RenderableType]] = {
+        ListingKind.RECIPES: inventory.recipes,
+        ListingKind.TABLES: inventory.tables,
+        ListingKind.DATASETS: lambda: inventory.datasets(data),
+        ListingKind.RUNS: lambda: run_list(runs, where or (), state, sort or "name", reverse, limit),
     }
-    for each in [kind] if kind else list(Kind):
+    for each in [kind] if kind else list(ListingKind):
         console.print(listing[each]())

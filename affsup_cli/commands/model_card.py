@@ -14,8 +14,8 @@ from affsup_cli.commands.console import counted, metric_text
 from affsup_cli.commands.options import OPTION_OF_FIELD
 from affsup_cli.engine.results import TrainResult
 from affsup_cli.engine.trained import Trained
-from affsup_cli.errors import printable
 from affsup_cli.recipe import Recipe, RelnetRecipe, SceneSetRecipe, differences, load_recipe, recipe_names
+from data_prep.errors import printable
 
 HEAD = "---\nlibrary_name: affsup\n"
 """How every card begins: the front matter that sites of models read."""

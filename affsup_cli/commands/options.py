@@ -1,7 +1,8 @@
-"""Options that several commands share, spelled once."""
+"""Options that several commands share, and the paths that their values name."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -41,3 +42,21 @@ OPTION_OF_FIELD = {
 DATA_DIR = Path("data")
 RUNS_DIR = Path("runs")
 REPORTS_DIR = Path("reports")
+
+
+class RunState(StrEnum):
+    """Whether a run is complete."""
+
+    FINISHED = "finished"
+    UNFINISHED = "unfinished"
+    DAMAGED = "damaged"
+
+
+def run_path(named: str, runs: Path) -> Path:
+    """Return the run folder for an argument: the folder of that path if it exists, else the run of that name."""
+    return Path(named) if Path(named).is_dir() else runs / named
+
+
+def model_path(named: str, runs: Path) -> Path:
+    """Return the exported model for an argument if it is a file or ends in `.safetensors`, else `run_path`."""
+    return Path(named) if Path(named).is_file() or named.endswith(".safetensors") else run_path(named, runs)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.commands.options import RUNS_DIR, Device, RunsDir
-from affsup_cli.commands.places import model_path
+from affsup_cli.commands.options import RUNS_DIR, Device, RunsDir, model_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,8 +50,8 @@ def predict(
     affsup predict exports/my-run.safetensors holiday.jpg
     """
     from affsup_cli.engine.trained import open_trained
-    from affsup_cli.errors import UsageError
     from affsup_cli.recipe import SceneRecipe
+    from data_prep.errors import UsageError
 
     trained = open_trained(model_path(run, runs))
     stems = [image.stem for image in images]
@@ -77,7 +76,7 @@ def predict(
 
 def _each(images: Sequence[Path], predict_one: Callable[[Path], None]) -> None:
     """Go on past a picture that cannot be read, and name it at the end."""
-    from affsup_cli.errors import AffsupError, UsageError
+    from data_prep.errors import AffsupError, UsageError
 
     failures = []
     for image in images:

@@ -12,7 +12,7 @@ from affsup_cli.commands.options import DATA_DIR, DataDir
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from data_prep.build import Outcome
+    from data_prep.build import PrepareResult
     from data_prep.format import AnyManifest
 
 
@@ -58,7 +58,7 @@ def prepare(
     import data_prep
     from affsup_cli.commands.console import console
     from affsup_cli.commands.split_table import empty_category_lines, left_out_lines, split_table
-    from affsup_cli.errors import UsageError
+    from data_prep.errors import UsageError
 
     if check:
         if source or limit is not None:
@@ -86,7 +86,7 @@ def prepare(
     console.print(f"{status}: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _with_progress(console: Console, dataset: str, sources: list[Path], data: Path, limit: int | None) -> Outcome:
+def _with_progress(console: Console, dataset: str, sources: list[Path], data: Path, limit: int | None) -> PrepareResult:
     from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     import data_prep

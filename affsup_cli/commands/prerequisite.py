@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affsup_cli.engine.trained import open_trained
-from affsup_cli.errors import UsageError
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe, recipe_kind
 from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.tasks.launch import data_digest
+from data_prep.errors import UsageError
 
 
 @dataclass(frozen=True)

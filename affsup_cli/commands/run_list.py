@@ -16,11 +16,11 @@ from rich.table import Table
 
 from affsup_cli.commands.console import HEADLINES, console, metric_text
 from affsup_cli.commands.inventory import plain, table
-from affsup_cli.commands.list import State
+from affsup_cli.commands.options import RunState
 from affsup_cli.engine.results import CostResult, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import field_help, recipe_kind, recipe_names
+from data_prep.errors import AffsupError, UsageError, did_you_mean
 
 _DASH = "–"
 _FEW = 5  # metrics that a message names
@@ -43,7 +43,7 @@ class ListedRun:
     """
 
     name: str
-    state: State
+    state: RunState
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     epochs: int | None = None
@@ -55,7 +55,7 @@ class ListedRun:
 def run_list(
     runs_dir: Path,
     where: Sequence[str] = (),
-    state: State | None = None,
+    state: RunState | None = None,
     sort: str = "name",
     reverse: bool = False,
     limit: int | None = None,
@@ -92,20 +92,20 @@ def _read(folder: RunFolder) -> ListedRun:
         known["fields"] = folder.recipe().flat()
         known["started"] = str(folder.environment().get("started", ""))
         if not folder.finished:
-            return ListedRun(folder.name, State.UNFINISHED, **known, epochs=len(folder.metrics()))
+            return ListedRun(folder.name, RunState.UNFINISHED, **known, epochs=len(folder.metrics()))
         result = read_result(folder)
         if isinstance(result, CostResult):
-            return ListedRun(folder.name, State.FINISHED, **known)
+            return ListedRun(folder.name, RunState.FINISHED, **known)
         return ListedRun(
             folder.name,
-            State.FINISHED,
+            RunState.FINISHED,
             **known,
             metrics=result.metrics,
             epochs=result.epochs,
             seconds=result.seconds,
         )
     except AffsupError as error:
-        return ListedRun(folder.name, State.DAMAGED, **known, fault=str(error))
+        return ListedRun(folder.name, RunState.DAMAGED, **known, fault=str(error))
 
 
 def _condition(text: str, runs: Sequence[ListedRun]) -> Callable[[ListedRun], bool]:
@@ -158,7 +158,7 @@ def _sortable(value: Any) -> bool:
 
 def _fitting_table(title: str, rows: Sequence[Mapping[str, str]], sort: str) -> Table:
     """Return the rows as a table in which names, which people copy, stay whole if columns that can go make room."""
-    heads = list(_row(ListedRun("", State.DAMAGED), sort))
+    heads = list(_row(ListedRun("", RunState.DAMAGED), sort))
     sorted_by = "M" if sort == "test_mass" else sort
     can_go = [head for head in ("started", "M") if head != sorted_by]
     layouts = [[head for head in heads if head not in can_go[:gone]] for gone in range(len(can_go) + 1)]
@@ -195,8 +195,8 @@ def _row(run: ListedRun, sort: str) -> dict[str, str]:
 
 def _epochs(run: ListedRun) -> str:
     if run.epochs is None:
-        return "costs" if run.state == State.FINISHED else _DASH
-    return str(run.epochs) if run.state == State.FINISHED else f"{run.epochs} of {run.fields['train.epochs']}"
+        return "costs" if run.state == RunState.FINISHED else _DASH
+    return str(run.epochs) if run.state == RunState.FINISHED else f"{run.epochs} of {run.fields['train.epochs']}"
 
 
 def _extra(run: ListedRun, key: str) -> str:

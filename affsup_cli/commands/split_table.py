@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.format import EXAMPLES, AnyManifest, Manifest, SceneManifest
+from data_prep.format import MAX_EXAMPLES, AnyManifest, ImageManifest, SceneManifest
 
 LONGEST = 20
 
@@ -21,7 +21,7 @@ def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
     """Say what the publisher's files hold and the prepared data set does not, and why."""
     for entry in manifest.left_out if isinstance(manifest, SceneManifest) else ():
         what = entry.what if entry.count > 1 else entry.what.removesuffix("s")
-        more = "; ..." if entry.count > len(entry.examples) >= EXAMPLES else ""
+        more = "; ..." if entry.count > len(entry.examples) >= MAX_EXAMPLES else ""
         yield f"left out: {entry.count:,} {what}, {entry.reason}: {'; '.join(entry.examples)}{more}"
 
 
@@ -30,11 +30,11 @@ def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
     table = manifest.category_table() if isinstance(manifest, SceneManifest) else []
     empty = [name for name, train, _ in table if not train]
     if empty:
-        named = ", ".join(empty[:EXAMPLES]) + (", ..." if len(empty) > EXAMPLES else "")
+        named = ", ".join(empty[:MAX_EXAMPLES]) + (", ..." if len(empty) > MAX_EXAMPLES else "")
         yield f"{len(empty)} of {len(table)} categories have no training image ({named})"
 
 
-def _images_table(manifest: Manifest) -> Table:
+def _images_table(manifest: ImageManifest) -> Table:
     table = _table(f"{manifest.dataset}: images of each split", "class", manifest)
     *classes, total = manifest.split_table()
     _add_classes(table, classes)

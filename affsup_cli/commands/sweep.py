@@ -89,10 +89,10 @@ def sweep(
     from affsup_cli.commands import sweep_cluster
     from affsup_cli.commands.console import console
     from affsup_cli.commands.embedded import prepare_embedded
-    from affsup_cli.errors import AffsupError
     from affsup_cli.recipe import parse_override
     from affsup_cli.reporting.spec import paper_names
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
+    from data_prep.errors import AffsupError
 
     on_cluster = launcher is Where.SLURM
     _refuse_contradictions(on_cluster, jobs, slurm, status, cancel, dry_run)
@@ -135,7 +135,7 @@ def sweep(
 def _refuse_contradictions(
     on_cluster: bool, jobs: int, slurm: Sequence[str] | None, status: bool, cancel: bool, dry_run: bool
 ) -> None:
-    from affsup_cli.errors import UsageError
+    from data_prep.errors import UsageError
 
     if sum((status, cancel, dry_run)) > 1:
         raise UsageError("--status, --cancel and --dry-run: give one of them")
@@ -219,8 +219,8 @@ def run_plan(plan: Plan, data: Path, slots: Sequence[Slot]) -> None:
     """
     from affsup_cli.commands.console import console
     from affsup_cli.commands.live_sweep import SweepView
-    from affsup_cli.errors import AffsupError
     from affsup_cli.sweeps.local import run_here
+    from data_prep.errors import AffsupError
 
     with SweepView(console, plan.to_do, plan.speeds, len(slots)) as view:
         outcomes = run_here(plan, data, slots, view)

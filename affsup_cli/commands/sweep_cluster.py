@@ -24,8 +24,8 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
         AffsupError: submitit is not installed.
         UsageError: a setting is not of that form, or is refused.
     """
-    from affsup_cli.errors import AffsupError, UsageError
     from affsup_cli.sweeps.cluster import slurm_parameters
+    from data_prep.errors import AffsupError, UsageError
 
     if importlib.util.find_spec("submitit") is None:
         raise AffsupError("--launcher slurm needs submitit, which is not installed: `pip install 'affsup[slurm]'`")

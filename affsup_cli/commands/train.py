@@ -75,10 +75,10 @@ def train(
     """
     import re
 
-    from affsup_cli.commands.places import model_path
+    from affsup_cli.commands.options import model_path
     from affsup_cli.engine.stop import imports_uninterrupted
-    from affsup_cli.errors import UsageError
     from affsup_cli.recipe import NAME, load_recipe, parse_override
+    from data_prep.errors import UsageError
 
     values = (dataset, arch, loss, gamma, weight, softmax, target, epochs, seed, device)
     shortcuts = zip(OPTION_OF_FIELD, values, strict=True)
@@ -119,8 +119,8 @@ def train(
 
 def _refuse_options_of_others(recipe: str, given: Mapping[str, Any]) -> None:
     """Refuse options for fields that such a recipe lacks."""
-    from affsup_cli.errors import UsageError
     from affsup_cli.recipe import field_help, recipe_kind
+    from data_prep.errors import UsageError
 
     fields = field_help(recipe_kind(recipe))
     for key, value in given.items():

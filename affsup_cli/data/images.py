@@ -16,7 +16,7 @@ from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
 from affsup_cli.data.shard import WHOLE, Shard
-from data_prep.format import Manifest, read_split
+from data_prep.format import ImageManifest, read_split
 
 SUBSET_SEED = 6400
 
@@ -169,7 +169,7 @@ _loaded: weakref.WeakValueDictionary[_Key, DeviceImages] = weakref.WeakValueDict
 
 def load_images(
     folder: Path,
-    manifest: Manifest,
+    manifest: ImageManifest,
     split: str,
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from affsup_cli.engine.run_folder import RESUME, atomic_file
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 ANEW = "begin the run anew with another --name"
 """What to do when something that a run keeps is damaged."""

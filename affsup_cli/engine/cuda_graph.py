@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 T = TypeVar("T")
 Capture = Callable[[Callable[[], T]], tuple[Callable[[], None], T]]

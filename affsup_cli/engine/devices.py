@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 
 
 def gpus() -> int:

@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from affsup_cli.engine.devices import describe_gpus, gpus
 from affsup_cli.engine.stop import Stopped
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 
 T = TypeVar("T")
 

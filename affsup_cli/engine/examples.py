@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affsup_cli.engine.run_folder import atomic_file
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 
 @dataclasses.dataclass(frozen=True)

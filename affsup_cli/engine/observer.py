@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 
 
 @dataclass(frozen=True)

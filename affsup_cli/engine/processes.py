@@ -17,7 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from affsup_cli.engine.devices import describe_gpus, gpus
 from affsup_cli.engine.subprocess_command import subprocess_command
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 
 MAX_ON_FEW_CORES = 4  # processes that a CPU of fewer cores may run
 POLL_SECONDS = 0.05

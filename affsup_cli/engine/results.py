@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StrictFloat, TypeAdapter, ValidationError, model_validator
 
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 
 
 class TrainResult(BaseModel):

@@ -25,8 +25,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, read_recipe
+from data_prep.errors import AffsupError, UsageError
 
 
 class RunInUse(AffsupError):

@@ -19,9 +19,9 @@ from affsup_cli.engine import distributed
 from affsup_cli.engine.checkpoint import copied_state
 from affsup_cli.engine.cuda_graph import Capture, CapturedCalls, CudaGraphCapture
 from affsup_cli.engine.task import Losses, StaticTask, Task, all_reduce_losses
-from affsup_cli.errors import AffsupError
 from affsup_cli.metrics.average import Averages, float64_row
 from affsup_cli.recipe import Training
+from data_prep.errors import AffsupError
 
 DIVERGED = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 
 class Stopped(AffsupError):

@@ -24,8 +24,8 @@ from torch import Tensor
 from affsup_cli.engine.checkpoint import ANEW, load_checkpoint
 from affsup_cli.engine.results import read_train_result
 from affsup_cli.engine.run_folder import RunFolder, write_out
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe
+from data_prep.errors import AffsupError, UsageError
 
 SUFFIX = ".safetensors"
 _ENTRY = "affsup"

@@ -19,8 +19,8 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.step import DIVERGED, TrainingStep, graph_capture, learning_rate
 from affsup_cli.engine.stop import Stopped, StopRequest
 from affsup_cli.engine.task import Task
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe
+from data_prep.errors import AffsupError
 
 GRADIENT_SHARE_INTERVAL = 50  # steps, at most, between two measurements of the gradient share
 GRADIENT_SHARE_SAMPLES = 8  # measurements, at least, in an epoch

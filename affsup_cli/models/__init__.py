@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from affsup_cli.errors import UsageError, did_you_mean
 from affsup_cli.models import cifar_resnet, imagenet_resnet
 from affsup_cli.models.classifier import Classifier
+from data_prep.errors import UsageError, did_you_mean
 
 CLASSIFIERS: dict[str, Callable[[int, int], Classifier]] = {
     **cifar_resnet.ARCHITECTURES,

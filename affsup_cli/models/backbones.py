@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
 
-from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.models.efficientnet_lite import EfficientNetLite0
+from data_prep.errors import AffsupError, UsageError, did_you_mean
 
 Norm = Callable[[int], nn.Module]
 

@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from affsup_cli.engine.results import read_train_result
 from affsup_cli.engine.run_folder import RunFolder, write_out
-from affsup_cli.errors import UsageError, printable
 from affsup_cli.reporting.document import csv_bytes
 from affsup_cli.reporting.figure import PALETTE, new_figure, png_bytes, style
+from data_prep.errors import UsageError, printable
 
 _PANELS = (
     ("training loss", ("train_loss",)),

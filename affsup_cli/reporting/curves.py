@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import OBSERVING
 from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
@@ -20,6 +19,7 @@ from affsup_cli.reporting.figure import Values, draw_mean, new_figure, png_bytes
 from affsup_cli.reporting.match import select_runs
 from affsup_cli.reporting.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.spec import CurvePanel, CurvesSpec, KeyedVariant
+from data_prep.errors import AffsupError
 
 Split = Literal["test", "val"]
 

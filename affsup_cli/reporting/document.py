@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from affsup_cli.errors import printable
 from affsup_cli.reporting.runs import Run, RunData
+from data_prep.errors import printable
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from affsup_cli.errors import UsageError
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.reporting.runs import comparable_settings, identity_key
 from affsup_cli.reporting.spec import (
@@ -20,6 +19,7 @@ from affsup_cli.reporting.spec import (
     Spec,
     TargetsSpec,
 )
+from data_prep.errors import UsageError
 
 _MOST_SEEDS = 10_000
 _Outline = tuple[str, str, dict[str, Any], int, dict[str, Any]]

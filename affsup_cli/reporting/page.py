@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import trains_the_same
 from affsup_cli.reporting.curves_svg import Curve, curves, number, ranges
 from affsup_cli.reporting.document import Report, Source, Table, plain_mark, split_marks, with_minus
 from affsup_cli.reporting.runs import MeasuredRun, Run, TrainedRun
+from data_prep.errors import AffsupError
 
 _TITLE = "Affinity graph supervision: tables and figures"
 _STYLE = Path(__file__).with_name("page.css")

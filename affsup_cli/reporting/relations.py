@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from affsup_cli.engine.examples import Example, read_examples
-from affsup_cli.errors import AffsupError
 from affsup_cli.reporting.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.experiments import spec_cells
 from affsup_cli.reporting.figure import new_figure, png_bytes, style
@@ -19,6 +18,7 @@ from affsup_cli.reporting.match import select_runs
 from affsup_cli.reporting.relation_picture import draw_relations
 from affsup_cli.reporting.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.spec import KeyedVariant, RelationsSpec
+from data_prep.errors import AffsupError
 
 _NUMBERS = ("image_id", "image", "panel", "box", "class", "weight", "x1", "y1", "x2", "y2", "run", "marks")
 _WIDTH = 3.4  # inches of a picture

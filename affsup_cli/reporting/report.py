@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from affsup_cli.engine.run_folder import write_out
-from affsup_cli.errors import UsageError, printable
 from affsup_cli.reporting.document import Content, Report, csv_bytes, markdown
 from affsup_cli.reporting.experiments import experiments, spec_cells
 from affsup_cli.reporting.match import changed_fields
@@ -23,6 +22,7 @@ from affsup_cli.reporting.spec import (
     TargetsSpec,
     load_spec,
 )
+from data_prep.errors import UsageError, printable
 
 FORMATS = ("csv", "md", "tex")
 """In what the tables can be written."""

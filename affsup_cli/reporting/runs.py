@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from affsup_cli.engine.results import CostResult, TrainResult, first_fault, read_result
 from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import OBSERVING, Recipe, trains_the_same
+from data_prep.errors import AffsupError
 
 
 class RunData(BaseModel):

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from affsup_cli.errors import AffsupError, UsageError, did_you_mean
 from affsup_cli.recipe import Section, parse_toml, recipes_folder
+from data_prep.errors import AffsupError, UsageError, did_you_mean
 
 T = TypeVar("T")
 Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="one part of a cell's key")]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.sweeps.job import RunJob
 from affsup_cli.sweeps.jobs import (
     QueuedJob,
@@ -27,6 +26,7 @@ from affsup_cli.sweeps.messages import Order
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import order_of
 from affsup_cli.sweeps.worker import LOG
+from data_prep.errors import AffsupError, UsageError
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

@@ -8,10 +8,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.jobs import forget_end, queued_jobs, write_end
 from affsup_cli.sweeps.messages import Ended, Order
 from affsup_cli.sweeps.worker import do_run
+from data_prep.errors import AffsupError
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

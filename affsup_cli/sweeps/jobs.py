@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from affsup_cli.engine.run_folder import atomic_file
-from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.messages import Ended
+from data_prep.errors import AffsupError
 
 _JOB = "job.json"
 _ENDED = "job-ended.json"

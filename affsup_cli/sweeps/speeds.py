@@ -7,9 +7,9 @@ import functools
 import json
 from collections.abc import Collection
 
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe
 from affsup_cli.reporting.runs import Run, RunIndex, TrainedRun
+from data_prep.errors import AffsupError
 
 _SCHEDULE = ("train.epochs", "train.milestones")
 

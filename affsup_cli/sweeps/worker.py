@@ -24,8 +24,8 @@ from typing import Any
 from affsup_cli.engine.observer import Observer, Progress
 from affsup_cli.engine.run_folder import RunFolder, RunInUse
 from affsup_cli.engine.stop import Stopped, imports_uninterrupted
-from affsup_cli.errors import AffsupError
 from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order, event_to_line
+from data_prep.errors import AffsupError
 
 LOG = "log.txt"
 COST_ROUNDS = 40

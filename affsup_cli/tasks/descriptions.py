@@ -28,9 +28,9 @@ from affsup_cli.engine import distributed
 from affsup_cli.engine.devices import autocast, device_name, memory_format
 from affsup_cli.engine.run_folder import atomic_file
 from affsup_cli.engine.trained import weights_digest
-from affsup_cli.errors import AffsupError
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import SceneRecipe
+from data_prep.errors import AffsupError
 
 FOLDER = ".described"
 FORMAT = 1  # to be raised when the same images and weights come to other numbers, or to another file

@@ -28,7 +28,6 @@ from affsup_cli.engine.devices import compile_modules, configure_cuda, memory_fo
 from affsup_cli.engine.examples import Example, write_examples
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.task import Losses
-from affsup_cli.errors import UsageError, did_you_mean
 from affsup_cli.metrics.average import Averages
 from affsup_cli.metrics.detection import DetectionPrecision
 from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
@@ -46,6 +45,7 @@ from affsup_cli.tasks.scene_network import (
     pair_scores,
     ranking_graph,
 )
+from data_prep.errors import UsageError, did_you_mean
 from data_prep.format import Scenes, read_scene_manifest, read_scenes
 
 

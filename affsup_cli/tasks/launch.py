@@ -19,9 +19,9 @@ from affsup_cli.engine.observer import Observer, TensorBoard
 from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.engine.trained import open_trained
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, differences, in_words
 from affsup_cli.tasks import build_task
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import read_manifest
 
 

@@ -21,11 +21,11 @@ from affsup_cli.engine.cuda_graph import CapturedCalls
 from affsup_cli.engine.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
 from affsup_cli.engine.run_folder import RunFolder, atomic_file
 from affsup_cli.engine.task import Losses
-from affsup_cli.errors import UsageError
 from affsup_cli.metrics.average import Averages
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
-from data_prep.format import Manifest, read_image_manifest
+from data_prep.errors import UsageError
+from data_prep.format import ImageManifest, read_image_manifest
 
 EXPORTED_IMAGES = 2000
 
@@ -210,7 +210,7 @@ class _Pass:
         return self.order[first + torch.arange(size, device=self.order.device)]
 
 
-def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> None:
+def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: ImageManifest) -> None:
     side, there, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
     count = recipe.data.train_images or there
     if count > there:
@@ -232,7 +232,7 @@ def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: Manifest) -> No
         )
 
 
-def _takes_one_image(recipe: MinibatchRecipe, manifest: Manifest) -> bool:
+def _takes_one_image(recipe: MinibatchRecipe, manifest: ImageManifest) -> bool:
     """Say whether the network can train on a single image: batch norm refuses one value a channel."""
     with torch.device("meta"):  # shapes alone
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))

@@ -15,11 +15,11 @@ from affsup_cli.data.scenes import SceneBatches
 from affsup_cli.engine.checkpoint import fitting
 from affsup_cli.engine.devices import configure_cuda, resolve_device
 from affsup_cli.engine.trained import Trained
-from affsup_cli.errors import UsageError
 from affsup_cli.models.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe
 from affsup_cli.tasks.scene_examples import strongest_partners
 from affsup_cli.tasks.scene_network import build_network, find_regions, ranking_graph
+from data_prep.errors import UsageError
 from data_prep.pictures import open_picture
 
 

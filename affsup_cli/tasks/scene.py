@@ -18,11 +18,11 @@ from affsup_cli.engine.checkpoint import fitting
 from affsup_cli.engine.devices import configure_cuda, memory_format, resolve_device
 from affsup_cli.engine.task import Losses
 from affsup_cli.engine.trained import Trained
-from affsup_cli.errors import UsageError
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import SceneRecipe, differences, in_words, trains_the_same
 from affsup_cli.tasks.descriptions import Descriptions, Entry, Images
 from affsup_cli.tasks.scene_network import build_network, checksum_of
+from data_prep.errors import UsageError
 from data_prep.format import read_scene_manifest, read_scenes
 
 

@@ -11,10 +11,10 @@ from affsup_cli.data.scenes import SceneBatches
 from affsup_cli.engine.checkpoint import fitting
 from affsup_cli.engine.devices import configure_cuda, resolve_device
 from affsup_cli.engine.trained import Trained
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import SceneRecipe
 from affsup_cli.tasks.descriptions import describe
 from affsup_cli.tasks.scene import build_scene_classifier
+from data_prep.errors import AffsupError
 from data_prep.pictures import open_picture
 
 

@@ -1,7 +1,7 @@
-"""The prepared data set: its files, its keys, its writers and its readers. The one home of the format.
+"""The format of prepared data sets: files, keys, writers and readers.
 
-A prepared data set is a folder `<data>/<name>/` of two files: `manifest.json`, which says what it is and where it came
-from, and one HDF5 file with the data: `images.h5` for labelled images of one size (`data_prep.format.images`),
+A prepared data set is a folder `<data>/<name>/` with two files: `manifest.json`, which describes content and source,
+and one HDF5 file with the data: `images.h5` for labelled images of one size (`data_prep.format.images`),
 `scenes.h5` for images with annotated objects (`data_prep.format.scenes`).
 """
 
@@ -12,18 +12,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format.images import (
     BLOCK,
     IMAGES_FILE,
     SPLITS,
-    Content,
-    Manifest,
-    NewSplit,
-    Split,
+    ImageManifest,
+    ImageSplit,
+    ImageSplitRecord,
+    NewImages,
     SplitName,
-    SplitRecord,
     Validation,
+    WrittenImages,
     read_split,
     verify_images,
     write_images,
@@ -33,24 +33,24 @@ from data_prep.format.records import (
     CommonManifest,
     FileRecord,
     SourceRecord,
-    again,
     class_counts,
     not_prepared,
+    remedy,
     write_manifest,
 )
 from data_prep.format.scenes import (
-    EXAMPLES,
+    MAX_EXAMPLES,
     SCENE_SPLITS,
     SCENES_FILE,
     Annotations,
-    LeftOut,
+    LeftOutRecord,
     NewScenes,
     Objects,
     SceneManifest,
     Scenes,
     SceneSplitName,
     SceneSplitRecord,
-    counted_up,
+    offsets_from_counts,
     read_scenes,
     verify_scenes,
     write_scenes,
@@ -58,33 +58,33 @@ from data_prep.format.scenes import (
 
 __all__ = [
     "BLOCK",
-    "EXAMPLES",
     "IMAGES_FILE",
     "MANIFEST_FILE",
+    "MAX_EXAMPLES",
     "SCENES_FILE",
     "SCENE_SPLITS",
     "SPLITS",
     "Annotations",
     "AnyManifest",
     "CommonManifest",
-    "Content",
     "FileRecord",
-    "LeftOut",
-    "Manifest",
+    "ImageManifest",
+    "ImageSplit",
+    "ImageSplitRecord",
+    "LeftOutRecord",
+    "NewImages",
     "NewScenes",
-    "NewSplit",
     "Objects",
     "SceneManifest",
     "SceneSplitName",
     "SceneSplitRecord",
     "Scenes",
     "SourceRecord",
-    "Split",
     "SplitName",
-    "SplitRecord",
     "Validation",
+    "WrittenImages",
     "class_counts",
-    "counted_up",
+    "offsets_from_counts",
     "read_image_manifest",
     "read_manifest",
     "read_scene_manifest",
@@ -96,7 +96,7 @@ __all__ = [
     "write_scenes",
 ]
 
-AnyManifest = Manifest | SceneManifest
+AnyManifest = ImageManifest | SceneManifest
 
 
 class _Kind(BaseModel):
@@ -104,10 +104,10 @@ class _Kind(BaseModel):
 
 
 def read_manifest(folder: Path) -> AnyManifest:
-    """Read what a prepared data set, `<data>/<name>`, says of itself.
+    """Read the manifest of a prepared data set, `<data>/<name>`.
 
     Raises:
-        AffsupError: It is not prepared, or its manifest is broken, of another data set or of another format.
+        AffsupError: It is not prepared, or the manifest is invalid, of another data set or of another format.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -115,27 +115,29 @@ def read_manifest(folder: Path) -> AnyManifest:
     except FileNotFoundError:
         raise not_prepared(folder) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise AffsupError(f"{path} cannot be read ({error}): {again(folder)}") from None
+        raise AffsupError(f"{path} cannot be read ({error}): {remedy(folder)}") from None
     try:
         kind = _Kind.model_validate_json(text).kind
-        manifest = (SceneManifest if kind == "scenes" else Manifest).model_validate_json(text)
+        manifest = (SceneManifest if kind == "scenes" else ImageManifest).model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise AffsupError(
-            f"{path} is not a manifest of this affsup: {where}: {first['msg']}. {again(folder)}"
+            f"{path} is not a manifest of this version of affsup: {where}: {first['msg']}. {remedy(folder)}"
         ) from None
     if manifest.dataset != folder.name:
-        raise AffsupError(f"{path} is of data set {manifest.dataset!r}, expected {folder.name!r}: {again(folder)}")
+        raise AffsupError(
+            f"{path} is the manifest of data set {manifest.dataset!r}, expected {folder.name!r}: {remedy(folder)}"
+        )
     return manifest
 
 
-def read_image_manifest(folder: Path) -> Manifest:
-    """`read_manifest` for whoever needs labelled images.
+def read_image_manifest(folder: Path) -> ImageManifest:
+    """Read the manifest of a data set of labelled images.
 
     Raises:
-        AffsupError: As there.
-        UsageError: The data set holds scenes.
+        AffsupError: See `read_manifest`.
+        UsageError: The data set contains scenes.
     """
     manifest = read_manifest(folder)
     if isinstance(manifest, SceneManifest):
@@ -147,22 +149,22 @@ def read_image_manifest(folder: Path) -> Manifest:
 
 
 def read_scene_manifest(folder: Path, needed: Literal["objects", "categories"] = "objects") -> SceneManifest:
-    """`read_manifest` for whoever needs scenes.
+    """Read the manifest of a data set of scenes.
 
     Args:
         folder: The prepared data set.
-        needed: What is to be learnt from them: annotated objects, or the category of each image.
+        needed: The annotations that are required: objects, or the category of each image.
 
     Raises:
-        AffsupError: As there.
-        UsageError: The data set holds labelled images, or scenes without what is needed.
+        AffsupError: See `read_manifest`.
+        UsageError: The data set contains labelled images, or scenes without these annotations.
     """
     manifest = read_manifest(folder)
     expected = {
         "objects": "expected one of scenes with annotated objects such as shapes or voc07",
         "categories": "expected one of scenes with a category each such as shape-scenes or mit67",
     }[needed]
-    if isinstance(manifest, Manifest):
+    if isinstance(manifest, ImageManifest):
         found = "holds labelled images"
     elif not (manifest.classes if needed == "objects" else manifest.categories):
         found = f"holds scenes without {needed}"
@@ -175,7 +177,7 @@ def verify(folder: Path) -> AnyManifest:
     """Check a prepared data set against its manifest: checksum, counts, shapes, labels and content.
 
     Raises:
-        AffsupError: Something is wrong; the message says what.
+        AffsupError: A check failed; the message says which.
     """
     manifest = read_manifest(folder)
     if isinstance(manifest, SceneManifest):

@@ -1,4 +1,4 @@
-"""What the manifests of all kinds of prepared data sets have in common, and how a broken one is told of."""
+"""The common part of all manifests, and error messages for damaged data sets."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 MANIFEST_FILE = "manifest.json"
 
 
 class Record(BaseModel):
-    """A part of a manifest: nothing more and nothing else than its fields."""
+    """A part of a manifest; unknown fields and other types are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class FileRecord(Record):
-    """One file, or one folder: then the size is the sum, and the checksum that of its `sha256sum` listing by name."""
+    """Checksum and size of a file; of a folder, the checksum of its `sha256sum` listing and the total size."""
 
     sha256: str
     bytes: int
 
 
 class SourceRecord(Record):
-    """Where the images came from, and whether every checksum that the publisher gives for it matched.
+    """The source of a data set, and whether its official checksums matched.
 
-    `official` is None where the publisher gives no checksum for this kind of source.
+    `official` is None if there is no official checksum for this kind of source.
     """
 
     kind: Literal["archive", "folder", "download", "embedded"]
@@ -41,19 +41,19 @@ class SourceRecord(Record):
 
 
 class CommonManifest(Record):
-    """What every prepared data set says of itself.
+    """The fields that all manifests have.
 
     Attributes:
         format: Version of the prepared format.
         dataset: Name of the data set, and of its folder.
         classes: Class names; a label is an index into them.
-        limit: How many official training images were asked for; None for all.
-        official_counts: Images that the publisher's data set has for training and for testing.
-        complete: All of the official images are here.
-        source: Where they came from.
-        files: The files beside this manifest.
-        digest: SHA-256 of the content: equal for equal data, whatever the source.
-        affsup: Version that prepared it.
+        limit: Requested number of official training images; None for all.
+        official_counts: Number of official training and test images.
+        complete: Whether all official images are included.
+        source: The source of the data.
+        files: The data files of the folder.
+        digest: SHA-256 of the content, which does not depend on the source.
+        affsup: Version of affsup that prepared the data set.
     """
 
     format: Literal[1]
@@ -68,7 +68,7 @@ class CommonManifest(Record):
     affsup: str
 
     def for_a_run(self) -> dict[str, Any]:
-        """What a run's record keeps of the data that it was trained on."""
+        """Return the description of the data set that a run folder keeps."""
         return {
             "name": self.dataset,
             "digest": self.digest,
@@ -85,10 +85,10 @@ def write_manifest(folder: Path, manifest: CommonManifest) -> None:
 
 
 def verify_file(folder: Path, manifest: CommonManifest, name: str) -> None:
-    """Make sure that a file of a prepared data set has the size and the checksum that its manifest says.
+    """Check that a file of a prepared data set has the size and the checksum of its manifest.
 
     Raises:
-        AffsupError: It has not, or is not there.
+        AffsupError: It has not, or is missing.
     """
     path = folder / name
     if not path.exists():
@@ -96,35 +96,37 @@ def verify_file(folder: Path, manifest: CommonManifest, name: str) -> None:
     expected = manifest.files[name]
     size = path.stat().st_size
     if size != expected.bytes:
-        raise AffsupError(f"{path} has {size:,} bytes, its manifest says {expected.bytes:,}: {again(folder)}")
+        raise AffsupError(f"{path} has {size:,} bytes, its manifest says {expected.bytes:,}: {remedy(folder)}")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != expected.sha256:
-        raise AffsupError(f"{path} has SHA-256 {sha256}, its manifest says {expected.sha256}: {again(folder)}")
+        raise AffsupError(f"{path} has SHA-256 {sha256}, its manifest says {expected.sha256}: {remedy(folder)}")
 
 
 def verify_content(folder: Path, manifest: CommonManifest, name: str, digest: str) -> None:
-    """Make sure that the content of a file is what its manifest says.
+    """Check that the digest of a file's content is that of the manifest.
 
     Raises:
         AffsupError: It is not.
     """
     if digest != manifest.digest:
-        raise AffsupError(f"{folder / name} has content {digest}, its manifest says {manifest.digest}: {again(folder)}")
+        raise AffsupError(
+            f"{folder / name} has content {digest}, its manifest says {manifest.digest}: {remedy(folder)}"
+        )
 
 
 def class_counts(labels: NDArray[np.int64], classes: int) -> list[int]:
-    """How many labels there are of each class."""
+    """Return the number of labels of each class."""
     return [int(n) for n in np.bincount(labels, minlength=classes)]
 
 
 def not_prepared(folder: Path) -> AffsupError:
-    """The error for a data set that is not there."""
+    """Return the error for a data set that is not prepared."""
     return AffsupError(f"data set {folder.name!r} is not prepared in {folder.parent}/: run `{_command(folder)}`")
 
 
-def again(folder: Path) -> str:
-    """What to do about a data set that is damaged."""
+def remedy(folder: Path) -> str:
+    """Return what the user should do about a damaged data set, for messages."""
     return f"run `{_command(folder)}` to prepare it again"
 
 

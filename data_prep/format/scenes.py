@@ -1,16 +1,16 @@
-"""The prepared form of scenes: images of any size with annotated objects and relations, with a category each, or both.
+"""The format of prepared scenes: images of any size with annotated objects and relations, a category each, or both.
 
-`scenes.h5` holds the attribute `digest` of the manifest, and groups `train` and `test`. Of a group with n images, m
-objects and r relations:
+`scenes.h5` has the attribute `digest`, as in the manifest, and groups `train` and `test`. A group with n images, m
+objects and r relations has these arrays:
 
 - `ids` int64 [n], `names` [n], `sizes` int32 [n, 2] (width, height);
-- `category` int64 [n], only where the data set has categories;
-- `first_object` int64 [n + 1]: the objects of image i are the rows `first_object[i]:first_object[i + 1]` of `boxes`
+- `category` int64 [n], only if the data set has categories;
+- `first_object` int64 [n + 1]: the objects of image i are rows `first_object[i]:first_object[i + 1]` of `boxes`
   float32 [m, 4], `labels` int64 [m], `difficult` bool [m], `crowd` bool [m];
-- `first_relation` int64 [n + 1] likewise, into `relations` int64 [r, 2] (subject, object: indices into the objects of
-  the image) and `predicates` int64 [r]; nothing where relations follow from the classes;
-- `first_byte` int64 [n + 1] likewise, into `encoded` uint8: the images in their publisher's own bytes. It may be longer
-  than its last image's end.
+- `first_relation` int64 [n + 1] in the same way for `relations` int64 [r, 2] (subject, object: indices into the objects
+  of the image) and `predicates` int64 [r]; these are empty if relations are derived from the classes;
+- `first_byte` int64 [n + 1] in the same way for `encoded` uint8: the original image files. `encoded` may be longer than
+  the end of its last image.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format.records import (
     CommonManifest,
     Record,
-    again,
     class_counts,
     not_prepared,
+    remedy,
     verify_content,
     verify_file,
 )
@@ -44,7 +44,7 @@ SCENES_FILE = "scenes.h5"
 SceneSplitName = Literal["train", "test"]
 SCENE_SPLITS: tuple[SceneSplitName, ...] = ("train", "test")
 RelationKind = Literal["annotated", "classes"]
-EXAMPLES = 5  # of each thing that is left out, and of each reason, are named
+MAX_EXAMPLES = 5  # that are listed for each kind and reason of what is left out
 _DTYPES = {
     "ids": "int64",
     "sizes": "int32",
@@ -60,21 +60,21 @@ _DTYPES = {
 
 
 def _dtypes(categorised: bool) -> dict[str, str]:
-    """The arrays of a group: sets without categories are stored and digested as they were before there were any."""
+    """Return the arrays of a group; `category` only if there are categories, so that older digests remain valid."""
     return _DTYPES | ({"category": "int64"} if categorised else {})
 
 
 class SceneSplitRecord(Record):
-    """What a split holds.
+    """The counts of a split.
 
     Attributes:
-        images: Images.
-        objects: Annotated objects.
-        pairs: Ordered pairs of objects that are related, each counted once whatever its number of predicates.
-        without_pair: Images that have none.
-        without_object: Images that have no object.
-        per_class: Objects of each class in the order of `SceneManifest.classes`.
-        per_category: Images of each category in the order of `SceneManifest.categories`.
+        images: Number of images.
+        objects: Number of annotated objects.
+        pairs: Number of ordered pairs of related objects; a pair with several predicates counts once.
+        without_pair: Number of images without such a pair.
+        without_object: Number of images without an object.
+        per_class: Number of objects of each class, in the order of `SceneManifest.classes`.
+        per_category: Number of images of each category, in the order of `SceneManifest.categories`.
     """
 
     images: int
@@ -86,8 +86,8 @@ class SceneSplitRecord(Record):
     per_category: list[int] = Field(default=[])
 
 
-class LeftOut(Record):
-    """What the publisher's files hold and the prepared data set does not: how much, why, and the first of them."""
+class LeftOutRecord(Record):
+    """What the official files contain but the prepared data set does not: number, reason and first examples."""
 
     what: Literal["images", "objects", "relations"]
     reason: str
@@ -96,17 +96,17 @@ class LeftOut(Record):
 
 
 class SceneManifest(CommonManifest):
-    """What a prepared data set of scenes holds, beside what `CommonManifest` says.
+    """The manifest of a prepared data set of scenes; further fields are in `CommonManifest`.
 
     Attributes:
-        kind: Images of any size with annotated objects, categories, or both.
-        categories: Names of what a whole image is labelled with; empty where images have no such label.
-        predicates: Predicate names; empty where relations have none.
-        category_ids: The publisher's number of each class, as in files of detections.
-        relations: Whether related pairs are annotated, or are all ordered pairs of objects of different classes,
-            difficult and crowd objects aside.
+        kind: Constant that marks scenes.
+        categories: Names of the image categories; empty if images have no category.
+        predicates: Predicate names; empty if relations have no predicates.
+        category_ids: The publisher's number of each class, as used in detection files.
+        relations: Whether related pairs are annotated, or are all ordered pairs of objects of different classes
+            without difficult and crowd objects.
         splits: Counts of `train` and `test`.
-        left_out: What could not be taken over, by reason.
+        left_out: What was left out, by kind and reason.
     """
 
     kind: Literal["scenes"]
@@ -115,7 +115,7 @@ class SceneManifest(CommonManifest):
     category_ids: list[int]
     relations: RelationKind
     splits: dict[SceneSplitName, SceneSplitRecord]
-    left_out: list[LeftOut]
+    left_out: list[LeftOutRecord]
 
     @model_validator(mode="after")
     def _consistent(self) -> SceneManifest:
@@ -132,15 +132,15 @@ class SceneManifest(CommonManifest):
         return self
 
     def for_a_run(self) -> dict[str, Any]:
-        """What a run's record keeps of the data that it was trained on."""
+        """Return the description of the data set that a run folder keeps."""
         return super().for_a_run() | ({"categories": self.categories} if self.categories else {})
 
     def image_counts(self) -> dict[str, int]:
-        """Images of each split."""
+        """Return the number of images of each split."""
         return {name: self.splits[name].images for name in SCENE_SPLITS}
 
     def split_table(self) -> list[tuple[str, int, int]]:
-        """Rows of (what, in train, in test); of objects only where there are classes of them."""
+        """Return rows of (what, train, test) counts; without objects if there are no classes."""
         train, test = (self.splits[name] for name in SCENE_SPLITS)
         images = ("images", train.images, test.images)
         if not self.classes:
@@ -154,19 +154,19 @@ class SceneManifest(CommonManifest):
         ]
 
     def class_table(self) -> list[tuple[str, int, int]]:
-        """Rows of (class, objects in train, objects in test)."""
+        """Return rows of (class, train objects, test objects)."""
         train, test = (self.splits[name] for name in SCENE_SPLITS)
         return list(zip(self.classes, train.per_class, test.per_class, strict=True))
 
     def category_table(self) -> list[tuple[str, int, int]]:
-        """Rows of (category, images in train, images in test)."""
+        """Return rows of (category, train images, test images)."""
         train, test = (self.splits[name] for name in SCENE_SPLITS)
         return list(zip(self.categories, train.per_category, test.per_category, strict=True))
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The annotations of a part of a data set, of n images, m objects and r relations; see the module's docstring.
+    """The annotations of n images, m objects and r relations; see the docstring of this module.
 
     Attributes:
         names: File names of the images.
@@ -180,7 +180,7 @@ class Annotations:
         first_relation: int64 [n + 1].
         relations: int64 [r, 2], subject and object as indices into the objects of their image.
         predicates: int64 [r].
-        category: int64 [n]; [0] in data sets without categories.
+        category: int64 [n]; int64 [0] in data sets without categories.
     """
 
     names: Sequence[str]
@@ -200,15 +200,15 @@ class Annotations:
         return len(self.ids)
 
     def image_of_object(self) -> NDArray[np.int64]:
-        """Index of the image of each object, int64 [m]."""
+        """Return the image index of each object, int64 [m]."""
         return np.repeat(np.arange(len(self)), np.diff(self.first_object))
 
     def image_of_relation(self) -> NDArray[np.int64]:
-        """Index of the image of each relation, int64 [r]."""
+        """Return the image index of each relation, int64 [r]."""
         return np.repeat(np.arange(len(self)), np.diff(self.first_relation))
 
     def take(self, rows: NDArray[np.int64]) -> Annotations:
-        """The annotations of some images, in the order of their indices [k]."""
+        """Return the annotations of the images with indices [k], in that order."""
         objects, first_object = _gather(self.first_object, rows)
         relations, first_relation = _gather(self.first_relation, rows)
         return Annotations(
@@ -227,17 +227,17 @@ class Annotations:
         )
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """All but the names, by key in `scenes.h5`."""
+        """Return all arrays except the names, by their key in `scenes.h5`."""
         return {key: getattr(self, key) for key in _dtypes(len(self.category) > 0)}
 
     def store(self, group: h5py.Group) -> None:
-        """Write them into a group of `scenes.h5`."""
+        """Write the annotations to a group of `scenes.h5`."""
         group.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
         for key, array in self.arrays().items():
             group.create_dataset(key, data=array, dtype=_dtypes(True)[key])
 
     def record(self, classes: int, kind: RelationKind, categories: int = 0) -> SceneSplitRecord:
-        """Count images, objects and pairs."""
+        """Return the counts of images, objects and pairs."""
         pairs = self._annotated_pairs() if kind == "annotated" else self._class_pairs(classes)
         return SceneSplitRecord(
             images=len(self),
@@ -256,7 +256,7 @@ class Annotations:
         return np.bincount(self.image_of_object()[subjects], minlength=len(self))
 
     def _class_pairs(self, classes: int) -> NDArray[np.int64]:
-        """Of g objects, n_c of class c: g^2 - sum n_c^2 ordered pairs of different classes."""
+        """Count ordered pairs of different classes: g^2 - sum n_c^2 for g objects, n_c of them of class c."""
         taking_part = ~(self.difficult | self.crowd)
         image = self.image_of_object()[taking_part]
         objects = np.bincount(image, minlength=len(self))
@@ -268,13 +268,13 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Objects:
-    """The annotated objects of an image and how they are related.
+    """The annotated objects of an image and their relations.
 
     Attributes:
         boxes: float32 [G, 4], x1, y1, x2, y2 in pixels, within the image.
         labels: int64 [G], indices into the classes.
         difficult: bool [G].
-        crowd: bool [G], a region of many objects.
+        crowd: bool [G], whether the box is a region with many objects.
         relations: int64 [R, 2], subject and object as indices into the objects.
     """
 
@@ -285,7 +285,7 @@ class Objects:
     relations: NDArray[np.int64]
 
     def taking_part(self) -> Objects:
-        """The objects that are neither difficult nor a crowd, and the relations among them."""
+        """Return the objects that are neither difficult nor a crowd, and the relations among them."""
         kept = ~(self.difficult | self.crowd)
         number = np.cumsum(kept) - 1
         among = self.relations[kept[self.relations].all(axis=1)]
@@ -294,9 +294,9 @@ class Objects:
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split of scenes: its annotations in memory, its images on disk, read when asked for.
+    """A split of scenes: annotations in memory, images on disk, read on access.
 
-    It may be used from several threads and sent to other processes.
+    It may be used by several threads and sent to other processes.
     """
 
     path: Path
@@ -325,11 +325,11 @@ class Scenes:
 
     @property
     def categories(self) -> NDArray[np.int64]:
-        """Category of each image, int64 [n], indices into the manifest's; [0] where there are none."""
+        """Category index of each image, int64 [n]; int64 [0] if there are no categories."""
         return self.annotations.category
 
     def objects(self, index: int) -> Objects:
-        """The objects of an image."""
+        """Return the objects of an image."""
         held = self.annotations
         rows = slice(*held.first_object[index : index + 2])
         labels, difficult, crowd = held.labels[rows], held.difficult[rows], held.crowd[rows]
@@ -342,47 +342,47 @@ class Scenes:
         return Objects(held.boxes[rows], labels, difficult, crowd, relations)
 
     def encoded(self, index: int) -> bytes:
-        """An image in the bytes of its publisher's file.
+        """Return the original image file.
 
         Raises:
-            AffsupError: The file is gone or damaged.
+            AffsupError: `scenes.h5` is missing or damaged.
         """
         start, end = (int(byte) for byte in self.first_byte[index : index + 2])
         try:
             with self.path.open("rb", buffering=0) as file:
                 read = os.pread(file.fileno(), end - start, self.offset + start)
         except OSError as error:
-            raise AffsupError(f"{self.path} cannot be read ({error.strerror}): {again(self.path.parent)}") from None
+            raise AffsupError(f"{self.path} cannot be read ({error.strerror}): {remedy(self.path.parent)}") from None
         if len(read) != end - start:
-            raise AffsupError(f"{self.path} is cut off: {again(self.path.parent)}")
+            raise AffsupError(f"{self.path} is cut off: {remedy(self.path.parent)}")
         return read
 
     def pixels(self, index: int, at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Decode an image.
 
         Args:
-            index: Which one.
-            at_most: More than this width and height is not needed: a JPEG may come out at a half, a quarter or an
-                eighth of its size that is no less than this.
+            index: Index of the image.
+            at_most: Width and height that suffice: a JPEG may be decoded at a half, a quarter or an eighth of its
+                size, as long as the result is not smaller than this.
 
         Returns:
-            uint8 [H, W, 3], red, green, blue; of the size in `sizes` unless `at_most` says otherwise.
+            uint8 [H, W, 3], red, green, blue; of the size in `sizes`, or smaller if `at_most` is given.
 
         Raises:
-            AffsupError: The file is gone or damaged.
+            AffsupError: `scenes.h5` is missing or damaged.
         """
         width, height = self.sizes[index]
         try:
             return pixels(self.encoded(index), (int(width), int(height)), at_most)
         except PictureError as error:
-            raise AffsupError(f"{self.path}: image {self.names[index]} {error}: {again(self.path.parent)}") from None
+            raise AffsupError(f"{self.path}: image {self.names[index]} {error}: {remedy(self.path.parent)}") from None
 
 
 @dataclass(frozen=True)
 class NewScenes:
-    """One split to be written: annotations, and image by image the encoded bytes, or None to leave the image out.
+    """One split to be written: annotations, and for each image its file content, or None to leave the image out.
 
-    `capacity` is the most bytes that the images can have together.
+    `capacity` is the maximum total size of the images in bytes.
     """
 
     annotations: Annotations
@@ -392,7 +392,7 @@ class NewScenes:
 
 @dataclass(frozen=True)
 class WrittenScenes:
-    """What writing came to: the digest of the content, and what each split holds."""
+    """The result of `write_scenes`: the digest of the content, and the counts of each split."""
 
     digest: str
     splits: dict[SceneSplitName, SceneSplitRecord]
@@ -409,24 +409,24 @@ def write_scenes(
     """Write `scenes.h5` into a folder, image by image.
 
     Args:
-        folder: Where to; it exists.
+        folder: An existing folder.
         classes: Class names.
         predicates: Predicate names.
-        kind: What the relations are.
+        kind: Whether relations are annotated or derived from the classes.
         splits: `train` and `test`.
-        categories: Category names, where every image has a category.
+        categories: Category names; empty if images have no category.
 
     Raises:
         OSError: The file cannot be written, as on a full disk.
     """
-    digest = _ContentDigest(classes, predicates, kind, categories)
+    digest = _SceneDigest(classes, predicates, kind, categories)
     records = {}
-    # Through a Python file: HDF5's own driver cannot close on a full disk and crashes the interpreter at exit.
+    # Through a Python file: HDF5's driver fails to close the file on a full disk, and crashes the interpreter at exit.
     with (folder / SCENES_FILE).open("w+b") as raw, h5py.File(raw, "w") as h5:
         for name in SCENE_SPLITS:
             split = splits[name]
             group = h5.create_group(name)
-            # in one piece, so that a reader can go straight to the bytes; what left-out images do not fill is a hole
+            # contiguous, so that readers can seek to an image; the space of left-out images stays unwritten
             encoded = group.create_dataset("encoded", (split.capacity,), dtype=np.uint8)
             kept, first_byte = [], [0]
             for row, picture in enumerate(split.encoded):
@@ -446,16 +446,16 @@ def write_scenes(
 
 
 def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
-    """Open a split of a prepared data set of scenes, `<data>/<name>`, and see that it is what its manifest says.
+    """Open a split of a prepared data set of scenes, `<data>/<name>`, and check it against the manifest.
 
     Args:
         folder: The prepared data set.
-        manifest: What `read_manifest` gave for it.
+        manifest: Its manifest, from `read_manifest`.
         split: `train` or `test`.
 
     Raises:
-        AffsupError: It is not prepared, or damaged or of another preparation.
-        UsageError: There is no such split, or the data set holds no scenes.
+        AffsupError: It is not prepared, damaged, or does not match the manifest.
+        UsageError: There is no such split, or the data set does not contain scenes.
     """
     if not isinstance(manifest, SceneManifest):
         raise UsageError(f"data set {manifest.dataset!r} holds labelled images, expected scenes")
@@ -473,9 +473,9 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
             first_byte, capacity = group["first_byte"][:], group["encoded"].shape[0]
             offset, digest = group["encoded"].id.get_offset() or 0, h5.attrs["digest"]
     except (OSError, KeyError, RuntimeError, ValueError, AttributeError) as error:
-        raise AffsupError(f"{path} is damaged ({error}): {again(folder)}") from None
+        raise AffsupError(f"{path} is damaged ({error}): {remedy(folder)}") from None
     if {key: array.dtype.name for key, array in arrays.items()} != dtypes:
-        raise AffsupError(f"{path} is not in the prepared format (split {split}): {again(folder)}")
+        raise AffsupError(f"{path} is not in the prepared format (split {split}): {remedy(folder)}")
     verify_content(folder, manifest, SCENES_FILE, digest)
     annotations = Annotations(names, **arrays)
     wrong = _inconsistency(annotations, first_byte, capacity, manifest)
@@ -483,7 +483,7 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
     if not wrong and annotations.record(*counted) != manifest.splits[split]:
         wrong = "other counts than its manifest"
     if wrong:
-        raise AffsupError(f"{path}: split {split} has {wrong}: {again(folder)}")
+        raise AffsupError(f"{path}: split {split} has {wrong}: {remedy(folder)}")
     return Scenes(path, manifest.relations, annotations, first_byte, offset)
 
 
@@ -491,10 +491,10 @@ def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
     """Check a prepared data set against its manifest: checksum, layout, ranges, boxes, relations, counts and content.
 
     Raises:
-        AffsupError: Something is wrong; the message says what.
+        AffsupError: A check failed; the message says which.
     """
     verify_file(folder, manifest, SCENES_FILE)
-    digest = _ContentDigest(manifest.classes, manifest.predicates, manifest.relations, manifest.categories)
+    digest = _SceneDigest(manifest.classes, manifest.predicates, manifest.relations, manifest.categories)
     for name in SCENE_SPLITS:
         scenes = read_scenes(folder, manifest, name)
         for index in range(len(scenes)):
@@ -504,7 +504,7 @@ def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
 
 
 def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: int, manifest: SceneManifest) -> str:
-    """What is wrong with the layout or the ranges; nothing if all is well."""
+    """Return what is wrong with shapes or ranges, or "" if nothing is."""
     images, objects, relations = len(held.ids), len(held.labels), len(held.predicates)
     shapes = (
         (held.sizes, (images, 2)),
@@ -540,8 +540,8 @@ def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: i
     return ""
 
 
-class _ContentDigest:
-    """SHA-256 over the data themselves, free of how HDF5 lays them out."""
+class _SceneDigest:
+    """SHA-256 of the data, independent of the HDF5 layout."""
 
     def __init__(
         self, classes: Sequence[str], predicates: Sequence[str], kind: RelationKind, categories: Sequence[str]
@@ -562,13 +562,13 @@ class _ContentDigest:
         return self._hash.hexdigest()
 
 
-def counted_up(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the entries of each image begin, and where the last one's end: int64 [n + 1]."""
+def offsets_from_counts(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the offset of each image's first entry, and the total number of entries: int64 [n + 1]."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def _gather(first: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which entries belong to the given images, and where each image's entries begin among them."""
+    """Return the indices of the entries of the given images, and the new offsets of these images."""
     counts = np.diff(first)[rows]
-    begins = counted_up(counts)
+    begins = offsets_from_counts(counts)
     return np.arange(begins[-1]) + np.repeat(first[rows] - begins[:-1], counts), begins

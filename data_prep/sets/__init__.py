@@ -1,1 +1,1 @@
-"""One module a data set, each defining `DATASET`. They are imported to list their names: nothing heavy at the top."""
+"""One module per data set, which defines `DATASET`; large libraries are imported inside functions, not at the top."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from data_prep.official import Files, ImageSet, Official, Origin
+from data_prep.origin import Files, Origin
+from data_prep.raw import ImageSet, RawImages
 
 
-def _read(files: Files) -> Official:
+def _read(files: Files) -> RawImages:
     from data_prep.cifar import read_cifar
 
     return read_cifar(

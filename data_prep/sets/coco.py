@@ -1,14 +1,15 @@
-"""COCO: the images of 2014's validation split, divided as detection papers do.
+"""COCO: the images of the validation split of 2014, divided as in detection papers.
 
-The 5,000 of them that are also the validation split of 2017 ("minival") are the test images, the others the training
-images. Related are all ordered pairs of objects of different classes that are no crowds.
+The 5,000 of them that are also in the validation split of 2017 ("minival") are the test images; the others are the
+training images. All ordered pairs of objects of different classes are related, without crowds.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from data_prep.official import OfficialScenes, SceneSet, SourceError
+from data_prep.errors import SourceError
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,19 +21,19 @@ _ALL = "instances_val2014.json"
 _TEST = "instances_val2017.json"
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
+def _read(files: SceneFiles) -> RawScenes:
     import numpy as np
 
-    from data_prep.format import EXAMPLES, LeftOut
+    from data_prep.format import MAX_EXAMPLES, LeftOutRecord
 
     content, test_ids = _load(files, _ALL), _column(_TEST, "images", _list(_TEST, _load(files, _TEST), "images"), "id")
     names = {int(entry_id): name for entry_id, name in _categories(content)}
     class_ids = sorted(names)
     everything = _annotations(content, np.array(class_ids))
     in_test = np.isin(everything.ids, test_ids)
-    astray = [f"image {number}" for number in test_ids[~np.isin(test_ids, everything.ids)]]
+    unknown = [f"image {number}" for number in test_ids[~np.isin(test_ids, everything.ids)]]
     reason = f"in {_TEST} but not in {_ALL}"
-    return OfficialScenes(
+    return RawScenes(
         classes=tuple(names[class_id] for class_id in class_ids),
         predicates=(),
         relations="classes",
@@ -40,8 +41,8 @@ def _read(files: SceneFiles) -> OfficialScenes:
         test=everything.take(np.flatnonzero(in_test)),
         pictures=files.pictures(),
         category_ids=tuple(class_ids),
-        left_out=(LeftOut(what="images", reason=reason, count=len(astray), examples=astray[:EXAMPLES]),)
-        if astray
+        left_out=(LeftOutRecord(what="images", reason=reason, count=len(unknown), examples=unknown[:MAX_EXAMPLES]),)
+        if unknown
         else (),
     )
 
@@ -68,7 +69,7 @@ def _annotations(content: dict[str, Any], class_ids: Any) -> Annotations:
     import numpy as np
 
     from data_prep.annotating import as_boxes
-    from data_prep.format import Annotations, counted_up
+    from data_prep.format import Annotations, offsets_from_counts
 
     images, objects = _list(_ALL, content, "images"), _list(_ALL, content, "annotations")
     ids = _column(_ALL, "images", images, "id")
@@ -95,7 +96,7 @@ def _annotations(content: dict[str, Any], class_ids: Any) -> Annotations:
         names=[entry["file_name"] for entry in images],
         ids=ids,
         sizes=np.stack(sizes, axis=1).astype(np.int32),
-        first_object=counted_up(np.bincount(image, minlength=len(ids))),
+        first_object=offsets_from_counts(np.bincount(image, minlength=len(ids))),
         boxes=as_boxes(boxes[by_image]),
         labels=label[by_image],
         difficult=np.zeros(len(objects), dtype=np.bool_),
@@ -117,19 +118,19 @@ def _list(name: str, content: dict[str, Any], key: str) -> Sequence[dict[str, An
 
 
 def _column(name: str, where: str, entries: Sequence[dict[str, Any]], key: str, values: int = 0) -> Any:
-    """One field of all entries: int64 [n], or, of that many values, float64 [n, values]."""
+    """Return a field of all entries: int64 [n], or float64 [n, values] for a list of `values` numbers."""
     import numpy as np
 
     def is_number(value: object) -> bool:
         return type(value) is float or (type(value) is int and abs(value) < 2**53)
 
-    def sound(value: object) -> bool:
+    def valid(value: object) -> bool:
         if not values:
             return type(value) is int and abs(value) < 2**31
         return isinstance(value, list) and len(value) == values and all(map(is_number, value))
 
     for number, entry in enumerate(entries):
-        if not sound(entry.get(key)):
+        if not valid(entry.get(key)):
             expected = f"{values} numbers" if values else "a whole number"
             found = f"{key!r} is {entry[key]!r}" if key in entry else f"has no {key!r}"
             raise SourceError(f"{name}: {where}[{number}] {found}, expected {expected}")
@@ -139,7 +140,7 @@ def _column(name: str, where: str, entries: Sequence[dict[str, Any]], key: str, 
 
 
 def _rows(ids: Any, order: Any, wanted: Any, key: str) -> Any:
-    """The rows of the entries with the wanted ids."""
+    """Return the row numbers of the wanted ids."""
     import numpy as np
 
     found = np.searchsorted(ids, wanted, sorter=order)

@@ -1,6 +1,6 @@
-"""MIT Indoor 67: photographs of indoor places, each with the category of its place and no annotated objects.
+"""MIT Indoor 67: photographs of indoor places, each with a category and without annotated objects.
 
-The official lists name the images of the two splits as `category/file`, below `Images/` of the official archive.
+The official lists contain the images of the two splits as `category/file`, relative to `Images/` of the archive.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from data_prep.official import OfficialScenes, SceneSet, SourceError
+from data_prep.errors import SourceError
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
-    from data_prep.annotating import Scene
+    from data_prep.annotating import SceneAnnotation
     from data_prep.scene_files import FoundPictures, SceneFiles
 
 _TRAIN, _TEST = "TrainImages.txt", "TestImages.txt"
-_UNKNOWN = (0, 0)  # pictures of this size are left out, and named, when all are examined
+_UNKNOWN = (0, 0)  # pictures of this size are left out and recorded when all pictures are checked
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
-    from data_prep.annotating import together
+def _read(files: SceneFiles) -> RawScenes:
+    from data_prep.annotating import concatenate
 
     train, test = _listed(files, _TRAIN), _listed(files, _TEST)
     both = set(train).intersection(test)
@@ -31,12 +32,12 @@ def _read(files: SceneFiles) -> OfficialScenes:
         _scene(name, number, categories.index(_category(name)), pictures)
         for number, name in enumerate((*train, *test), start=1)
     ]
-    return OfficialScenes(
+    return RawScenes(
         classes=(),
         predicates=(),
         relations="classes",
-        train=together(scenes[: len(train)]),
-        test=together(scenes[len(train) :]),
+        train=concatenate(scenes[: len(train)]),
+        test=concatenate(scenes[len(train) :]),
         pictures=pictures,
         categories=tuple(categories),
     )
@@ -50,9 +51,9 @@ def _listed(files: SceneFiles, listing: str) -> list[str]:
         if not name:
             continue
         if not re.fullmatch(r"[^/.][^/]*/[^/]+", name):
-            raise SourceError(f"{listing} line {number}: {name!r} is no image such as bookstore/CIMG2743.jpg")
+            raise SourceError(f"{listing} line {number}: {name!r} is not an image such as bookstore/CIMG2743.jpg")
         if name in names:
-            raise SourceError(f"{listing} line {number}: {name} is there already, in line {names[name]}")
+            raise SourceError(f"{listing} line {number}: {name} is already in line {names[name]}")
         names[name] = number
     return list(names)
 
@@ -61,10 +62,10 @@ def _category(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _scene(name: str, number: int, category: int, pictures: FoundPictures) -> Scene:
-    from data_prep.annotating import Scene
+def _scene(name: str, number: int, category: int, pictures: FoundPictures) -> SceneAnnotation:
+    from data_prep.annotating import SceneAnnotation
 
-    return Scene(name=name, id=number, size=_size(name, pictures), boxes=(), labels=(), category=category)
+    return SceneAnnotation(name=name, id=number, size=_size(name, pictures), boxes=(), labels=(), category=category)
 
 
 def _size(name: str, pictures: FoundPictures) -> tuple[int, int]:

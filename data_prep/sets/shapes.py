@@ -1,15 +1,15 @@
-"""Generated scenes of coloured shapes whose classes stand in known relations.
+"""Generated scenes of coloured shapes with known relations between classes.
 
-Which shape a class is can be seen; that a star `lights` a heart cannot: relations are a rule on the two classes alone
-(`RULES`), so an attention that is not told of them has no reason to find them. The scenes are the same for good.
+The class of a shape is visible, but its relations are not: they follow a rule on the two classes (`RULES`), so that an
+attention without supervision has no reason to find them. The scenes are identical on all machines and versions.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from data_prep.drawing import CLASSES, Population, draw_scenes
-from data_prep.official import OfficialScenes, SceneSet
+from data_prep.drawing import CLASSES, SceneContent, draw_scenes
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,19 +34,19 @@ _RELATED = {
 }
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
-    return OfficialScenes(CLASSES, tuple(RULES.values()), "annotated", *draw_scenes(_COUNTS, 0, _population))
+def _read(files: SceneFiles) -> RawScenes:
+    return RawScenes(CLASSES, tuple(RULES.values()), "annotated", *draw_scenes(_COUNTS, 0, _scene_content))
 
 
-def _population(random: np.random.RandomState, _: int) -> Population:
-    """Classes of 4 to 7 objects, few enough to repeat, with a related pair and an unrelated one of two classes."""
+def _scene_content(random: np.random.RandomState, _: int) -> SceneContent:
+    """Return 4 to 7 objects of 3 to 5 classes, with a related and an unrelated pair of objects of different classes."""
     while True:
         kinds = random.permutation(len(CLASSES))[: random.randint(3, 6)]
         labels = [int(label) for label in kinds[random.randint(0, len(kinds), random.randint(4, 8))]]
         pairs = [(i, j) for i, a in enumerate(labels) for j, b in enumerate(labels) if a != b]
         relations = [(i, j, _RELATED[key]) for i, j in pairs if (key := (labels[i], labels[j])) in _RELATED]
         if 0 < len(relations) < len(pairs):
-            return Population(labels, relations)
+            return SceneContent(labels, relations)
 
 
 DATASET = SceneSet(

@@ -1,7 +1,7 @@
 """Tiny ImageNet: 64x64 JPEGs in the official zip archive.
 
-The classes and their order are those of `wnids.txt`, their names those of `words.txt`. The official validation images
-are the test set, as the official test labels are not public (paper 6.1).
+`wnids.txt` gives the classes and their order, `words.txt` their names. The official validation images are the test
+set, as the official test labels are not public (paper 6.1).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from data_prep.official import Files, Images, ImageSet, Official, Origin, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Files, Origin
+from data_prep.raw import ImageSet, RawImages, RawSplit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,7 @@ _TRAIN_IMAGE = re.compile(r"train/(n\d{8})/images/\1_(\d+)\.JPEG")
 _ANNOTATIONS = "val/val_annotations.txt"
 
 
-def _read(files: Files) -> Official:
+def _read(files: Files) -> RawImages:
     wnids = _lines(files, "wnids.txt")
     index = {wnid: i for i, wnid in enumerate(wnids)}
     if len(index) != len(wnids):
@@ -31,7 +33,7 @@ def _read(files: Files) -> Official:
     unnamed = [wnid for wnid in wnids if wnid not in words]
     if unnamed:
         raise SourceError(f"words.txt: has no name for class {unnamed[0]!r} of wnids.txt")
-    return Official(
+    return RawImages(
         classes=tuple(words[wnid] for wnid in wnids),
         image_shape=(3, _SIDE, _SIDE),
         train=_images(files, _train_members(files, index)),
@@ -40,7 +42,7 @@ def _read(files: Files) -> Official:
 
 
 def _train_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
-    """Files and labels, ordered by class and then by image number."""
+    """Return files and labels, ordered by class and then by image number."""
     found = []
     for name in files:
         if match := _TRAIN_IMAGE.fullmatch(name):
@@ -54,31 +56,31 @@ def _train_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]
 
 
 def _test_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
-    """Files and labels of the official validation images, in the order of their annotations."""
+    """Return files and labels of the official validation images, in the order of their annotations."""
     found = []
     for number, line in enumerate(_lines(files, _ANNOTATIONS), start=1):
         image, wnid = [*line.split("\t"), ""][:2]
         name = f"val/images/{image}"
         if wnid not in index or name not in files:
-            what = f"image {image!r}, which is not there" if wnid in index else f"class {wnid!r}, not in wnids.txt"
+            what = f"image {image!r}, which is missing" if wnid in index else f"class {wnid!r}, not in wnids.txt"
             raise SourceError(f"{_ANNOTATIONS} line {number}: names {what}")
         found.append((name, index[wnid]))
     return found
 
 
-def _images(files: Files, members: Sequence[tuple[str, int]]) -> Images:
+def _images(files: Files, members: Sequence[tuple[str, int]]) -> RawSplit:
     import numpy as np
 
-    from data_prep.decoding import decoded
+    from data_prep.decoding import decode_all
     from data_prep.format import BLOCK
 
     names = [name for name, _ in members]
 
     def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         encoded = ((names[row], files[names[row]]) for row in rows)
-        return decoded(encoded, len(rows), (_SIDE, _SIDE, 3), decode, BLOCK)
+        return decode_all(encoded, len(rows), (_SIDE, _SIDE, 3), decode, BLOCK)
 
-    return Images(np.array([label for _, label in members], dtype=np.int64), np.arange(len(members)), blocks)
+    return RawSplit(np.array([label for _, label in members], dtype=np.int64), np.arange(len(members)), blocks)
 
 
 def decode(encoded: Sequence[tuple[str, bytes]], images: NDArray[np.uint8]) -> None:

@@ -1,7 +1,7 @@
-"""Visual Genome in the layout that scene-graph papers use: 150 classes and 50 predicates in `VG-SGG.h5`.
+"""Visual Genome in the format of scene-graph papers: 150 classes and 50 predicates in `VG-SGG.h5`.
 
-Its rows are the images of `image_data.json` without the four corrupt ones; its boxes are centre, width and height in an
-image whose longer side is 1,024.
+The rows of this file are the images of `image_data.json` without the four corrupt ones. Boxes are centre, width and
+height in an image scaled to a longer side of 1,024.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_prep.official import OfficialScenes, SceneSet, SourceError
+from data_prep.errors import SourceError
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     import h5py
@@ -24,7 +25,7 @@ _LONG_SIDE = 1024
 _H5 = ("VG-SGG.h5", "VG-SGG-with-attri.h5")
 _DICTS = ("VG-SGG-dicts.json", "VG-SGG-dicts-with-attri.json")
 _IMAGE_DATA = "image_data.json"
-_COLUMNS = {  # of each data set of the h5 file that is read
+_COLUMNS = {  # of each HDF5 data set that is read
     "split": None,
     "boxes_1024": 4,
     "labels": 1,
@@ -37,10 +38,10 @@ _COLUMNS = {  # of each data set of the h5 file that is read
 }
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
+def _read(files: SceneFiles) -> RawScenes:
     import numpy as np
 
-    from data_prep.format import EXAMPLES, LeftOut
+    from data_prep.format import MAX_EXAMPLES, LeftOutRecord
 
     h5_name, dicts_name = _either(files, _H5), _either(files, _DICTS)
     dicts = files.json(dicts_name)
@@ -49,23 +50,24 @@ def _read(files: SceneFiles) -> OfficialScenes:
     held = _datasets(h5_name, files)
     if len(ids) != len(held["split"]):
         raise SourceError(
-            f"{h5_name}: split has {len(held['split']):,} rows, {_IMAGE_DATA} {len(ids):,} images without the corrupt"
+            f"{h5_name}: split has {len(held['split']):,} rows, "
+            f"{_IMAGE_DATA} {len(ids):,} images without the corrupt ones"
         )
     everything, unused = _annotations(h5_name, held, ids, sizes, len(classes), len(predicates))
     wrong = np.flatnonzero(~np.isin(held["split"], (0, 2)))
     if len(wrong):
         raise SourceError(f"{h5_name}: split row {wrong[0]} is {held['split'][wrong[0]]}, expected 0 or 2")
     left_out = [
-        LeftOut(
+        LeftOutRecord(
             what=what,
             reason="of no image",
             count=len(rows),
-            examples=[f"{h5_name} row {row}" for row in rows[:EXAMPLES]],
+            examples=[f"{h5_name} row {row}" for row in rows[:MAX_EXAMPLES]],
         )
         for what, rows in unused.items()
         if len(rows)
     ]
-    return OfficialScenes(
+    return RawScenes(
         classes=classes,
         predicates=predicates,
         relations="annotated",
@@ -81,10 +83,10 @@ def _either(files: SceneFiles, names: tuple[str, str]) -> str:
 
 
 def _vocabulary(name: str, dicts: Any, key: str) -> tuple[str, ...]:
-    """The names numbered 1, 2, ..."""
+    """Return the names with numbers 1, 2, ..."""
     entries = dicts.get(key) if isinstance(dicts, dict) else None
     if not isinstance(entries, dict) or set(entries) != {str(i + 1) for i in range(len(entries))} or not entries:
-        raise SourceError(f"{name}: {key!r} is no table of names numbered from 1 on")
+        raise SourceError(f"{name}: {key!r} is not a table of names numbered from 1")
     return tuple(str(entries[str(i + 1)]) for i in range(len(entries)))
 
 
@@ -98,11 +100,11 @@ def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     for number, entry in enumerate(entries):
         for key in keys:
             if not isinstance(entry, dict) or type(entry.get(key)) is not int or not 0 < entry[key] < 2**31:
-                raise SourceError(f"{_IMAGE_DATA}: entry {number} has no sound {key!r}")
+                raise SourceError(f"{_IMAGE_DATA}: entry {number} has no valid {key!r}")
     rows = [[entry[key] for key in keys] for entry in entries if entry["image_id"] not in _CORRUPT]
     table = np.array(rows, dtype=np.int64).reshape(-1, 3)
     if len(np.unique(table[:, 0])) != len(table):
-        raise SourceError(f"{_IMAGE_DATA}: has an image_id twice")
+        raise SourceError(f"{_IMAGE_DATA}: has an image_id that occurs twice")
     return table[:, 0], table[:, 1:].astype(np.int32)
 
 
@@ -140,11 +142,11 @@ def _annotations(
     classes: int,
     predicates: int,
 ) -> tuple[Annotations, dict[Literal["objects", "relations"], NDArray[np.int64]]]:
-    """The annotations of all images, and the rows of objects and relations that are of none."""
+    """Return the annotations of all images, and the rows of objects and relations that belong to no image."""
     import numpy as np
 
     from data_prep.annotating import as_boxes
-    from data_prep.format import Annotations, counted_up
+    from data_prep.format import Annotations, offsets_from_counts
 
     for key, rows_of in (("labels", "boxes_1024"), ("predicates", "relationships")):
         if len(held[key]) != len(held[rows_of]):
@@ -152,9 +154,9 @@ def _annotations(
     objects, object_counts = _rows_of_images(name, held, "box", "boxes_1024")
     relations, relation_counts = _rows_of_images(name, held, "rel", "relationships")
 
-    first_object = counted_up(object_counts)
+    first_object = offsets_from_counts(object_counts)
     image_of_relation = np.repeat(np.arange(len(ids)), relation_counts)
-    # to indices into the objects of the image: absolute row less the image's first
+    # index into the objects of the image: absolute row minus the first row of the image
     inner = held["relationships"][relations] - held["img_to_first_box"][image_of_relation, None]
     wrong = np.flatnonzero(((inner < 0) | (inner >= object_counts[image_of_relation, None])).any(axis=1))
     if len(wrong):
@@ -177,7 +179,7 @@ def _annotations(
         labels=_from_zero(name, held["labels"], "labels", classes)[objects],
         difficult=np.zeros(len(objects), dtype=np.bool_),
         crowd=np.zeros(len(objects), dtype=np.bool_),
-        first_relation=counted_up(relation_counts),
+        first_relation=offsets_from_counts(relation_counts),
         relations=inner,
         predicates=_from_zero(name, held["predicates"], "predicates", predicates)[relations],
     )
@@ -190,7 +192,7 @@ def _annotations(
 def _rows_of_images(
     name: str, held: dict[str, NDArray[np.int64]], kind: str, table: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of a table in the order of the images they belong to, and how many each image has."""
+    """Return the rows of a table in the order of their images, and the number of rows of each image."""
     import numpy as np
 
     first, last = held[f"img_to_first_{kind}"], held[f"img_to_last_{kind}"]

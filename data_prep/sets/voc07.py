@@ -1,7 +1,7 @@
-"""PASCAL VOC 2007: the official tar archives, or the `VOCdevkit` folder that they unpack to.
+"""PASCAL VOC 2007: the official tar archives, or the extracted `VOCdevkit` folder.
 
-Corners are 1-based and inclusive in the official files: pixel k spans [k - 1, k]. Related are all ordered pairs of
-objects of different classes that are not difficult.
+Box corners are 1-based and inclusive in the official files: pixel k spans [k - 1, k]. All ordered pairs of objects of
+different classes are related, without difficult objects.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from data_prep.official import Archive, OfficialScenes, SceneSet, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Archive
+from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-    from data_prep.annotating import Scene
+    from data_prep.annotating import SceneAnnotation
     from data_prep.format import Annotations
     from data_prep.scene_files import SceneFiles
 
@@ -41,12 +43,12 @@ _CLASSES = (
     "tvmonitor",
 )
 _LABELS = {name: label for label, name in enumerate(_CLASSES)}
-_LARGEST = 2**16  # pixels a side; JPEG has no larger images
+_LARGEST = 2**16  # pixels per side, the maximum of JPEG
 _SERVER = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
 
 
-def _read(files: SceneFiles) -> OfficialScenes:
-    return OfficialScenes(
+def _read(files: SceneFiles) -> RawScenes:
+    return RawScenes(
         classes=_CLASSES,
         predicates=(),
         relations="classes",
@@ -57,32 +59,32 @@ def _read(files: SceneFiles) -> OfficialScenes:
 
 
 def _part(files: SceneFiles, part: str) -> Annotations:
-    from data_prep.annotating import together
+    from data_prep.annotating import concatenate
 
     listing = f"ImageSets/Main/{part}.txt"
     names = files.annotation(listing).decode("utf-8", errors="replace").split()
     for name in names:
         if not re.fullmatch(r"\d+(_\d+)?", name):
-            raise SourceError(f"{listing}: {name!r} is no image number such as 000005")
+            raise SourceError(f"{listing}: {name!r} is not an image number such as 000005")
     if len(set(names)) != len(names):
         raise SourceError(f"{listing}: lists an image twice")
-    return together([_scene(name, *_parsed(files, f"Annotations/{name}.xml")) for name in names])
+    return concatenate([_scene(name, *_parsed(files, f"Annotations/{name}.xml")) for name in names])
 
 
 def _parsed(files: SceneFiles, path: str) -> tuple[str, Element]:
     from xml.etree import ElementTree
 
     text = files.annotation(path).decode("utf-8", errors="replace")
-    if "<!DOCTYPE" in text:  # the only place where entities can be declared
-        raise SourceError(f"{path}: declares a document type; an official file has none, refused")
+    if "<!DOCTYPE" in text:  # entities can be declared only there
+        raise SourceError(f"{path}: declares a document type, which no official file does; refused")
     try:
         return path, ElementTree.fromstring(text)  # noqa: S314
     except (ElementTree.ParseError, ValueError) as error:
         raise SourceError(f"{path}: is not XML ({error})") from None
 
 
-def _scene(name: str, path: str, root: Element) -> Scene:
-    from data_prep.annotating import Scene
+def _scene(name: str, path: str, root: Element) -> SceneAnnotation:
+    from data_prep.annotating import SceneAnnotation
 
     boxes, labels, difficult = [], [], []
     for number, each in enumerate(root.findall("object"), start=1):
@@ -97,7 +99,7 @@ def _scene(name: str, path: str, root: Element) -> Scene:
     width, height = (_number(root, f"size/{key}", path) for key in ("width", "height"))
     if not (0 < width < _LARGEST and 0 < height < _LARGEST):
         raise SourceError(f"{path}: <size> is {width:g} x {height:g}, expected an image's width and height")
-    return Scene(
+    return SceneAnnotation(
         name=f"{name}.jpg",
         id=int(name.replace("_", "")),
         size=(int(width), int(height)),

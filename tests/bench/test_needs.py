@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from affsup_cli.bench.needs import Kind, Speed, kind_of, kinds_of, needed_runs, seconds_of
+from affsup_cli.bench.needs import RunKind, Speed, kind_of, kinds_of, needed_runs, seconds_of
 from affsup_cli.recipe import Recipe, SceneRecipe, load_recipe
 from affsup_cli.reporting.experiments import Experiment
 from affsup_cli.reporting.spec import paper_names
@@ -30,7 +30,7 @@ def test_every_run_of_the_paper_is_of_a_known_kind() -> None:
     kinds = kinds_of(runs)
     assert {kind_of(experiment.recipe) for experiment in runs} == set(kinds)
     assert {kind for kind in kinds if kind.task != "minibatch"} == {
-        Kind(task, "resnet101", "600x1000") for task in ("frcnn", "relnet", "relpn")
+        RunKind(task, "resnet101", "600x1000") for task in ("frcnn", "relnet", "relpn")
     }
     assert all(recipe.flat()["affinity.loss"] != "none" for kind, recipe in kinds.items() if kind.task == "minibatch")
 

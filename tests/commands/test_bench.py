@@ -7,25 +7,22 @@ import pytest
 import torch
 
 from affsup_cli.bench import run, speeds
-from affsup_cli.bench.needs import Kind, Speed
-from affsup_cli.bench.parts import Sizes
+from affsup_cli.bench.needs import RunKind, Speed
 from affsup_cli.commands.bench import bench, print_bench
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 from tests.commands.calling import invoke
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speeds, "SECONDS", 0.05)
-    monkeypatch.setattr(run, "Sizes", lambda: Sizes(nodes=32, images=2, proposals=8, rounds=1))
 
 
-def test_bench_prints_speeds_ratios_and_hours_and_keeps_them(tmp_path: Path) -> None:
+def test_bench_prints_speeds_and_hours_and_keeps_them(tmp_path: Path) -> None:
     out = tmp_path / "bench.csv"
     result = invoke(bench, "demo", "--device", "cpu", "--out", str(out))
     assert result.exit_code == 0, result.exception
     assert "minibatch resnet20 digits" in result.output
-    assert "minibatch with L_G ÷" in result.output
     assert "hours on this CPU" in result.output
     (line,) = (line for line in result.output.splitlines() if line.startswith("demo "))
     assert line.split()[1] == "6"
@@ -45,7 +42,7 @@ def test_bench_refuses_a_place_before_it_times_anything(tmp_path: Path, monkeypa
 
 def test_bench_says_of_detectors_alone_that_reading_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     for task, said in (("minibatch", False), ("relnet", True)):
-        print_bench(run.Bench(torch.device("cpu"), (), {Kind(task, "", ""): Speed(1.0, 1, 1.0, 1)}, (), ()))
+        print_bench(run.Bench(torch.device("cpu"), (), {RunKind(task, "", ""): Speed(1.0, 1, 1.0, 1)}))
         assert ("run.cache_gb" in capsys.readouterr().out) == said
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from affsup_cli.commands.compare import compare
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 from tests.commands.calling import invoke
 from tests.reporting.fake_runs import AFFINITY, BASE, RunMaker, decay
 

@@ -22,9 +22,9 @@ from affsup_cli.commands.predict import predict
 from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.trained import open_trained
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, load_recipe, parse_override, read_recipe
 from affsup_cli.tasks.scene_network import build_network
+from data_prep.errors import AffsupError, UsageError
 from tests.commands.calling import invoke
 from tests.small_scenes import small
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 import data_prep
 from affsup_cli.commands import prepare as command
-from affsup_cli.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, coco, mit67, picture, voc, write_coco
 

@@ -12,7 +12,8 @@ import pytest
 
 import data_prep
 from data_prep.archive import open_archive, tar_index
-from data_prep.official import Origin, SourceError
+from data_prep.errors import SourceError
+from data_prep.origin import Origin
 from tests.data_prep.conftest import OfficialFiles
 
 ROOT = "cifar-10-batches-py"
@@ -58,17 +59,17 @@ def test_members_named_from_the_present_folder_are_found(
 @pytest.mark.parametrize(
     ("name", "kind", "what"),
     [
-        ("../evil", tarfile.REGTYPE, "'../evil' would leave the folder"),
-        (f"{ROOT}/../../evil", tarfile.REGTYPE, "would leave the folder"),
-        ("/etc/evil", tarfile.REGTYPE, "would leave the folder"),
-        (f"{ROOT}\\..\\..\\evil", tarfile.REGTYPE, "would leave the folder"),
-        ("C:\\evil", tarfile.REGTYPE, "would leave the folder"),
+        ("../evil", tarfile.REGTYPE, "'../evil' has a path outside the folder"),
+        (f"{ROOT}/../../evil", tarfile.REGTYPE, "has a path outside the folder"),
+        ("/etc/evil", tarfile.REGTYPE, "has a path outside the folder"),
+        (f"{ROOT}\\..\\..\\evil", tarfile.REGTYPE, "has a path outside the folder"),
+        ("C:\\evil", tarfile.REGTYPE, "has a path outside the folder"),
         (f"{ROOT}/extra", tarfile.SYMTYPE, "a link or a device"),
         (f"{ROOT}/extra", tarfile.LNKTYPE, "a link or a device"),
         (f"{ROOT}/extra", tarfile.CHRTYPE, "a link or a device"),
         (f"{ROOT}/extra", tarfile.FIFOTYPE, "a link or a device"),
-        (f"{ROOT}/test_batch", tarfile.REGTYPE, "'cifar-10-batches-py/test_batch' is there twice"),
-        (f"./{ROOT}//test_batch", tarfile.REGTYPE, "is there twice"),
+        (f"{ROOT}/test_batch", tarfile.REGTYPE, "'cifar-10-batches-py/test_batch' occurs twice"),
+        (f"./{ROOT}//test_batch", tarfile.REGTYPE, "occurs twice"),
     ],
 )
 def test_a_tar_with_a_hostile_member_is_refused_as_a_whole(
@@ -166,11 +167,11 @@ def test_the_archive_of_another_data_set_says_what_was_found_and_expected(
 @pytest.mark.parametrize(
     ("name", "mode", "what"),
     [
-        ("../evil", stat.S_IFREG, "would leave the folder"),
-        ("/evil", stat.S_IFREG, "would leave the folder"),
+        ("../evil", stat.S_IFREG, "has a path outside the folder"),
+        ("/evil", stat.S_IFREG, "has a path outside the folder"),
         (f"{ROOT}/extra", stat.S_IFLNK, "a link or a device"),
         (f"{ROOT}/extra", stat.S_IFCHR, "a link or a device"),
-        (f"./{ROOT}/test_batch", stat.S_IFREG, "is there twice"),
+        (f"./{ROOT}/test_batch", stat.S_IFREG, "occurs twice"),
     ],
 )
 def test_a_zip_with_a_hostile_member_is_refused_as_a_whole(
@@ -247,13 +248,13 @@ def test_the_index_of_a_plain_tar_says_where_its_files_lie(official: OfficialFil
 @pytest.mark.parametrize(
     ("name", "kind", "what"),
     [
-        ("../evil", tarfile.REGTYPE, "would leave the folder"),
-        ("/etc/passwd", tarfile.REGTYPE, "would leave the folder"),
+        ("../evil", tarfile.REGTYPE, "has a path outside the folder"),
+        ("/etc/passwd", tarfile.REGTYPE, "has a path outside the folder"),
         ("a/link", tarfile.SYMTYPE, "is a link or a device"),
         ("a/link", tarfile.LNKTYPE, "is a link or a device"),
         ("a/device", tarfile.CHRTYPE, "is a link or a device"),
         ("a/sparse", tarfile.GNUTYPE_SPARSE, "is a link or a device"),
-        ("a/1.txt", tarfile.REGTYPE, "is there twice"),
+        ("a/1.txt", tarfile.REGTYPE, "occurs twice"),
     ],
 )
 def test_a_hostile_plain_tar_is_refused(tmp_path: Path, name: str, kind: bytes, what: str) -> None:
@@ -268,10 +269,10 @@ def test_a_hostile_plain_tar_is_refused(tmp_path: Path, name: str, kind: bytes, 
 def test_a_truncated_plain_tar_is_refused(official: OfficialFiles, tmp_path: Path, left: int) -> None:
     path = official.tar(tmp_path / "t.tar", "root", {"1": b"x" * 300, "2": b"y" * 1500}, "w")
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(SourceError, match=r"truncated or damaged|is no plain tar archive"):
+    with pytest.raises(SourceError, match=r"truncated or damaged|is not an uncompressed tar archive"):
         tar_index(path)
 
 
 def test_a_compressed_tar_is_not_a_plain_one(official: OfficialFiles, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="is no plain tar archive: give the folder that"):
+    with pytest.raises(SourceError, match="is not an uncompressed tar archive: give the folder that"):
         tar_index(official.tar(tmp_path / "t.tar.gz", "root", {"1": b"x"}))

@@ -15,12 +15,12 @@ import pytest
 from filelock import FileLock
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep import labelled
-from data_prep.build import Outcome, build
+from data_prep.build import PrepareResult, build
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import read_manifest, read_split, verify
 from data_prep.labelled import split_rows
-from data_prep.official import DataSet
+from data_prep.raw import DataSet
 from tests.data_prep.conftest import OfficialFiles
 
 
@@ -30,10 +30,10 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def prepare(cifar10: DataSet, cifar10_archive: Path, data: Path) -> Callable[..., Outcome]:
+def prepare(cifar10: DataSet, cifar10_archive: Path, data: Path) -> Callable[..., PrepareResult]:
     """Prepares the small CIFAR-10 archive; keywords change the request."""
 
-    def run(**request: object) -> Outcome:
+    def run(**request: object) -> PrepareResult:
         return build(cifar10, **({"sources": [cifar10_archive], "data_dir": data} | request))
 
     return run
@@ -68,7 +68,7 @@ def test_a_limited_split_is_a_part_of_the_whole_one(limit: int) -> None:
     assert set(val) <= set(whole_val)
 
 
-def test_prepared_images_are_the_official_ones(prepare: Callable[..., Outcome], official: OfficialFiles) -> None:
+def test_prepared_images_are_the_official_ones(prepare: Callable[..., PrepareResult], official: OfficialFiles) -> None:
     outcome = prepare()
     rows = np.concatenate([official.cifar_rows(f"data_batch_{i}")[0] for i in range(1, 6)])
     for name in ("train", "val", "test"):
@@ -80,7 +80,9 @@ def test_prepared_images_are_the_official_ones(prepare: Callable[..., Outcome], 
     assert verify(outcome.folder) == outcome.manifest
 
 
-def test_the_manifest_says_what_was_prepared_from_what(prepare: Callable[..., Outcome], cifar10_archive: Path) -> None:
+def test_the_manifest_says_what_was_prepared_from_what(
+    prepare: Callable[..., PrepareResult], cifar10_archive: Path
+) -> None:
     manifest = prepare().manifest
     archive = cifar10_archive.read_bytes()
     assert manifest.source.kind == "archive"
@@ -95,7 +97,7 @@ def test_the_manifest_says_what_was_prepared_from_what(prepare: Callable[..., Ou
 
 
 def test_a_source_with_the_official_checksum_and_counts_is_complete(
-    prepare: Callable[..., Outcome], cifar10: DataSet, cifar10_archive: Path, data: Path
+    prepare: Callable[..., PrepareResult], cifar10: DataSet, cifar10_archive: Path, data: Path
 ) -> None:
     assert cifar10.origin
     origin = replace(cifar10.origin, md5=hashlib.md5(cifar10_archive.read_bytes()).hexdigest())
@@ -108,7 +110,7 @@ def test_a_source_with_the_official_checksum_and_counts_is_complete(
 
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
 def test_a_folder_or_its_parent_gives_the_same_data_as_the_archive(
-    prepare: Callable[..., Outcome], official: OfficialFiles, tmp_path: Path, data: Path, inner: str
+    prepare: Callable[..., PrepareResult], official: OfficialFiles, tmp_path: Path, data: Path, inner: str
 ) -> None:
     archive = prepare()
     official.folder(tmp_path / "extracted", "cifar-10-batches-py", official.cifar10())
@@ -119,7 +121,7 @@ def test_a_folder_or_its_parent_gives_the_same_data_as_the_archive(
 
 
 def test_a_folder_is_recorded_by_its_sha256sum_listing(
-    prepare: Callable[..., Outcome], official: OfficialFiles, tmp_path: Path
+    prepare: Callable[..., PrepareResult], official: OfficialFiles, tmp_path: Path
 ) -> None:
     folder = official.folder(tmp_path, "cifar-10-batches-py", official.cifar10())
     listing = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir()))
@@ -178,7 +180,7 @@ def test_a_download_is_used_where_no_source_is_given_and_kept(
 
 @pytest.mark.parametrize("given", [True, False])
 def test_the_same_request_again_changes_nothing(
-    prepare: Callable[..., Outcome], cifar10_archive: Path, data: Path, given: bool
+    prepare: Callable[..., PrepareResult], cifar10_archive: Path, data: Path, given: bool
 ) -> None:
     first = prepare(limit=40)
     times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
@@ -187,7 +189,7 @@ def test_the_same_request_again_changes_nothing(
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_another_limit_is_prepared_anew(prepare: Callable[..., Outcome]) -> None:
+def test_another_limit_is_prepared_anew(prepare: Callable[..., PrepareResult]) -> None:
     prepare()
     outcome = prepare(limit=30)
     assert outcome.status == "prepared"
@@ -196,7 +198,7 @@ def test_another_limit_is_prepared_anew(prepare: Callable[..., Outcome]) -> None
 
 
 def test_another_source_is_prepared_anew(
-    prepare: Callable[..., Outcome], official: OfficialFiles, tmp_path: Path
+    prepare: Callable[..., PrepareResult], official: OfficialFiles, tmp_path: Path
 ) -> None:
     before = prepare()
     files = official.cifar10()
@@ -207,7 +209,7 @@ def test_another_source_is_prepared_anew(
 
 
 @pytest.mark.parametrize("file", ["images.h5", "manifest.json"])
-def test_a_damaged_data_set_is_prepared_anew(prepare: Callable[..., Outcome], file: str) -> None:
+def test_a_damaged_data_set_is_prepared_anew(prepare: Callable[..., PrepareResult], file: str) -> None:
     folder = prepare().folder
     (folder / file).write_bytes(b"damaged")
     assert prepare().status == "prepared"
@@ -221,11 +223,11 @@ def test_a_damaged_data_set_is_prepared_anew(prepare: Callable[..., Outcome], fi
         ({"limit": -3}, UsageError, "--limit -3: expected at least 2"),
         ({"limit": 101}, UsageError, "--limit 101: expected at most 100"),
         ({"sources": [Path("a"), Path("b")]}, UsageError, "has one source, found 2"),
-        ({"sources": [Path("/no/such/archive")]}, AffsupError, "/no/such/archive is no file or folder"),
+        ({"sources": [Path("/no/such/archive")]}, AffsupError, "/no/such/archive is not a file or folder"),
     ],
 )
 def test_a_wrong_request_leaves_what_was_there(
-    prepare: Callable[..., Outcome], data: Path, request_: dict, error: type[Exception], what: str
+    prepare: Callable[..., PrepareResult], data: Path, request_: dict, error: type[Exception], what: str
 ) -> None:
     prepare()
     before = content(data)
@@ -266,7 +268,7 @@ def broken_sources(official: OfficialFiles, tmp_path: Path) -> dict[str, Path]:
 )
 @pytest.mark.parametrize("present", [True, False])
 def test_a_bad_source_leaves_what_was_there_and_no_litter(
-    prepare: Callable[..., Outcome],
+    prepare: Callable[..., PrepareResult],
     official: OfficialFiles,
     tmp_path: Path,
     data: Path,
@@ -296,7 +298,7 @@ def test_a_jpeg_that_fails_midway_leaves_no_litter(official: OfficialFiles, tmp_
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize("step", ["write_images", "write_manifest"])
 def test_an_interrupted_write_leaves_what_was_there_and_no_litter(
-    prepare: Callable[..., Outcome],
+    prepare: Callable[..., PrepareResult],
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
     interruption: BaseException,
@@ -320,7 +322,7 @@ def test_an_interrupted_write_leaves_what_was_there_and_no_litter(
 
 
 def test_a_disk_too_full_is_noticed_before_writing(
-    prepare: Callable[..., Outcome], data: Path, monkeypatch: pytest.MonkeyPatch
+    prepare: Callable[..., PrepareResult], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(data.parent)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -334,7 +336,7 @@ def test_a_disk_that_fills_up_midway_gives_one_message_and_no_crash(cifar10_arch
         import resource, sys
         from pathlib import Path
         import data_prep
-        from affsup_cli.errors import AffsupError
+        from data_prep.errors import AffsupError
         request = dict(sources=[Path({str(cifar10_archive)!r})], data_dir=Path({str(data)!r}))
         data_prep.prepare("cifar10", limit=20, **request)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -353,7 +355,9 @@ def test_a_disk_that_fills_up_midway_gives_one_message_and_no_crash(cifar10_arch
 
 
 @pytest.mark.parametrize("swapped", [True, False])
-def test_what_a_killed_replacement_left_is_settled(prepare: Callable[..., Outcome], data: Path, swapped: bool) -> None:
+def test_what_a_killed_replacement_left_is_settled(
+    prepare: Callable[..., PrepareResult], data: Path, swapped: bool
+) -> None:
     first = prepare()
     (data / ".cifar10.new").mkdir()
     if swapped:  # killed before the old one was removed
@@ -365,7 +369,7 @@ def test_what_a_killed_replacement_left_is_settled(prepare: Callable[..., Outcom
     assert {path.name for path in data.iterdir()} == {"cifar10", ".cifar10.lock"}
 
 
-def test_two_processes_do_not_prepare_the_same_data_set(prepare: Callable[..., Outcome], data: Path) -> None:
+def test_two_processes_do_not_prepare_the_same_data_set(prepare: Callable[..., PrepareResult], data: Path) -> None:
     data.mkdir()
     code = "with FileLock(sys.argv[1]): print('held', flush=True), sys.stdin.read()"
     command = [sys.executable, "-c", f"import sys; from filelock import FileLock\n{code}", str(data / ".cifar10.lock")]
@@ -378,7 +382,7 @@ def test_two_processes_do_not_prepare_the_same_data_set(prepare: Callable[..., O
     assert prepare().status == "prepared"
 
 
-def test_a_data_set_without_its_images_is_prepared_anew(prepare: Callable[..., Outcome]) -> None:
+def test_a_data_set_without_its_images_is_prepared_anew(prepare: Callable[..., PrepareResult]) -> None:
     folder = prepare().folder
     (folder / "images.h5").unlink()
     assert prepare().status == "prepared"
@@ -390,11 +394,13 @@ def test_a_folder_larger_than_the_data_set_can_be_is_refused(
 ) -> None:
     folder = official.folder(tmp_path, "cifar-10-batches-py", official.cifar10())
     assert cifar10.origin
-    with pytest.raises(AffsupError, match=r"cifar-10-batches-py: holds [\d,]+ bytes, more than the 100,000"):
+    with pytest.raises(
+        AffsupError, match=r"cifar-10-batches-py: contains [\d,]+ bytes, more than the maximum of 100,000"
+    ):
         build(replace(cifar10, origin=replace(cifar10.origin, max_bytes=100_000)), sources=[folder], data_dir=data)
 
 
-def test_one_flipped_bit_is_enough_to_prepare_anew(prepare: Callable[..., Outcome]) -> None:
+def test_one_flipped_bit_is_enough_to_prepare_anew(prepare: Callable[..., PrepareResult]) -> None:
     folder = prepare().folder
     damaged = bytearray((folder / "images.h5").read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -409,16 +415,16 @@ def test_other_data_sets_are_prepared_beside_a_locked_one(data: Path) -> None:
         assert data_prep.prepare("digits", data_dir=data).status == "prepared"
 
 
-def test_a_folder_with_the_users_own_files_is_never_replaced(prepare: Callable[..., Outcome], data: Path) -> None:
+def test_a_folder_with_the_users_own_files_is_never_replaced(prepare: Callable[..., PrepareResult], data: Path) -> None:
     (data / "cifar10").mkdir(parents=True)
     (data / "cifar10" / "thesis.tex").write_text("precious")
-    with pytest.raises(AffsupError, match=r"holds 'thesis\.tex', which affsup did not write"):
+    with pytest.raises(AffsupError, match=r"contains 'thesis\.tex', which affsup did not write"):
         prepare()
     assert (data / "cifar10" / "thesis.tex").read_text() == "precious"
 
 
 def test_a_data_set_behind_a_link_is_replaced_where_it_lies(
-    prepare: Callable[..., Outcome], data: Path, tmp_path: Path
+    prepare: Callable[..., PrepareResult], data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "big disk" / "c10").mkdir(parents=True)
     data.mkdir()
@@ -429,7 +435,7 @@ def test_a_data_set_behind_a_link_is_replaced_where_it_lies(
     assert prepare().status == "up to date"
 
 
-def test_a_place_that_is_a_file_is_one_message(prepare: Callable[..., Outcome], data: Path) -> None:
+def test_a_place_that_is_a_file_is_one_message(prepare: Callable[..., PrepareResult], data: Path) -> None:
     data.write_text("a file")
     with pytest.raises(AffsupError, match=r"data: File exists; nothing was changed"):
         prepare()

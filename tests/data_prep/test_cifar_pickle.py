@@ -4,6 +4,8 @@ import contextlib
 import os
 import pickle
 import struct
+import tracemalloc
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from data_prep import cifar_pickle
 from data_prep.cifar_pickle import load
-from data_prep.official import SourceError
+from data_prep.errors import SourceError
 
 DATA = np.arange(12, dtype=np.uint8).reshape(3, 4)
 BATCH = {"labels": [1, 300, 70000], "data": DATA, "filenames": ["a"], "flag": True, "none": None, "pair": (1, "x")}
@@ -44,6 +46,13 @@ def test_a_python_3_pickle_reads_as_it_was_written(protocol: int, byte_keys: boo
     read = load("train", pickle.dumps(batch, protocol))
     np.testing.assert_array_equal(read.pop("data"), DATA)
     assert read == {key: value for key, value in BATCH.items() if key != "data"}
+
+
+def test_byte_strings_that_python_3_wrote_for_python_2_are_read() -> None:
+    batch = {b"filenames": [b"automobile_%06d.png" % number for number in range(3000)]}
+    pickled = pickle.dumps(batch, 2)
+    assert pickled.count(b"\x86") > 2000  # a call each
+    assert load("train", pickled) == {"filenames": batch[b"filenames"]}
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
@@ -132,6 +141,61 @@ def test_an_endless_pickle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_claimed_sizes_take_no_memory(pickled: bytes) -> None:
     with contextlib.suppress(SourceError):
         assert load("data_batch_1", pickled) == {}
+
+
+def test_a_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = pickle.dumps(BATCH, 2)
+    monkeypatch.setattr(cifar_pickle, "_MAX_BYTES", len(pickled) - 1)
+    with pytest.raises(SourceError, match="expected at most"):
+        load("data_batch_1", pickled)
+    monkeypatch.setattr(cifar_pickle, "_MAX_BYTES", len(pickled))
+    load("data_batch_1", pickled)
+
+
+DEEP_TUPLE = b")" + b"\x85" * 100_000
+SHARED_TUPLE = b")" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(60))
+SHARED_LIST = pickle.dumps(reduce(lambda value, _: [value] * 2, range(60), []), 2)[2:-1]
+COLLISION = b"\x8a\x08" + struct.pack("<q", 2**61 - 1)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "what"),
+    [
+        (b"\x80\x02}" + SHARED_TUPLE + b"Ns.", "refers to a result of .* repeatedly"),
+        (b"\x80\x02})Nbq\x00h\x00h\x00\x86Ns.", "refers to a result of BUILD repeatedly"),
+        (b"\x80\x04})\x94h\x00h\x00\x86Ns.", "refers to a result of .* repeatedly"),
+        (b"\x80\x02}" + DEEP_TUPLE + b"Ns.", "more than 1,000 tuples"),
+        (b"\x80\x02}" + COLLISION + b"Ns.", "integer above"),
+        (b"\x80\x02cnumpy\nndarray\n}X\x04\x00\x00\x00nameNsb.", "state for numpy.ndarray"),
+        (b"\x80\x02cnumpy\ndtype\nN}X\x04\x00\x00\x00nameNs\x86b.", "state for numpy.dtype"),
+        (b"\x80\x02}U\x04datacnumpy\ndtype\n" + SHARED_LIST + b"\x85Rs.", "dtype' where an array should be"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00x" + SHARED_LIST + b"\x86R.", "encoded as a list"),
+    ],
+)
+def test_a_small_pickle_cannot_take_much_time(pickled: bytes, what: str) -> None:
+    with pytest.raises(SourceError, match=what):
+        load("batches.meta", pickled)
+
+
+def test_an_array_type_that_unfolds_is_not_shown() -> None:
+    pickled = python2_batch().replace(b"U\x02u1", SHARED_LIST, 1)
+    with pytest.raises(SourceError, match="array of type a list, expected uint8"):
+        load("data_batch_1", pickled)
+
+
+def test_bytes_encoded_again_and_again_take_no_memory() -> None:
+    text = b"X" + struct.pack("<I", 100_000) + b"x" * 100_000
+    again = b"h\x00h\x01h\x02\x86R" * 900
+    pickled = (
+        b"\x80\x02}U\x04data](c_codecs\nencode\nq\x00" + text + b"q\x01X\x06\x00\x00\x00latin1q\x02" + again + b"es."
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match="unpacks to more bytes than it has"):
+            load("batches.meta", pickled)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @example([(46, 92)], 2)  # an escape that Python's decoder warns of

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.errors import AffsupError
 from data_prep import download as download_module
 from data_prep.download import download
-from data_prep.official import Origin
+from data_prep.errors import AffsupError
+from data_prep.origin import Origin
 
 CONTENT = bytes(range(256)) * 40
 
@@ -185,7 +185,7 @@ def test_a_server_that_skips_bytes_is_not_believed(client: Client, behaviour: Be
     client.folder.mkdir()
     client.part.write_bytes(CONTENT[:1000])
     behaviour.skips = 10
-    with pytest.raises(AffsupError, match="another part than was asked for; 1,000 of 10,240 bytes"):
+    with pytest.raises(AffsupError, match="another range than requested; 1,000 of 10,240 bytes"):
         client()
     assert client.part.read_bytes() == CONTENT[:1000]
 

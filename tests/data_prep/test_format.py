@@ -8,19 +8,19 @@ import h5py
 import numpy as np
 import pytest
 
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep.build import build
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import (
     FileRecord,
-    NewSplit,
-    Split,
+    ImageSplit,
+    NewImages,
     read_manifest,
     read_split,
     verify,
     write_images,
     write_manifest,
 )
-from data_prep.official import DataSet
+from data_prep.raw import DataSet
 
 
 def new_splits(block: int, labels: tuple[int, ...] = (0, 1, 2, 0, 1)) -> dict:
@@ -30,7 +30,7 @@ def new_splits(block: int, labels: tuple[int, ...] = (0, 1, 2, 0, 1)) -> dict:
         "source_index": np.array([9, 7, 5, 3, 1]),
     }
     return {
-        name: NewSplit(**split, blocks=[images[i : i + block] for i in range(0, 5, block)])
+        name: NewImages(**split, blocks=[images[i : i + block] for i in range(0, 5, block)])
         for name in ("train", "val", "test")
     }
 
@@ -45,7 +45,7 @@ def change_manifest(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def read(folder: Path, split: str = "train") -> Split:
+def read(folder: Path, split: str = "train") -> ImageSplit:
     return read_split(folder, read_manifest(folder), split)
 
 
@@ -129,7 +129,7 @@ def test_a_data_set_that_is_not_there_names_the_command(
         ({"channel_std": [0.2, 0.0, 0.2]}, "channel_std"),
         ({"channel_std": [0.2, float("nan"), 0.2]}, "channel_std"),
         ({"digest": ""}, "digest"),
-        ({"dataset": "cifar100"}, "is of data set 'cifar100', expected 'cifar10'"),
+        ({"dataset": "cifar100"}, "is the manifest of data set 'cifar100', expected 'cifar10'"),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(prepared: Path, changes: dict[str, object], what: str) -> None:

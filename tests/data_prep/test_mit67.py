@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError
-from data_prep.build import Outcome
+from data_prep.build import PrepareResult
+from data_prep.errors import AffsupError
 from data_prep.format import SceneManifest, read_scenes
 from data_prep.scene_files import SceneFiles
 from data_prep.sets.mit67 import DATASET
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import mit67, picture
 
-Preparing = Callable[..., Outcome]
+Preparing = Callable[..., PrepareResult]
 
 
 @pytest.fixture
 def prepare(tmp_path: Path, official: OfficialFiles) -> Preparing:
     """Prepares a folder of the given files; files of None are taken away."""
 
-    def run(files: dict[str, bytes], **change: bytes | None) -> Outcome:
+    def run(files: dict[str, bytes], **change: bytes | None) -> PrepareResult:
         folder = official.folder(tmp_path, "mit67", files)
         for name, content in change.items():
             path = folder / f"{name}.txt"
@@ -42,7 +42,7 @@ def places(count: int = 3) -> dict[str, bytes]:
     return mit67(train, {"bakery/test.jpg": picture(), "bar/test.jpg": picture()})
 
 
-def left_out(outcome: Outcome) -> dict[tuple[str, str], tuple[int, list[str]]]:
+def left_out(outcome: PrepareResult) -> dict[tuple[str, str], tuple[int, list[str]]]:
     assert isinstance(outcome.manifest, SceneManifest)
     return {(entry.what, entry.reason): (entry.count, entry.examples) for entry in outcome.manifest.left_out}
 
@@ -128,12 +128,12 @@ def test_other_line_ends_and_blank_lines_are_read(prepare: Preparing) -> None:
     ("content", "what"),
     [
         (None, "mit67: has no TestImages.txt; expected indoorCVPR_09.tar or the Images folder"),
-        (b"", "mit67: holds 6 training and 0 test images"),
+        (b"", "mit67: contains 6 training and 0 test images"),
         (b"bar/0.jpg\nbar/test.jpg\n", "TrainImages.txt and TestImages.txt both list bar/0.jpg"),
-        (b"bar/test.jpg\n\nbar/test.jpg\n", "TestImages.txt line 3: bar/test.jpg is there already, in line 1"),
-        (b"bar/test.jpg\ntest.jpg\n", "TestImages.txt line 2: 'test.jpg' is no image such as"),
-        (b"a/bar/test.jpg\n", "TestImages.txt line 1: 'a/bar/test.jpg' is no image such as"),
-        (b"../test.jpg\n", "TestImages.txt line 1: '../test.jpg' is no image such as"),
+        (b"bar/test.jpg\n\nbar/test.jpg\n", "TestImages.txt line 3: bar/test.jpg is already in line 1"),
+        (b"bar/test.jpg\ntest.jpg\n", "TestImages.txt line 2: 'test.jpg' is not an image such as"),
+        (b"a/bar/test.jpg\n", "TestImages.txt line 1: 'a/bar/test.jpg' is not an image such as"),
+        (b"../test.jpg\n", "TestImages.txt line 1: '../test.jpg' is not an image such as"),
         (b"\xff\xfe/\0\n", "1 of 7 images are missing"),
         (b"bar/test.jpg\ncasino/1.jpg\n", "1 of 8 images are missing, more than 1%; expected "),
         (b"bar/TEST.jpg\n", "Images/bar/TEST.jpg"),
@@ -159,13 +159,13 @@ def test_a_hostile_archive_is_refused(official: OfficialFiles, tmp_path: Path) -
     archive = tmp_path / "indoorCVPR_09.tar"
     with tarfile.open(archive, "w") as tar:
         tar.addfile(tarfile.TarInfo("Images/../../evil.jpg"))
-    with pytest.raises(AffsupError, match=r"indoorCVPR_09\.tar: member .* would leave the folder"):
+    with pytest.raises(AffsupError, match=r"indoorCVPR_09\.tar: member .* has a path outside the folder"):
         data_prep.prepare("mit67", sources=[lists, archive], data_dir=tmp_path / "data")
 
 
 @pytest.mark.real_data
 def test_the_real_lists_have_the_official_counts_and_categories(real_data: Path) -> None:
-    read = DATASET.read(SceneFiles(DATASET, [real_data / "mit67"]))
+    read = DATASET.read(SceneFiles([real_data / "mit67"], DATASET.needed, DATASET.wanted))
     assert len(read.categories) == 67
     assert (read.categories[0], read.categories[-1]) == ("airport_inside", "winecellar")
     for part, count, fewest, most in ((read.train, 5360, 77, 83), (read.test, 1340, 17, 23)):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from affsup_cli.errors import AffsupError
-from data_prep.pictures import PictureError, examine, open_picture, pixels
+from data_prep.errors import AffsupError
+from data_prep.pictures import PictureError, check_picture, open_picture, pixels
 from tests.data_prep.scene_sources import ORIENTATION, picture
 
 
@@ -46,23 +46,23 @@ def test_a_picture_of_the_annotated_size_once_turned_is_turned() -> None:
 @pytest.mark.parametrize("orientation", [None, 3, 6])
 def test_a_picture_of_another_size_is_refused_with_both_sizes(orientation: int | None) -> None:
     with pytest.raises(PictureError, match="is 32x24, annotated as 50x37") as caught:
-        examine(picture((32, 24), orientation=orientation), (50, 37))
+        check_picture(picture((32, 24), orientation=orientation), (50, 37))
     assert caught.value.reason == "of another size than annotated"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_truncated_picture_is_noticed_without_decoding_it_in_full(kind: str) -> None:
     whole = picture((640, 480), kind=kind)
-    examine(whole, (640, 480))
+    check_picture(whole, (640, 480))
     with pytest.raises(PictureError, match="cannot be decoded") as caught:
-        examine(whole[: len(whole) * 3 // 4], (640, 480))
+        check_picture(whole[: len(whole) * 3 // 4], (640, 480))
     assert caught.value.reason == "cannot be decoded"
 
 
 @pytest.mark.parametrize("encoded", [b"", b"not a picture", picture()[:40]])
 def test_what_is_no_picture_is_refused(encoded: bytes) -> None:
     with pytest.raises(PictureError, match="cannot be decoded"):
-        examine(encoded, (64, 48))
+        check_picture(encoded, (64, 48))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_other_formats_are_no_pictures(tmp_path: Path, kind: str) -> None:
     with pytest.raises(AffsupError, match="cannot be read as a picture"):
         open_picture(tmp_path / "picture")
     with pytest.raises(PictureError, match="cannot be decoded"):
-        examine((tmp_path / "picture").read_bytes(), (64, 48))
+        check_picture((tmp_path / "picture").read_bytes(), (64, 48))
 
 
 def with_exif_field(tag: int, kind: int, value: bytes) -> bytes:
@@ -125,7 +125,7 @@ def test_damaged_exif_is_damage(tmp_path: Path, field: tuple[int, int, bytes]) -
     with pytest.raises(AffsupError, match=r"mine\.jpg cannot be read as a picture"):
         open_picture(tmp_path / "mine.jpg")
     with pytest.raises(PictureError, match="cannot be decoded"):
-        examine(encoded, (48, 64))
+        check_picture(encoded, (48, 64))
 
 
 def test_a_picture_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:

@@ -11,40 +11,40 @@ import numpy as np
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
-from data_prep.annotating import Scene, together
-from data_prep.build import Outcome, build
-from data_prep.drawing import Pictures
+from data_prep.annotating import SceneAnnotation, concatenate
+from data_prep.build import PrepareResult, build
+from data_prep.drawing import DrawnPictures
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import SceneManifest, read_manifest, read_scene_manifest, read_scenes
-from data_prep.official import OfficialScenes, SceneSet
+from data_prep.raw import RawScenes, SceneSet
 from tests.data_prep.scene_sources import picture
 
-Preparing = Callable[..., Outcome]
+Preparing = Callable[..., PrepareResult]
 
 
 def a_set(categories: Sequence[int | None], names: tuple[str, ...] = ("inside", "outside")) -> SceneSet:
     """Scenes of a dog each, the first half to train on, under a name that is known."""
     scenes = [
-        Scene(f"{n}.jpg", n, (64, 48), [(0.0, 0.0, 9.0, 9.0)], [0], category=category)
+        SceneAnnotation(f"{n}.jpg", n, (64, 48), [(0.0, 0.0, 9.0, 9.0)], [0], category=category)
         for n, category in enumerate(categories)
     ]
     half = len(scenes) // 2
-    pictures = Pictures({scene.name: picture() for scene in scenes})
-    official = OfficialScenes(
-        ("dog",), (), "classes", together(scenes[:half]), together(scenes[half:]), pictures, categories=names
+    pictures = DrawnPictures({scene.name: picture() for scene in scenes})
+    official = RawScenes(
+        ("dog",), (), "classes", concatenate(scenes[:half]), concatenate(scenes[half:]), pictures, categories=names
     )
     return SceneSet("shapes", "", {"train": half, "test": half}, read=lambda _: official)
 
 
 @pytest.fixture
 def prepare(tmp_path: Path) -> Preparing:
-    def run(*arguments: object, place: str = "data", **request: object) -> Outcome:
+    def run(*arguments: object, place: str = "data", **request: object) -> PrepareResult:
         return build(a_set(*arguments), data_dir=tmp_path / place, **request)
 
     return run
 
 
-def edited(outcome: Outcome, **changes: object) -> SceneManifest:
+def edited(outcome: PrepareResult, **changes: object) -> SceneManifest:
     """The manifest as read after some of its fields were changed in the file; None takes one away."""
     path = outcome.folder / "manifest.json"
     gone = {key for key, value in changes.items() if value is None}
@@ -143,10 +143,10 @@ def test_who_needs_categories_or_objects_is_told_where_there_are_none(prepare: P
 
 
 def test_scenes_may_have_categories_and_no_classes_at_all(tmp_path: Path) -> None:
-    scenes = [Scene(f"{n}.jpg", n, (64, 48), [], [], category=n % 2) for n in range(4)]
-    pictures = Pictures({scene.name: picture() for scene in scenes})
-    official = OfficialScenes(
-        (), (), "classes", together(scenes[:2]), together(scenes[2:]), pictures, categories=("in", "out")
+    scenes = [SceneAnnotation(f"{n}.jpg", n, (64, 48), [], [], category=n % 2) for n in range(4)]
+    pictures = DrawnPictures({scene.name: picture() for scene in scenes})
+    official = RawScenes(
+        (), (), "classes", concatenate(scenes[:2]), concatenate(scenes[2:]), pictures, categories=("in", "out")
     )
     outcome = build(SceneSet("shapes", "", {"train": 2, "test": 2}, read=lambda _: official), data_dir=tmp_path)
     manifest = data_prep.check("shapes", tmp_path)

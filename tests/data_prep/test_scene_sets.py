@@ -11,22 +11,23 @@ import numpy as np
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
-from data_prep.build import Outcome, build
+from data_prep.build import PrepareResult, build
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import SceneManifest, Scenes, read_scenes
-from data_prep.official import Archive, SceneSet
+from data_prep.origin import Archive
+from data_prep.raw import SceneSet
 from data_prep.scene_files import _in_folder
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, VisualGenome, coco, coco_name, picture, voc, write_coco
 
-Preparing = Callable[..., Outcome]
+Preparing = Callable[..., PrepareResult]
 
 
-def prepared(name: str, tmp_path: Path, *sources: Path, **request: object) -> Outcome:
+def prepared(name: str, tmp_path: Path, *sources: Path, **request: object) -> PrepareResult:
     return data_prep.prepare(name, sources=sources, data_dir=tmp_path / "data", **request)
 
 
-def split(outcome: Outcome, name: str) -> Scenes:
+def split(outcome: PrepareResult, name: str) -> Scenes:
     return read_scenes(outcome.folder, outcome.manifest, name)
 
 
@@ -135,7 +136,7 @@ def test_of_several_archives_the_wrong_one_is_named(
     trainval = official.zip(tmp_path / "VOCtrainval.zip", "VOCdevkit/VOC2007", devkit)
     with pytest.raises(AffsupError) as caught:
         prepared("voc07", tmp_path, test, trainval)
-    assert str(caught.value).startswith(f"{trainval}: is no plain tar archive")
+    assert str(caught.value).startswith(f"{trainval}: is not an uncompressed tar archive")
 
 
 BILLION_LAUGHS = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>'
@@ -157,9 +158,9 @@ XML = "Annotations/000009.xml"
         ({XML: b"<a><object><name>unicorn</name></object></a>"}, f"{XML} object 1: class 'unicorn' is not one of"),
         ({XML: None}, f"has no {XML}"),
         ({"ImageSets/Main/test.txt": None}, "has no ImageSets/Main/test.txt"),
-        ({"ImageSets/Main/test.txt": b""}, "holds 2 training and 0 test images"),
+        ({"ImageSets/Main/test.txt": b""}, "contains 2 training and 0 test images"),
         ({"ImageSets/Main/trainval.txt": b"000005\n000005"}, "trainval.txt: lists an image twice"),
-        ({"ImageSets/Main/trainval.txt": b"../../etc/passwd"}, "is no image number"),
+        ({"ImageSets/Main/trainval.txt": b"../../etc/passwd"}, "is not an image number"),
         ({"ImageSets/Main/trainval.txt": b"000777"}, "has no Annotations/000777.xml"),
     ],
 )  # fmt: skip
@@ -258,7 +259,7 @@ def put(key: str, field: str, value: object) -> Callable[[dict], None]:
         (drop("annotations", "iscrowd"), "annotations[0] has no 'iscrowd'"),
         (put("annotations", "image_id", 8), "annotations[0] has image_id 8, which is not in the file"),
         (put("annotations", "category_id", 2), "annotations[0] has category_id 2, which is not in the file"),
-        (lambda content: content.update(test=[]), "holds 3 training and 0 test images"),
+        (lambda content: content.update(test=[]), "contains 3 training and 0 test images"),
     ],
 )
 def test_a_wrong_coco_file_is_named(
@@ -423,12 +424,12 @@ def test_a_truncated_h5_is_named(genome: VisualGenome, tmp_path: Path) -> None:
     ("name", "text", "what"),
     [
         ("image_data.json", "{}", "image_data.json: is a dict, expected a list of images"),
-        ("image_data.json", '[{"image_id": 3, "width": 9}]', "image_data.json: entry 0 has no sound 'height'"),
-        ("image_data.json", '[{"image_id": 3, "width": 9, "height": 0}]', "entry 0 has no sound 'height'"),
-        ("image_data.json", "[3]", "image_data.json: entry 0 has no sound 'image_id'"),
-        ("image_data.json", json.dumps([{"image_id": 3, "width": 9, "height": 9}] * 2), "an image_id twice"),
-        ("VG-SGG-dicts.json", "{}", "VG-SGG-dicts.json: 'idx_to_label' is no table of names"),
-        ("VG-SGG-dicts.json", '{"idx_to_label": {"1": "a", "3": "b"}}', "'idx_to_label' is no table of names"),
+        ("image_data.json", '[{"image_id": 3, "width": 9}]', "image_data.json: entry 0 has no valid 'height'"),
+        ("image_data.json", '[{"image_id": 3, "width": 9, "height": 0}]', "entry 0 has no valid 'height'"),
+        ("image_data.json", "[3]", "image_data.json: entry 0 has no valid 'image_id'"),
+        ("image_data.json", json.dumps([{"image_id": 3, "width": 9, "height": 9}] * 2), "image_id that occurs twice"),
+        ("VG-SGG-dicts.json", "{}", "VG-SGG-dicts.json: 'idx_to_label' is not a table of names"),
+        ("VG-SGG-dicts.json", '{"idx_to_label": {"1": "a", "3": "b"}}', "'idx_to_label' is not a table of names"),
         ("VG-SGG-dicts.json", "no json", "VG-SGG-dicts.json: is not JSON"),
         ("VG-SGG-dicts.json", None, "has no VG-SGG-dicts.json; expected the folders with VG_100K/"),
     ],

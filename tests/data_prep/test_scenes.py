@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 import data_prep
-from affsup_cli.errors import AffsupError, UsageError
 from data_prep import scenes as scenes_module
-from data_prep.annotating import Scene as Annotated
-from data_prep.annotating import together
-from data_prep.build import Outcome
+from data_prep.annotating import SceneAnnotation, concatenate
+from data_prep.build import PrepareResult
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import (
     Annotations,
     SceneManifest,
@@ -24,20 +23,20 @@ from data_prep.format import (
     read_scenes,
     read_split,
 )
-from data_prep.scenes import Ledger, tidy
+from data_prep.scenes import LeftOutLog, clean_annotations
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, picture, voc
 from tests.data_prep.test_build import content
 
 DOG_AND_CAT = (("dog", 1, 1, 32, 48, 0), ("cat", 33, 5, 64, 40, 0))
-Preparing = Callable[..., Outcome]
+Preparing = Callable[..., PrepareResult]
 
 
 @pytest.fixture
 def prepare(tmp_path: Path, official: OfficialFiles) -> Preparing:
     """Prepares a small VOC of the given training and test scenes."""
 
-    def run(train: list[Scene], test: list[Scene] | None = None, **request: object) -> Outcome:
+    def run(train: list[Scene], test: list[Scene] | None = None, **request: object) -> PrepareResult:
         files = voc(train, test or [Scene("000900", DOG_AND_CAT)])
         number = len(list(tmp_path.glob("source*")))
         folder = official.folder(tmp_path / f"source{number}", "VOC2007", files)
@@ -50,7 +49,7 @@ def many(count: int) -> list[Scene]:
     return [Scene(f"{number:06d}", DOG_AND_CAT) for number in range(1, count + 1)]
 
 
-def left_out(outcome: Outcome) -> dict[tuple[str, str], tuple[int, list[str]]]:
+def left_out(outcome: PrepareResult) -> dict[tuple[str, str], tuple[int, list[str]]]:
     assert isinstance(outcome.manifest, SceneManifest)
     return {(entry.what, entry.reason): (entry.count, entry.examples) for entry in outcome.manifest.left_out}
 
@@ -62,7 +61,7 @@ def random_annotations(seed: int, images: int = 9) -> Annotations:
         count = random.randint(0, 6)
         corners = random.randint(-40, 140, (count, 4)).tolist()
         scenes.append(
-            Annotated(
+            SceneAnnotation(
                 name=f"{number}.jpg",
                 id=number,
                 size=(100, 50 + number),
@@ -72,14 +71,14 @@ def random_annotations(seed: int, images: int = 9) -> Annotations:
                 relations=[tuple(row) for row in random.randint(0, count, (random.randint(0, 9), 3))] if count else [],
             )
         )
-    return together(scenes)
+    return concatenate(scenes)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_tidying_keeps_what_an_object_by_object_loop_keeps(seed: int) -> None:
     given = random_annotations(seed)
-    ledger = Ledger()
-    kept = tidy(given, ledger)
+    log = LeftOutLog()
+    kept = clean_annotations(given, log)
     lost_objects = lost_relations = 0
     for i in range(len(given)):
         old = slice(*given.first_object[i : i + 2])
@@ -106,14 +105,14 @@ def test_tidying_keeps_what_an_object_by_object_loop_keeps(seed: int) -> None:
         assert [
             (*pair, p) for pair, p in zip(kept.relations[of_image].tolist(), kept.predicates[of_image], strict=True)
         ] == relations
-    counts = {what: sum(e.count for e in ledger.records() if e.what == what) for what in ("objects", "relations")}
+    counts = {what: sum(e.count for e in log.records() if e.what == what) for what in ("objects", "relations")}
     assert counts == {"objects": lost_objects, "relations": lost_relations}
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["annotated", "classes"])
 def test_pairs_are_counted_as_nested_loops_count_them(seed: int, kind: str) -> None:
-    held = tidy(random_annotations(seed), Ledger())
+    held = clean_annotations(random_annotations(seed), LeftOutLog())
     record = held.record(4, kind)
     pairs = []
     for i in range(len(held)):
@@ -197,12 +196,12 @@ def test_boxes_are_clipped_and_those_with_nothing_left_counted_and_named(prepare
 
 def test_relations_of_lost_objects_and_of_an_object_with_itself_are_counted_and_named() -> None:
     boxes = [(0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 20.0, 9.0), (5.0, 5.0, 9.0, 9.0)]
-    given = Annotated("a.jpg", 1, (10, 10), boxes, [0, 1, 2], relations=[(0, 1, 0), (2, 0, 1), (2, 2, 0)])
-    ledger = Ledger()
-    kept = tidy(together([given]), ledger)
+    given = SceneAnnotation("a.jpg", 1, (10, 10), boxes, [0, 1, 2], relations=[(0, 1, 0), (2, 0, 1), (2, 2, 0)])
+    log = LeftOutLog()
+    kept = clean_annotations(concatenate([given]), log)
     assert kept.relations.tolist() == [[1, 0]]
     assert kept.predicates.tolist() == [1]
-    assert [(e.what, e.reason, e.count, e.examples) for e in ledger.records()][1:] == [
+    assert [(e.what, e.reason, e.count, e.examples) for e in log.records()][1:] == [
         ("relations", "of an object that is left out", 1, ["a.jpg relation 1"]),
         ("relations", "of an object with itself", 1, ["a.jpg relation 3"]),
     ]

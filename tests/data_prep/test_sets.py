@@ -3,22 +3,23 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 import data_prep
-from affsup_cli.errors import UsageError
-from data_prep.official import Images, Official, SourceError
+from data_prep.errors import SourceError, UsageError
+from data_prep.raw import RawImages, RawSplit
 from tests.data_prep.conftest import CIFAR10_NAMES, OfficialFiles
 
 
-def all_images(images: Images) -> np.ndarray:
+def all_images(images: RawSplit) -> np.ndarray:
     return np.concatenate(list(images.blocks(np.arange(len(images.labels)))))
 
 
-def read(name: str, files: dict[str, bytes]) -> Official:
+def read(name: str, files: dict[str, bytes]) -> RawImages:
     return data_prep.get(name).read(files)
 
 
@@ -90,6 +91,37 @@ def test_cifar_class_names_must_be_as_many_as_the_classes(official: OfficialFile
         read("cifar10", files)
 
 
+def unfolding(levels: int, width: int) -> object:
+    """A list of `width` references to a list of `width` references, and so on: a few bytes, pickled."""
+    value: object = "x"
+    for _ in range(levels):
+        value = [value] * width
+    return value
+
+
+NESTED = b"\x80\x02}U\x0blabel_names](" + b"]" * 5000 + b"a" * 4999 + b"K\x00" * 9 + b"es."
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        pickle.dumps({"label_names": unfolding(9, 10)}, 2),
+        pickle.dumps({"label_names": ["x" * 101] * 10}, 2),
+        NESTED,
+    ],
+    ids=["unfolding", "long", "nested"],
+)
+def test_cifar_class_names_must_be_short_texts(official: OfficialFiles, meta: bytes) -> None:
+    files = official.cifar10() | {"batches.meta": meta}
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match="is not a list of 10 class names of at most 100 characters"):
+            read("cifar10", files)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_tiny_imagenet_keeps_the_order_of_wnids_and_of_image_numbers(official: OfficialFiles) -> None:
     data = read("tiny-imagenet", official.tiny_imagenet())
     assert data.classes == ("thing 2, object", "thing 1, object", "thing 3, object")
@@ -133,7 +165,7 @@ IMAGE = "train/n00000001/images/n00000001_3.JPEG"
                 b"n0000000%d\tx\n" % i for i in range(1, 5))},
             "class 'n00000004' of wnids.txt has no training images",
         ),
-        ({"val/val_annotations.txt": b"val_99.JPEG\tn00000001\n"}, "line 1: names image 'val_99.JPEG', which is not"),
+        ({"val/val_annotations.txt": b"val_99.JPEG\tn00000001\n"}, "line 1: names image 'val_99.JPEG', which is miss"),
         ({"val/val_annotations.txt": b"val_0.JPEG\tn00000009\n"}, "line 1: names class 'n00000009', not in wnids"),
         ({"val/val_annotations.txt": b"val_0.JPEG"}, "line 1: names class '', not in wnids"),
     ],

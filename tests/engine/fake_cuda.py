@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from affsup_cli.data.images import DeviceImages
 from affsup_cli.engine import step
 from affsup_cli.tasks import minibatch
-from data_prep.format import Manifest
+from data_prep.format import ImageManifest
 from tests.engine.cpu_capture import refused, tensors
 
 CUDA = torch.device("cuda", 0)
@@ -52,7 +52,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return build(*args)
 
     def no_images(
-        folder: Path, manifest: Manifest, split: str, device: torch.device, layout: torch.memory_format, count: int
+        folder: Path, manifest: ImageManifest, split: str, device: torch.device, layout: torch.memory_format, count: int
     ) -> DeviceImages:
         count, (channels, height, width) = count or manifest.splits[split].count, manifest.image_shape
         images = torch.zeros(count, height, width, channels, dtype=torch.uint8)

@@ -21,7 +21,7 @@ from affsup_cli.engine.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 CPU = torch.device("cpu")
 

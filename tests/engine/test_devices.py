@@ -8,7 +8,7 @@ from torch import nn
 
 from affsup_cli.engine.devices import compile_modules, describe_gpus, gpus, resolve_device
 from affsup_cli.engine.processes import run_processes
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 
 
 @pytest.fixture

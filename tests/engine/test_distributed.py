@@ -18,8 +18,8 @@ from torch.distributed import DistBackendError, TCPStore  # type: ignore[attr-de
 import data_prep
 from affsup_cli.data.shard import Shard
 from affsup_cli.engine import distributed
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.models import detector
+from data_prep.errors import AffsupError, UsageError
 from tests.two_processes import do_all
 
 

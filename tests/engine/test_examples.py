@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from affsup_cli.engine.examples import read_examples, write_examples
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 from tests.reporting.fake_examples import CLASSES, DOG, PERSON, SHEEP, make_example
 
 EXAMPLES = [make_example(42, [SHEEP, PERSON, DOG]), make_example(7, [SHEEP], partners=0), make_example(9, [])]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from affsup_cli.engine.observer import TensorBoard
-from affsup_cli.errors import UsageError
+from data_prep.errors import UsageError
 
 
 def test_tensorboard_holds_every_number_of_an_epoch(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import torch
 from affsup_cli.engine import processes
 from affsup_cli.engine.processes import run_processes
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks.launch import train_run
+from data_prep.errors import UsageError
 
 FIELDS = {"train.epochs": 4, "train.batch_size": 431, "affinity.measure": False, "run.device": "cpu"}
 CALL = [

@@ -12,7 +12,7 @@ import pytest
 
 from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder, run_folders, write_out
-from affsup_cli.errors import AffsupError
+from data_prep.errors import AffsupError
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from affsup_cli.engine import task as engine_task
 from affsup_cli.engine.cuda_graph import Capture, CapturedCalls
 from affsup_cli.engine.step import TrainingStep
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.minibatch import MinibatchTask
+from data_prep.errors import AffsupError
 from tests.engine.cpu_capture import NotCapturableError, Recording, capture_on_cpu
 from tests.engine.fake_cuda import CUDA, HostTouchedError, OnDevice, fake_cuda
 from tests.engine.test_training import assert_same_end, folder, recipe

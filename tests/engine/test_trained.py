@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from affsup_cli.engine.checkpoint import save_checkpoint
 from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.trained import export_trained, open_trained
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
+from data_prep.errors import AffsupError, UsageError
 
 CPU = torch.device("cpu")
 DATA = {"name": "digits", "digest": "d" * 64, "limit": None, "complete": True, "official": None, "classes": ["a", "b"]}

@@ -15,8 +15,8 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.step import clipped_step, learning_rate
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import AffsupError
 from affsup_cli.recipe import Recipe, load_recipe
+from data_prep.errors import AffsupError
 from tests.engine.toy import ToyTask
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.models import backbones
 from affsup_cli.models.backbones import BACKBONES, PIXELS, Backbone, build_backbone
 from affsup_cli.models.efficientnet_lite import EfficientNetLite0, SameConv2d
+from data_prep.errors import AffsupError, UsageError
 
 
 def lived_in(network: nn.Module) -> nn.Module:

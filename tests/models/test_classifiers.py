@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from affsup_cli.errors import UsageError
 from affsup_cli.models import CLASSIFIERS, build_classifier
+from data_prep.errors import UsageError
 
 
 @pytest.mark.parametrize(("arch", "millions"), [("resnet20", 0.27), ("resnet56", 0.85), ("resnet110", 1.73)])

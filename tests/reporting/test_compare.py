@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.reporting.compare import best_of, better, compare_runs, write_curves
 from affsup_cli.reporting.figure import PALETTE
+from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, decay
 from tests.reporting.pictures import margin_is_white, pixels
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from affsup_cli.errors import UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.experiments import experiments
 from affsup_cli.reporting.spec import RecallSpec, load_spec
+from data_prep.errors import UsageError
 
 
 def test_table3_asks_for_ten_cifar_runs_and_five_tiny_imagenet_runs_a_cell() -> None:

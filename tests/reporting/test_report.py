@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.reporting.document import MINUS, Footnotes
 from affsup_cli.reporting.report import build_report, read_formats, write_index
 from affsup_cli.reporting.runs import RunIndex
 from affsup_cli.reporting.spec import report_names
+from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, blobs, decay
 
 DIGITS = {"data.name": "digits", "model.arch": "resnet20", "train.test_curve": True}

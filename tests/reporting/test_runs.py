@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.runs import RunIndex
+from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, RunMaker
 
 

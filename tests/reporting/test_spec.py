@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.reporting.spec import GridSpec, load_spec, paper_names, read_spec, report_names
+from data_prep.errors import AffsupError, UsageError
 
 GRID = """
 kind = "grid"

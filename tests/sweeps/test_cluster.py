@@ -18,7 +18,6 @@ import pytest
 
 from affsup_cli.commands import sweep as command
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.sweeps.cluster import cancel, slurm_parameters, statuses, submit
 from affsup_cli.sweeps.job import RunJob
@@ -26,6 +25,7 @@ from affsup_cli.sweeps.jobs import RecordedJob, read_end, read_job, write_end, w
 from affsup_cli.sweeps.messages import Ended, Order
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.speeds import Speeds
+from data_prep.errors import AffsupError, UsageError
 from tests.commands.calling import invoke
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed (affsup[slurm])")

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from affsup_cli.errors import UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.sweeps import slots
 from affsup_cli.sweeps.slots import find_slots
+from data_prep.errors import UsageError
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.step import clipped_step, optimizer
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.metrics import RelationshipRecall, relationship
 from affsup_cli.metrics.average import Averages
 from affsup_cli.metrics.relationship import top_pairs
@@ -41,6 +40,7 @@ from affsup_cli.tasks.detection import DetectionTask, _mass
 from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import train_run
 from affsup_cli.tasks.scene_network import ranking_graph
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import read_scene_manifest, read_scenes
 from tests.small_scenes import small
 

@@ -8,11 +8,11 @@ import torch
 
 import data_prep
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
 from affsup_cli.tasks.minibatch import MinibatchTask
+from data_prep.errors import AffsupError, UsageError
 
 SHORT = {"train.epochs": 1, "train.batch_size": 256, "run.device": "cpu"}
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from affsup_cli.engine import distributed
 from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.minibatch import MinibatchTask
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import read_manifest, read_split
 
 

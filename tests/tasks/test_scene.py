@@ -17,13 +17,13 @@ from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.engine.stop import Stopped
 from affsup_cli.engine.trained import Trained, export_trained, open_trained
 from affsup_cli.engine.training import Trainer
-from affsup_cli.errors import AffsupError, UsageError
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import train_run
 from affsup_cli.tasks.scene import SceneTask
+from data_prep.errors import AffsupError, UsageError
 from data_prep.format import read_scene_manifest, read_scenes
 from tests.small_scenes import small_scene
 

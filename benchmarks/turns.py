@@ -1,4 +1,4 @@
-"""Two ways to the same result, timed in turns."""
+"""Time two implementations of the same result alternately."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 def compare(
     reference: Callable[[], object], ours: Callable[[], object], device: torch.device, rounds: int
 ) -> dict[str, Any]:
-    """Return the median milliseconds of either, and the median over rounds of reference / ours.
+    """Return the median milliseconds of each, and the median over the rounds of reference / ours.
 
-    Each is called once before the clock runs; who comes first alternates.
+    Both are called once before the timed rounds. Which one is called first alternates from round to round.
     """
     calls = (("reference", reference), ("ours", ours))
     taken: dict[str, list[float]] = {"reference": [], "ours": []}

@@ -1,4 +1,4 @@
-"""What a person who runs affsup can put right. The lowest floor: all may import it, it imports none of ours."""
+"""Errors that the user can correct, and text helpers for their messages. Imports no other module of the project."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 class AffsupError(Exception):
-    """The work failed for a reason the user can act on.
+    """The work failed for a reason that the user can correct.
 
     The message names the file or field, what was found, what was expected and what to do next. The command line
-    prints it without a traceback and leaves with `exit_code`.
+    prints it without a traceback and exits with `exit_code`.
     """
 
     exit_code = 1
 
 
 class UsageError(AffsupError):
-    """The call itself was wrong: an unknown name, a refused value, a missing argument."""
+    """The call was invalid: an unknown name, an invalid value, a missing argument."""
 
     exit_code = 2
 
 
+class SourceError(AffsupError):
+    """The official files are not as expected. The message names the file within the source, but not the source."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean '...'?)" with the nearest of the `known` names, or nothing where none is near."""
+    """Return " (did you mean '...'?)" with the most similar of the `known` names, or "" if none is similar."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def printable(text: str) -> str:
-    """Return `text` with what would steer a terminal, or is no character, as its escape; a file's name may hold it."""
+    """Return `text` with control characters and surrogates, which a file name may contain, escaped."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -1,0 +1,51 @@
+"""Where official files come from: an archive's address, checksums and limits. Imports no large library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+Files = Mapping[str, bytes]
+"""The required files of a source, by their path below its root folder; each is read on access."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An official archive.
+
+    Attributes:
+        url: Official address.
+        md5: Official checksum.
+        size: Size in bytes.
+    """
+
+    url: str
+    md5: str
+    size: int
+
+    @property
+    def filename(self) -> str:
+        """File name of the archive."""
+        return PurePosixPath(self.url).name
+
+
+@dataclass(frozen=True)
+class Origin(Archive):
+    """The official archive of labelled images, its content and its limits.
+
+    Attributes:
+        root: The only top-level folder.
+        members: Required files below the root.
+        images: Regular expression of further files below the root that are read.
+        member_md5: Official checksums of files below the root, if known.
+        max_bytes: Maximum total size of the files, decompressed: protects against decompression bombs.
+        max_members: Maximum number of members of the archive, for the same reason.
+    """
+
+    root: str
+    members: tuple[str, ...]
+    max_bytes: int
+    max_members: int
+    images: str | None = None
+    member_md5: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,169 @@
+"""Types for data sets as read from their official files, and for how to read them. Imports no large library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from data_prep.origin import Archive, Files, Origin
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from data_prep.format import Annotations, LeftOutRecord
+    from data_prep.scene_files import SceneFiles
+
+ProgressCallback = Callable[[Literal["download", "images"], int, int], None]
+"""Called with the step, the amount done and the total amount: bytes of a download, or written images."""
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """The official training or test images.
+
+    Attributes:
+        labels: int64 [n].
+        source_index: int64 [n], the row number of each image that the prepared data set records.
+        blocks: Returns the images of row numbers [k] in that order, as blocks uint8 [b, H, W, C].
+    """
+
+    labels: NDArray[np.int64]
+    source_index: NDArray[np.int64]
+    blocks: Callable[[NDArray[np.int64]], Iterator[NDArray[np.uint8]]]
+
+    @classmethod
+    def from_arrays(
+        cls, images: NDArray[np.uint8], labels: NDArray[np.int64], source_index: NDArray[np.int64] | None = None
+    ) -> RawSplit:
+        """Create it from images in memory.
+
+        Args:
+            images: uint8 [n, H, W, C].
+            labels: int64 [n].
+            source_index: int64 [n]; None for 0..n-1.
+        """
+        import numpy as np
+
+        from data_prep.format import BLOCK
+
+        def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+            for start in range(0, len(rows), BLOCK):
+                yield np.ascontiguousarray(images[rows[start : start + BLOCK]])
+
+        if source_index is None:
+            source_index = np.arange(len(labels), dtype=np.int64)
+        return cls(labels, source_index, blocks)
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """An official data set of labelled images: class names, [C, H, W], and its two parts."""
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    train: RawSplit
+    test: RawSplit
+
+
+class Pictures(Protocol):
+    """Encoded pictures by file name, each read on access."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __getitem__(self, name: str) -> bytes: ...
+
+    def size(self, name: str) -> int:
+        """Return the size of a picture in bytes."""
+
+    def where(self, name: str) -> str:
+        """Return the path where a picture is, or is expected."""
+
+
+@dataclass(frozen=True)
+class RawScenes:
+    """An official data set of scenes as annotated; boxes may be outside their image, and pictures may be missing.
+
+    Attributes:
+        classes: Class names.
+        predicates: Predicate names.
+        relations: Whether relations are annotated or derived from the classes.
+        train: Annotations of the training images.
+        test: Annotations of the test images.
+        pictures: The images, by the names in the annotations.
+        category_ids: The publisher's number of each class; 1, 2, ... if empty.
+        left_out: Annotations in the files that belong to no image.
+        categories: Category names; empty if images have no category.
+    """
+
+    classes: tuple[str, ...]
+    predicates: tuple[str, ...]
+    relations: Literal["annotated", "classes"]
+    train: Annotations
+    test: Annotations
+    pictures: Pictures
+    category_ids: tuple[int, ...] = ()
+    left_out: tuple[LeftOutRecord, ...] = ()
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that can be prepared: an `ImageSet` or a `SceneSet`.
+
+    Attributes:
+        name: Name on the command line.
+        summary: One line for listings.
+        official_counts: Number of its official `train` and `test` images.
+    """
+
+    name: str
+    summary: str
+    official_counts: Mapping[Literal["train", "test"], int]
+
+
+@dataclass(frozen=True)
+class ImageSet(DataSet):
+    """A data set of labelled images of one size.
+
+    Attributes:
+        read: Reads the images from the files of a source; raises `SourceError`.
+        origin: The official archive; None if the images are part of an installed library, so that `read` gets no files.
+    """
+
+    read: Callable[[Files], RawImages]
+    origin: Origin | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the images are part of an installed library."""
+        return self.origin is None
+
+
+@dataclass(frozen=True)
+class SceneSet(DataSet):
+    """A data set of images with annotated objects, with a category each, or with both.
+
+    Attributes:
+        read: Reads the annotations from the files of a source; raises `SourceError`.
+        needed: Regular expression for the paths of required files, relative to any folder of the source. Its groups
+            `annotation` and `picture` match the name of the file for `read`. None if `read` generates the scenes.
+        wanted: The sources to give with `--from`, for messages.
+        archives: The official archives, if they can be downloaded.
+        categories: Whether every image has a category.
+    """
+
+    read: Callable[[SceneFiles], RawScenes]
+    needed: str | None = None
+    wanted: str = ""
+    archives: tuple[Archive, ...] = ()
+    categories: bool = False
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the scenes are generated."""
+        return self.needed is None
+
+
+AnyDataSet = ImageSet | SceneSet
