@@ -159,7 +159,7 @@ class Pairs(Section):
 
 
 class SceneTest(Section):
-    """`[test]`: what evaluation keeps and ranks (docs/paper-departures.md#reading-11, docs/paper-departures.md#reading-13)."""
+    """`[test]`: what evaluation keeps and ranks (docs/paper-departures.md#reading-11 and #reading-13)."""
 
     detections: int = Field(ge=1, description="an image, over all classes, after soft-NMS")
     recall_at: tuple[PositiveInt, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")

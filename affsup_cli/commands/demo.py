@@ -43,10 +43,10 @@ def demo(
     run_plan(plan, data, places)
     print_reports(list(REPORTS), runs, reports)
     console.print(
-        "\nGenerated scenes: L_G moves the attention of an object to objects of other classes, and more of the annotated "
-        f"relations are found. See {reports / 'demo-attention.png'} and {reports / 'demo-recall.png'}.\n"
-        "Digits: this data set is easy. Both networks come near 100 % accuracy, and M ends near 1 with and without L_G. "
-        "This half shows how it works, and no gain.",
+        "\nGenerated scenes: L_G moves the attention of an object to objects of other classes, and more of the "
+        f"annotated relations are found. See {reports / 'demo-attention.png'} and {reports / 'demo-recall.png'}.\n"
+        "Digits: this data set is easy. Both networks come near 100 % accuracy, and M ends near 1 with and without "
+        "L_G. This half shows how it works, not a gain.",
         markup=False,
     )
     console.print(

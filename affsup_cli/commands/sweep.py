@@ -93,7 +93,7 @@ def sweep(
     affsup sweep table3 --seeds 10 --together --pack 10
     affsup sweep table4
     affsup sweep all --dry-run
-    affsup sweep table3 --launcher slurm --slurm partition=gpu --slurm cpus_per_task=4
+    affsup sweep table3 --launcher slurm --slurm partition=gpu
     affsup sweep table3 --launcher slurm --together
     affsup sweep table3 --status
     affsup sweep table3 --cancel

@@ -18,7 +18,7 @@ from affsup_cli.reporting.experiments import experiments
 from affsup_cli.reporting.spec import load_spec, report_names
 
 _MARK = re.compile(r"<!-- generated: (.+?) -->")
-_READING = re.compile(r"docs/(paper-departures\.md)#(reading-(\d+))")
+_READING = re.compile(r"(?:docs/paper-departures\.md)?#(reading-(\d+))")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -51,7 +51,7 @@ def recipes() -> Iterator[str]:
             yield f"\n{_text(intended)}\n\n| field | value | meaning |\n|---|---|---|"
             yield from (f"| `{key}` | `{_value(values[key])}` | {_cell(_text(help_of[key]))} |" for key in keys)
         if recipe.prerequisite() is not None:
-            yield "\n`[network]` holds the whole recipe of that run, with the fields of `relnet`: `network.affinity.gamma`.\n"
+            yield "\n`[network]` holds the whole recipe of that run, such as `network.affinity.gamma`.\n"
 
 
 def kinds() -> Iterator[str]:
@@ -102,7 +102,7 @@ def _value(value: object) -> str:
 
 def _text(text: str) -> str:
     """Text of the code as Markdown: references to readings become links."""
-    return _READING.sub(r"[reading \3](\1#\2)", " ".join(text.split()))
+    return _READING.sub(r"[reading \2](paper-departures.md#\1)", " ".join(text.split()))
 
 
 def _cell(text: str) -> str:
