@@ -33,7 +33,7 @@ def commands() -> Iterator[str]:
         context = command.make_context(name, [], resilient_parsing=True)
         prose, _, examples = inspect.cleandoc(command.help).partition("\b\n")
         yield f"\n## affsup {name}\n\n{prose.strip()}\n\n```\n{examples.strip()}\n```\n"
-        yield "| option | |\n|---|---|"
+        yield "| argument or option | meaning |\n|---|---|"
         for parameter in command.params:
             written, meaning = parameter.get_help_record(context) or (parameter.human_readable_name, "")
             yield f"| `{_cell(written)}` | {_cell(_text(meaning))} |"
