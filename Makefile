@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test lint format docs wheel clean
 
 demo: .venv/affsup
 	$(BIN)/affsup demo
@@ -23,6 +23,9 @@ lint: .venv/affsup-dev
 format: .venv/affsup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/affsup-dev
+	$(BIN)/mkdocs build --strict
 
 wheel: .venv/affsup-dev
 	$(BIN)/python -m build --installer uv
@@ -45,4 +48,4 @@ wheel: .venv/affsup-dev
 	@touch $@ .venv/affsup
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -105,7 +105,7 @@ class RelationAffinity(Affinity):
 
 
 class SceneData(Section):
-    """`[data]`: which prepared data set of annotated scenes, and at what size (reading 11)."""
+    """`[data]`: which prepared data set of annotated scenes, and at what size (docs/paper-departures.md#reading-11)."""
 
     name: str
     short_side: int = Field(ge=16, description="pixels that the shorter side is scaled to")
@@ -120,7 +120,7 @@ class SceneData(Section):
 
 
 class Detector(Section):
-    """`[model]`: Faster R-CNN (reading 11)."""
+    """`[model]`: Faster R-CNN (docs/paper-departures.md#reading-11)."""
 
     arch: str = Field(
         description="backbone: resnet18, resnet50, resnet101, mobilenet_v3_large, efficientnet_lite0 or convnet (small)"
@@ -147,7 +147,7 @@ class Detector(Section):
 
 
 class Relation(Section):
-    """`[relation]`: the modules between the head's layers (Relation Networks; reading 4)."""
+    """`[relation]`: the modules between the head's layers (Relation Networks; docs/paper-departures.md#reading-4)."""
 
     modules: Literal[1, 2] = Field(description="one after each fully connected layer, or after the last alone")
     heads: int = Field(ge=1)
@@ -155,14 +155,14 @@ class Relation(Section):
 
 
 class Pairs(Section):
-    """`[pairs]`: Relationship Proposal Networks' scoring of pairs (reading 18)."""
+    """`[pairs]`: Relationship Proposal Networks' scoring of pairs (docs/paper-departures.md#reading-18)."""
 
     hidden: int = Field(ge=1, description="width of both compatibility branches")
     sampled: int = Field(ge=2, description="pairs an image that scores are trained on, at most half of them annotated")
 
 
 class SceneTest(Section):
-    """`[test]`: what evaluation keeps and ranks (readings 11 and 13)."""
+    """`[test]`: what evaluation keeps and ranks (docs/paper-departures.md#reading-11 and #reading-13)."""
 
     detections: int = Field(ge=1, description="an image, over all classes, after soft-NMS")
     recall_at: tuple[PositiveInt, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")

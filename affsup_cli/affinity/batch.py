@@ -20,7 +20,7 @@ class BatchAffinityLoss(nn.Module):
     """Affinity supervision of mini-batches (section 5): draws features of the same class together, eq. 11 and 7.
 
     Nodes are the entries of a batch, affinities their negative half squared distances, and the target is the pairs of
-    the same category. Add it to any classifier's loss, weighted by lambda (eq. 8; the paper's is 0.1)::
+    the same category. Add it to any classifier's loss, weighted by lambda (eq. 8; the paper's is 0.1):
 
         affinity = BatchAffinityLoss(gamma=4.0)
         features = backbone(images)  # [N, d], for instance after global pooling

@@ -30,7 +30,7 @@ def compare(
     runs have, and their numbers as compare.csv. A run may be unfinished: its curves go as far as it has come.
 
     \b
-    affsup compare minibatch-digits-resnet20-base-seed0-5d0c41f2 minibatch-digits-resnet20-focal-seed0-3f2a91c0
+    affsup compare runs/base runs/with-affinity
     affsup compare runs/one runs/two runs/three --out comparison
     """
     from affsup_cli.commands.console import console

@@ -47,7 +47,8 @@ def list_(
     \b
     affsup list
     affsup list runs
-    affsup list runs --where task=relnet --where affinity.gamma=2 --sort test_map_50 --reverse --limit 10
+    affsup list runs --where task=relnet --where affinity.gamma=2
+    affsup list runs --sort test_map_50 --reverse --limit 10
     affsup list runs --state unfinished
     """
     given = {"--where": where, "--state": state, "--sort": sort, "--reverse": reverse, "--limit": limit}

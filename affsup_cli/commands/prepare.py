@@ -49,7 +49,7 @@ def prepare(
     affsup prepare tiny-imagenet --limit 10000
     affsup prepare shapes
     affsup prepare shape-scenes
-    affsup prepare voc07 --from VOCtrainval_06-Nov-2007.tar --from VOCtest_06-Nov-2007.tar
+    affsup prepare voc07 --from VOCdevkit
     affsup prepare coco --from coco --limit 30000
     affsup prepare vg --from VG_100K --from VG_100K_2 --from annotations
     affsup prepare mit67 --from indoorCVPR_09.tar --from lists

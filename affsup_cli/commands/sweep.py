@@ -82,7 +82,7 @@ def sweep(
     affsup sweep table3 --seeds 10 --jobs 8
     affsup sweep table4
     affsup sweep all --dry-run
-    affsup sweep table3 --launcher slurm --slurm partition=gpu --slurm cpus_per_task=4
+    affsup sweep table3 --launcher slurm --slurm partition=gpu
     affsup sweep table3 --status
     affsup sweep table3 --cancel
     """

@@ -1,4 +1,6 @@
-"""Faster R-CNN with or without relation modules in its head, as Relation Networks build it (reading 11).
+"""Faster R-CNN with or without relation modules in its head, as Relation Networks build it.
+
+How the release and the paper are read: docs/paper-departures.md#reading-11.
 
 Backbone -> region proposals -> pooled features -> two fully connected layers, in a relation network with a relation
 module after each -> class scores and one box a region. torchvision's own parts but for the relation modules, the choice
@@ -364,7 +366,7 @@ class DetectorNetwork(nn.Module):
 
 
 def _initialise(parameter: Tensor) -> None:
-    """Weights from N(0, 0.01), biases 0 (reading 4)."""
+    """Weights from N(0, 0.01), biases 0 (docs/paper-departures.md#reading-4)."""
     if parameter.dim() > 1:
         nn.init.normal_(parameter, std=INITIAL_STD)
     else:
