@@ -92,13 +92,15 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet50")
     parser.add_argument("--short-side", type=int, default=600, help="the longer one is at most 5/3 of it")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     fields = {"data.name": "voc07", "model.arch": arguments.arch, "model.weights": "none", "model.pooling": "align"}
     fields["run.device"] = str(device)
     fields |= {"data.short_side": arguments.short_side, "data.long_side": arguments.short_side * 5 // 3}
     tasks = {}
-    for name, (of_recipe, changed) in VARIANTS.items():
+    for name in arguments.variants:
+        of_recipe, changed = VARIANTS[name]
         recipe = cast(DetectionRecipe, load_recipe(of_recipe, fields | changed))
         tasks[name] = DetectionTask(recipe, arguments.data)
         tasks[name].model.train()
@@ -128,6 +130,7 @@ def main() -> None:
     beside = {
         name: statistics.median(a / b for a, b in zip(taken[name][1:], taken[other][1:], strict=True))
         for name, other in RATIOS.items()
+        if name in taken
     }
     common = {
         "arch": arguments.arch,
@@ -135,7 +138,7 @@ def main() -> None:
         "image": "x".join(map(str, batches[0].images.shape[-2:])),
         **{f"{name.replace(' ', '_')}_seconds": round(value, 3) for name, value in seconds.items()},
     }
-    rows = [{"what": f"{name} ÷ {other}", "ratio": round(beside[name], 2), **common} for name, other in RATIOS.items()]
+    rows = [{"what": f"{name} ÷ {other}", "ratio": round(beside[name], 2), **common} for name, other in RATIOS.items() if name in beside]
     record("detection_training", rows, device)
 
 

@@ -93,7 +93,7 @@ PYTHON_END
 }
 
 tests() {
-  "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider -n 4 $(grep -rlE 'mark\.gpu|device: torch\.device|device\b.*fixture' tests --include='test_*.py')
+  "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider -p no:benchmark $(grep -rlE 'mark\.gpu|device: torch\.device|device\b.*fixture' tests --include='test_*.py')
 }
 
 minibatch() {
@@ -127,9 +127,10 @@ sweeps() {
 
 speeds() {
   local data="--data $AFFSUP_DATA --device $DEVICE"
-  step speed-minibatch 120 "$PYTHON" benchmarks/minibatch_training.py $data --rounds 3 --steps 60
+  step speed-minibatch 120 "$PYTHON" benchmarks/minibatch_training.py $data --rounds 3 --steps 60 --variants float32 'float32 without graph' bf16
   step speed-affinity 90 "$PYTHON" benchmarks/affinity_cost.py $data --rounds 12
-  step speed-detectors 120 "$PYTHON" benchmarks/detection_training.py $data --arch resnet101 --rounds 5
+  step speed-detectors 120 "$PYTHON" benchmarks/detection_training.py $data --arch resnet101 --rounds 5 --variants frcnn relnet
+  step speed-shared 120 "$PYTHON" benchmarks/shared_gpu.py $data
   step speed-graphs 120 "$PYTHON" benchmarks/large_graphs.py --device "$DEVICE" --rounds 1
 }
 

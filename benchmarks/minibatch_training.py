@@ -119,10 +119,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=15, help="timed steps a block")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     loops = {"usual loop": usual_loop(arguments.data / "cifar10", device)}
-    variants = {name: fields for name, fields in VARIANTS.items() if device.type == "cuda" or "run.graph" not in fields}
+    chosen = {name: VARIANTS[name] for name in arguments.variants}
+    variants = {name: fields for name, fields in chosen.items() if device.type == "cuda" or "run.graph" not in fields}
     loops |= {name: our_loop(arguments.data, device, fields) for name, fields in variants.items()}
     for seconds in loops.values():
         seconds(1)

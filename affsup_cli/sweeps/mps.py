@@ -15,6 +15,8 @@ from pathlib import Path
 from affsup_cli.sweeps.slots import Slot
 
 CONTROL = "nvidia-cuda-mps-control"
+PIPE_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY"
+"""Set where a daemon runs already, such as one that a cluster's administrator started."""
 TIMEOUT_SECONDS = 60.0
 
 
@@ -35,12 +37,16 @@ def mps_on_shared_gpus(slots: Sequence[Slot], report: Callable[[str], None]) -> 
     if not any(device.startswith("cuda") for device in shared):
         yield list(slots)
         return
+    if PIPE_DIRECTORY in os.environ:
+        report(f"the processes on a GPU share it through the MPS daemon of {PIPE_DIRECTORY}")
+        yield list(slots)
+        return
     if shutil.which(CONTROL) is None:
         report(f"the processes on a GPU take turns: {CONTROL} is not on the PATH")
         yield list(slots)
         return
     with tempfile.TemporaryDirectory(prefix="affsup-mps-", ignore_cleanup_errors=True) as folder:
-        variables = {"CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
+        variables = {PIPE_DIRECTORY: f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log"}
         for path in variables.values():
             Path(path).mkdir()
         failure = _control(variables, "-d")

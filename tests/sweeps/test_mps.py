@@ -47,6 +47,7 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Control:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
     return Control(folder)
 
 
@@ -142,3 +143,13 @@ def test_training_runs_of_a_sweep_share_gpus_through_the_daemon_and_cost_compari
     assert cost == [None]
     assert len(lines) == 1
     assert [call[0] for call in control.told()] == ["-d  all", " quit all"]
+
+
+def test_a_daemon_that_runs_already_is_used(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/run/mps")
+    lines: list[str] = []
+    given = slots("cuda:0", "cuda:0")
+    with mps_on_shared_gpus(given, lines.append) as connected:
+        assert connected == given
+    assert lines == ["the processes on a GPU share it through the MPS daemon of CUDA_MPS_PIPE_DIRECTORY"]
+    assert control.told() == []
