@@ -138,7 +138,7 @@ def main() -> None:
         "image": "x".join(map(str, batches[0].images.shape[-2:])),
         **{f"{name.replace(' ', '_')}_seconds": round(value, 3) for name, value in seconds.items()},
     }
-    rows = [{"what": f"{name} ÷ {other}", "ratio": round(beside[name], 2), **common} for name, other in RATIOS.items() if name in beside]
+    rows = [{"what": f"{name} ÷ {RATIOS[name]}", "ratio": round(ratio, 2), **common} for name, ratio in beside.items()]
     record("detection_training", rows, device)
 
 

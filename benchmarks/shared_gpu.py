@@ -1,4 +1,4 @@
-"""Training images/s of `minibatch` on one GPU by the number of processes that share it, as `sweep --jobs N` starts them.
+"""Training images/s of `minibatch` by the number of processes that share a GPU, as `sweep --jobs N` starts them.
 
 Each process repeats the steps of its own run with L_G (ResNet-20 on CIFAR-10) for a few seconds; where NVIDIA's MPS is
 there, it is used as by a sweep. On a CPU, processes share the cores.
