@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -409,34 +410,43 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
     epochs.batch = lambda step: batch  # type: ignore[method-assign]
     epochs.size = lambda step: len(four)  # type: ignore[method-assign]
     steps = optimizer(task, task._recipe.train)
+
+    def measured() -> tuple[float, Mapping[int, float]]:
+        """M over the four images, and the recall of their eight pairs among the 9,900 of each image."""
+        task.model.eval()
+        recall = RelationshipRecall((100, 300))
+        with torch.no_grad():
+            regions, _ = task._regions(batch)
+            graph = ranking_graph(task._recipe, task.model, regions)
+            assert graph is not None
+            assert task._affinity is not None
+            mass, images = _mass(graph, task._target(regions, batch, task._affinity))
+            assert images == 4
+            for place in range(4):
+                count = int(regions.present[place].sum())
+                pairs = batch.relations[place]
+                recall.update(
+                    regions.boxes[place, :count],
+                    graph[place, :count, :count],
+                    batch.boxes[place],
+                    pairs[pairs[:, 0] >= 0],
+                )
+        task.model.train()
+        return mass.item(), recall.compute()["micro"]
+
     task.model.train()
-    for _ in range(250):
+    # How many steps it takes depends on the last bits of the kernels, 200 to 350 on the processors tried: it trains
+    # until it knows the images, within a bound that is twice that.
+    for step in range(700):
         losses = task.losses(0)
         steps.zero_grad()
         losses.total().backward()
         clipped_step(steps, task._recipe.train.clip_norm)
-    task.model.eval()
-    recall = RelationshipRecall((100, 300))
-    with torch.no_grad():
-        regions, _ = task._regions(batch)
-        graph = ranking_graph(task._recipe, task.model, regions)
-        assert graph is not None
-        assert task._affinity is not None
-        mass, images = _mass(graph, task._target(regions, batch, task._affinity))
-        for place in range(4):
-            count = int(regions.present[place].sum())
-            pairs = batch.relations[place]
-            recall.update(
-                regions.boxes[place, :count],
-                graph[place, :count, :count],
-                batch.boxes[place],
-                pairs[pairs[:, 0] >= 0],
-            )
-    assert images == 4
-    assert mass > 0.9
-    found = recall.compute()["micro"]
-    assert found[100] >= 7 / 8  # of eight pairs, among the 9,900 of each image
-    assert found[300] == 1
+        if step % 50 == 49:
+            mass, found = measured()
+            if mass > 0.9 and found[100] >= 7 / 8 and found[300] == 1:
+                return
+    pytest.fail(f"after 700 steps M is {mass:.3f} and recall {found}")
 
 
 def test_both_evaluators_give_the_same_precision(shapes: Path) -> None:

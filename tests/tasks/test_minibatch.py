@@ -138,8 +138,14 @@ def test_a_step_along_the_gradient_of_the_graph_raises_m(digits: Path) -> None:
     assert task.losses(0).metrics["mass"] > before.metrics["mass"]
 
 
-@pytest.mark.parametrize("fields", [{"train__precision": "bf16"}, {"train__compile": True}])
-def test_bf16_and_compiled_steps_come_close_to_the_plain_one(digits: Path, fields: dict[str, Any]) -> None:
+# In bf16 every kernel rounds in its own places: 0.96 to 0.98 on the processors tried, and a share within 0.01. Compiled,
+# the last bits alone differ. The gradient of another batch is at 0.01, that without L_G at 0.14.
+@pytest.mark.parametrize(
+    ("fields", "alike", "off"), [({"train__precision": "bf16"}, 0.9, 0.05), ({"train__compile": True}, 0.999, 0.005)]
+)
+def test_bf16_and_compiled_steps_come_close_to_the_plain_one(
+    digits: Path, fields: dict[str, Any], alike: float, off: float
+) -> None:
     def gradient(task: MinibatchTask) -> tuple[float, torch.Tensor]:
         losses = task.losses(0)
         share = losses.gradient_share().item()
@@ -148,8 +154,8 @@ def test_bf16_and_compiled_steps_come_close_to_the_plain_one(digits: Path, field
 
     plain_share, plain = gradient(build(digits, train__batch_size=16))
     share, fast = gradient(build(digits, train__batch_size=16, **fields))
-    assert share == pytest.approx(plain_share, abs=0.05)
-    assert F.cosine_similarity(plain, fast, dim=0) > 0.97
+    assert share == pytest.approx(plain_share, abs=off)
+    assert F.cosine_similarity(plain, fast, dim=0) > alike
 
 
 def test_the_export_is_the_pooled_features_of_the_test_images(digits: Path, tmp_path: Path) -> None:
