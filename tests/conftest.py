@@ -7,12 +7,14 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 import data_prep
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ["COLUMNS"] = "120"  # rich asks once, when its console is made, and wraps tables to it
 
@@ -79,6 +81,8 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and the GPU where there is one."""
+    import torch  # not above: the process that only hands out the tests does without
+
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
     return torch.device(request.param)
