@@ -8,6 +8,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
 
+# Many tests start processes: without bytecode kept beside the sources each of them would compile all of PyTorch's anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-lowest lint format wheel upgrade clean
 
 demo: .venv/affsup

@@ -411,8 +411,8 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
     epochs.size = lambda step: len(four)  # type: ignore[method-assign]
     steps = optimizer(task, task._recipe.train)
 
-    def measured() -> tuple[float, Mapping[int, float]]:
-        """M over the four images, and the recall of their eight pairs among the 9,900 of each image."""
+    def measured() -> tuple[int, float, Mapping[int, float]]:
+        """How many images have a target, M over them, and the recall of the eight pairs among 9,900 of each image."""
         task.model.eval()
         recall = RelationshipRecall((100, 300))
         with torch.no_grad():
@@ -421,7 +421,6 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
             assert graph is not None
             assert task._affinity is not None
             mass, images = _mass(graph, task._target(regions, batch, task._affinity))
-            assert images == 4
             for place in range(4):
                 count = int(regions.present[place].sum())
                 pairs = batch.relations[place]
@@ -432,21 +431,21 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
                     pairs[pairs[:, 0] >= 0],
                 )
         task.model.train()
-        return mass.item(), recall.compute()["micro"]
+        return int(images), mass.item(), recall.compute()["micro"]
 
     task.model.train()
-    # How many steps it takes depends on the last bits of the kernels, 200 to 350 on the processors tried: it trains
-    # until it knows the images, within a bound that is twice that.
+    # How many steps that takes depends on the last bits of the kernels (150 to 250 and more on the processors tried): it
+    # trains until it knows the images, within a bound that is well above that.
     for step in range(700):
         losses = task.losses(0)
         steps.zero_grad()
         losses.total().backward()
         clipped_step(steps, task._recipe.train.clip_norm)
         if step % 50 == 49:
-            mass, found = measured()
-            if mass > 0.9 and found[100] >= 7 / 8 and found[300] == 1:
+            images, mass, found = measured()
+            if images == 4 and mass > 0.9 and found[100] >= 7 / 8 and found[300] == 1:
                 return
-    pytest.fail(f"after 700 steps M is {mass:.3f} and recall {found}")
+    pytest.fail(f"after 700 steps {images} images have a target, M is {mass:.3f} and recall {found}")
 
 
 def test_both_evaluators_give_the_same_precision(shapes: Path) -> None:
