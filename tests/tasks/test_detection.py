@@ -434,9 +434,12 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
         return int(images), mass.item(), recall.compute()["micro"]
 
     task.model.train()
-    # How many steps that takes depends on the last bits of the kernels (150 to 250 and more on the processors tried): it
-    # trains until it knows the images, within a bound that is well above that.
-    for step in range(700):
+    # How many steps that takes depends on the last bits of the kernels: it trains until it knows the images, within a
+    # bound. The lower rate at the end keeps it from moving around what it has learned.
+    for step in range(500):
+        if step == 150:
+            for group in steps.param_groups:
+                group["lr"] /= 5
         losses = task.losses(0)
         steps.zero_grad()
         losses.total().backward()
@@ -445,7 +448,7 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
             images, mass, found = measured()
             if images == 4 and mass > 0.9 and found[100] >= 7 / 8 and found[300] == 1:
                 return
-    pytest.fail(f"after 700 steps {images} images have a target, M is {mass:.3f} and recall {found}")
+    pytest.fail(f"after 500 steps {images} images have a target, M is {mass:.3f} and recall {found}")
 
 
 def test_both_evaluators_give_the_same_precision(shapes: Path) -> None:
