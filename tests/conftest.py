@@ -5,16 +5,29 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 import data_prep
 
+if TYPE_CHECKING:
+    import torch
+
 os.environ["COLUMNS"] = "120"  # rich asks once, when its console is made, and wraps tables to it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have torch.compile keep its kernels in a folder of these tests.
+
+    Its usual folder does not tell settings of ATEN_CPU_CAPABILITY apart: a kernel kept under one fails under another.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +92,8 @@ def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and the GPU where there is one."""
+    import torch  # not above: the process that only hands out the tests does without
+
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
     return torch.device(request.param)

@@ -47,7 +47,7 @@ def test_a_model_of_any_layout_is_shared_and_its_gradients_summed(
         assert torch.equal(value, before[name])
     model(torch.randn(2, 3, 8, 8, device=device)).square().sum().backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-    same.sum_gradients(1.0)
+    same.all_reduce_gradients(1.0)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient)

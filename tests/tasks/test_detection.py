@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -409,34 +410,45 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
     epochs.batch = lambda step: batch  # type: ignore[method-assign]
     epochs.size = lambda step: len(four)  # type: ignore[method-assign]
     steps = optimizer(task, task._recipe.train)
+
+    def measured() -> tuple[int, float, Mapping[int, float]]:
+        """How many images have a target, M over them, and the recall of the eight pairs among 9,900 of each image."""
+        task.model.eval()
+        recall = RelationshipRecall((100, 300))
+        with torch.no_grad():
+            regions, _ = task._regions(batch)
+            graph = ranking_graph(task._recipe, task.model, regions)
+            assert graph is not None
+            assert task._affinity is not None
+            mass, images = _mass(graph, task._target(regions, batch, task._affinity))
+            for place in range(4):
+                count = int(regions.present[place].sum())
+                pairs = batch.relations[place]
+                recall.update(
+                    regions.boxes[place, :count],
+                    graph[place, :count, :count],
+                    batch.boxes[place],
+                    pairs[pairs[:, 0] >= 0],
+                )
+        task.model.train()
+        return int(images), mass.item(), recall.compute()["micro"]
+
     task.model.train()
-    for _ in range(250):
+    # How many steps that takes depends on the last bits of the kernels: it trains until it knows the images, within a
+    # bound. The lower rate at the end keeps it from moving around what it has learned.
+    for step in range(500):
+        if step == 150:
+            for group in steps.param_groups:
+                group["lr"] /= 5
         losses = task.losses(0)
         steps.zero_grad()
         losses.total().backward()
         clipped_step(steps, task._recipe.train.clip_norm)
-    task.model.eval()
-    recall = RelationshipRecall((100, 300))
-    with torch.no_grad():
-        regions, _ = task._regions(batch)
-        graph = ranking_graph(task._recipe, task.model, regions)
-        assert graph is not None
-        assert task._affinity is not None
-        mass, images = _mass(graph, task._target(regions, batch, task._affinity))
-        for place in range(4):
-            count = int(regions.present[place].sum())
-            pairs = batch.relations[place]
-            recall.update(
-                regions.boxes[place, :count],
-                graph[place, :count, :count],
-                batch.boxes[place],
-                pairs[pairs[:, 0] >= 0],
-            )
-    assert images == 4
-    assert mass > 0.9
-    found = recall.compute()["micro"]
-    assert found[100] >= 7 / 8  # of eight pairs, among the 9,900 of each image
-    assert found[300] == 1
+        if step % 50 == 49:
+            images, mass, found = measured()
+            if images == 4 and mass > 0.9 and found[100] >= 7 / 8 and found[300] == 1:
+                return
+    pytest.fail(f"after 500 steps {images} images have a target, M is {mass:.3f} and recall {found}")
 
 
 def test_both_evaluators_give_the_same_precision(shapes: Path) -> None:

@@ -37,7 +37,9 @@ def gradient(model: nn.Module) -> Tensor:
 def test_a_compiled_step_is_the_plain_one(shapes: Path) -> None:
     found = []
     for compiled in (False, True):
-        task = build_task(small(train__compile=compiled, train__batch_size=2), shapes)
+        task = build_task(
+            small(train__compile=compiled, train__batch_size=2, relation__modules=1, affinity__module=1), shapes
+        )
         assert isinstance(task, DetectionTask)
         task.begin_epoch(0)
         torch.manual_seed(0)  # of the samplers

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 
 from affsup_cli.engine import distributed
 from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.models import CLASSIFIERS
+from affsup_cli.models.cifar_resnet import cifar_resnet
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.minibatch import MinibatchTask
@@ -155,18 +158,30 @@ def test_a_step_along_the_gradient_of_the_graph_raises_m(digits: Path) -> None:
     assert task.losses(0).metrics["mass"] > before.metrics["mass"]
 
 
-@pytest.mark.parametrize("fields", [{"train__precision": "bf16"}, {"train__compile": True}])
-def test_bf16_and_compiled_steps_come_close_to_the_plain_one(digits: Path, fields: dict[str, Any]) -> None:
+# In bf16 every kernel rounds in its own places: a cosine of 0.96 to 0.98 on the processors tried, and a share within
+# 0.01. Compiled, the last bits alone differ. The gradient of another batch is at 0.01, that without L_G at 0.14.
+@pytest.mark.parametrize(
+    ("arch", "fields", "alike", "off"),
+    [
+        ("resnet20", {"train__precision": "bf16"}, 0.9, 0.05),
+        ("resnet8", {"train__compile": True}, 0.999, 0.005),  # as the paper's, with a third of the kernels to compile
+    ],
+)
+def test_bf16_and_compiled_steps_come_close_to_the_plain_one(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, arch: str, fields: dict[str, Any], alike: float, off: float
+) -> None:
+    monkeypatch.setitem(CLASSIFIERS, "resnet8", partial(cifar_resnet, 8))
+
     def gradient(task: MinibatchTask) -> tuple[float, torch.Tensor]:
         losses = task.losses(0)
         share = losses.gradient_share().item()
         losses.total().backward()
         return share, torch.cat([parameter.grad.flatten() for parameter in task.model.parameters()])
 
-    plain_share, plain = gradient(build(digits, train__batch_size=16))
-    share, fast = gradient(build(digits, train__batch_size=16, **fields))
-    assert share == pytest.approx(plain_share, abs=0.05)
-    assert F.cosine_similarity(plain, fast, dim=0) > 0.97
+    plain_share, plain = gradient(build(digits, model__arch=arch, train__batch_size=16))
+    share, fast = gradient(build(digits, model__arch=arch, train__batch_size=16, **fields))
+    assert share == pytest.approx(plain_share, abs=off)
+    assert F.cosine_similarity(plain, fast, dim=0) > alike
 
 
 def test_the_export_is_the_pooled_features_of_the_test_images(digits: Path, tmp_path: Path) -> None:
