@@ -14,10 +14,10 @@ from pathlib import Path
 
 from record import record
 
-from affsup_cli.engine.cost import time_in_turns
-from affsup_cli.engine.devices import resolve_device
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runtime.devices import resolve_device
 from affsup_cli.tasks import build_task
+from affsup_cli.training.cost import time_in_turns
 
 PRECISIONS = ("float32", "bf16")
 

@@ -18,7 +18,7 @@ import torch
 from record import record
 from turns import compare
 
-from affsup_cli.engine.checkpoint import BackgroundSaver, load_checkpoint, save_checkpoint
+from affsup_cli.runs.checkpoint import BackgroundSaver, load_checkpoint, save_checkpoint
 
 LAYERS, BYTES = 250, 10**6
 CPU = torch.device("cpu")

@@ -30,11 +30,11 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from affsup_cli.data.scenes import SceneBatch
-from affsup_cli.engine.devices import resolve_device
-from affsup_cli.models.backbones import build_backbone
-from affsup_cli.models.detector import NMS_IOU, POOLED_SIZE, RPN_SAMPLED
+from affsup_cli.models.detection.backbones import build_backbone
+from affsup_cli.models.detection.detector import NMS_IOU, POOLED_SIZE, RPN_SAMPLED
 from affsup_cli.recipe import DetectionRecipe, load_recipe
-from affsup_cli.tasks.detection import DetectionTask
+from affsup_cli.runtime.devices import resolve_device
+from affsup_cli.tasks.detection.task import DetectionTask
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "frcnn": ("frcnn", {}),

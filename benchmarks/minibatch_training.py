@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
-from affsup_cli.engine.devices import resolve_device
-from affsup_cli.engine.step import TrainingStep, graph_capture
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runtime.devices import resolve_device
 from affsup_cli.tasks import build_task
-from data_prep.format import read_manifest, read_split
+from affsup_cli.training.step import TrainingStep, graph_capture
+from data_prep.store import read_manifest, read_split
 
 WARM_UP = 4
 VARIANTS = {

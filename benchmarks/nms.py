@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import box_iou, nms
 from turns import compare
 
-from affsup_cli.engine.devices import resolve_device
-from affsup_cli.models.nms import first_nms
+from affsup_cli.models.detection.nms import first_nms
+from affsup_cli.runtime.devices import resolve_device
 
 HEIGHT, WIDTH, STRIDE, IOU = 600, 1000, 16, 0.7
 

@@ -19,7 +19,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from data_prep.decoding import decode_all
+from data_prep.decode.parallel import decode_all
 from data_prep.sets.tiny_imagenet import decode
 
 IMAGES = 110_000

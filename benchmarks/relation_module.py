@@ -17,8 +17,8 @@ from record import record
 from torch import Tensor
 from turns import compare
 
-from affsup_cli.engine.devices import resolve_device
-from affsup_cli.models.relation import RelationModule, geometry_embedding
+from affsup_cli.models.detection.relation import RelationModule, geometry_embedding
+from affsup_cli.runtime.devices import resolve_device
 
 IMAGES, QUERIES, KEYS, FEATURES = 2, 330, 300, 1024
 

@@ -21,9 +21,9 @@ import torch
 from record import record
 
 from affsup_cli.affinity import AffinityLoss, different_category_target, match_proposals, target_mass
-from affsup_cli.engine.devices import resolve_device
 from affsup_cli.recipe import DetectionRecipe, load_recipe
-from affsup_cli.tasks.detection import DetectionTask
+from affsup_cli.runtime.devices import resolve_device
+from affsup_cli.tasks.detection.task import DetectionTask
 
 LOSS_ROUNDS = 50
 

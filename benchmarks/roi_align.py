@@ -2,7 +2,7 @@
 
     python benchmarks/roi_align.py
 
-Two images; `LARGEST_SEPARABLE_MAP` of affsup_cli/models/roi_align.py is read off here. Values and gradients are
+Two images; `LARGEST_SEPARABLE_MAP` of affsup_cli/models/detection/roi_align.py is read off here. Values and gradients are
 compared too.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 from turns import compare
 
-from affsup_cli.models.roi_align import separable_roi_align
+from affsup_cli.models.detection.roi_align import separable_roi_align
 
 IMAGES, SIZE, SCALE, SAMPLING = 2, 7, 1 / 16, 2
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from record import record
 
-from affsup_cli.engine.devices import resolve_device
+from affsup_cli.runtime.devices import resolve_device
 from affsup_cli.sweeps.mps import mps_on_shared_gpus
 from affsup_cli.sweeps.slots import Slot, find_slots
 

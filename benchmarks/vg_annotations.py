@@ -22,10 +22,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data_prep.format import Annotations
-from data_prep.scene_files import SceneFiles
-from data_prep.scenes import LeftOutLog, clean_annotations
+from data_prep.build_scenes import LeftOutLog, clean_annotations
 from data_prep.sets.vg import DATASET
+from data_prep.sources.scene_files import SceneFiles
+from data_prep.store import Annotations
 
 IMAGES = 108_073
 CLASSES, PREDICATES = 150, 50

@@ -18,7 +18,7 @@ from data_prep.raw import AnyDataSet, ProgressCallback
 
 if TYPE_CHECKING:
     from data_prep.build import PrepareResult
-    from data_prep.format import AnyManifest
+    from data_prep.store import AnyManifest
 
 __all__ = ["AnyDataSet", "ProgressCallback", "check", "datasets", "get", "prepare"]
 
@@ -81,6 +81,6 @@ def check(name: str, data_dir: Path) -> AnyManifest:
         UsageError: There is no such data set.
         AffsupError: It is not prepared or is damaged; the message says what is wrong.
     """
-    from data_prep.format import verify
+    from data_prep.store import verify
 
     return verify(data_dir / get(name).name)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import labelled, scenes
+from data_prep import build_images, build_scenes
 from data_prep.errors import AffsupError, SourceError, UsageError
-from data_prep.format import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
 from data_prep.raw import AnyDataSet, ProgressCallback, SceneSet
-from data_prep.source import RawSource, check_sources, checksums, open_scene_source, open_source
-from data_prep.storage import exclusive, recover
+from data_prep.sources.open import RawSource, check_sources, checksums, open_scene_source, open_source
+from data_prep.store import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
+from data_prep.store.writing import exclusive, recover
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def _write(
     try:
         with source.files as files:
             if isinstance(dataset, SceneSet):
-                return scenes.write(dataset, dataset.read(files), source.record, home, limit, progress)
-            return labelled.write(dataset, dataset.read(files), source.record, home, limit, progress)
+                return build_scenes.write(dataset, dataset.read(files), source.record, home, limit, progress)
+            return build_images.write(dataset, dataset.read(files), source.record, home, limit, progress)
     except SourceError as error:
         raise AffsupError(f"{source.label}: {error}") from None
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.format import Annotations
+    from data_prep.store import Annotations
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 _SIDE = 128
@@ -38,7 +38,7 @@ _POLYGONS = {  # in the unit square; each touches all four sides
 
 @dataclass(frozen=True)
 class SceneContent:
-    """The content of a scene to be drawn; the fields are those of `data_prep.annotating.SceneAnnotation`."""
+    """The content of a scene to be drawn; the fields are those of `data_prep.annotations.SceneAnnotation`."""
 
     labels: Sequence[int]
     relations: Sequence[tuple[int, int, int]] = ()
@@ -74,7 +74,7 @@ def draw_scenes(
     """
     import numpy as np
 
-    from data_prep.annotating import SceneAnnotation, concatenate
+    from data_prep.annotations import SceneAnnotation, concatenate
 
     pictures, parts = DrawnPictures(), []
     for seed, (part, count) in enumerate(counts.items(), start=first_seed):

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from data_prep.origin import Archive, Files, Origin
+from data_prep.sources.origin import Archive, Files, Origin
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.format import Annotations, LeftOutRecord
-    from data_prep.scene_files import SceneFiles
+    from data_prep.sources.scene_files import SceneFiles
+    from data_prep.store import Annotations, LeftOutRecord
 
 ProgressCallback = Callable[[Literal["download", "images"], int, int], None]
 """Called with the step, the amount done and the total amount: bytes of a download, or written images."""
@@ -46,7 +46,7 @@ class RawSplit:
         """
         import numpy as np
 
-        from data_prep.format import BLOCK
+        from data_prep.store import BLOCK
 
         def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
             for start in range(0, len(rows), BLOCK):

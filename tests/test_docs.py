@@ -29,10 +29,10 @@ from affsup_cli import affinity, recipe
 from affsup_cli.affinity import BatchAffinityLoss
 from affsup_cli.app import app, main
 from affsup_cli.recipe import load_recipe
-from affsup_cli.reporting.experiments import experiments
-from affsup_cli.reporting.spec import load_spec
+from affsup_cli.reporting.select.experiments import experiments
+from affsup_cli.reporting.select.spec import load_spec
 from data_prep.build import build
-from data_prep.format import read_manifest, read_split
+from data_prep.store import read_manifest, read_split
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -92,7 +92,7 @@ def recipes_with_tutorials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tutorial_folder(recipes_with_tutorials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Be in the folder of a reader who has saved the tutorials' files, with nothing prepared and no run."""
     monkeypatch.setattr("affsup_cli.recipe.recipes_folder", lambda: recipes_with_tutorials)
-    monkeypatch.setattr("affsup_cli.reporting.spec.recipes_folder", lambda: recipes_with_tutorials)
+    monkeypatch.setattr("affsup_cli.reporting.select.spec.recipes_folder", lambda: recipes_with_tutorials)
     monkeypatch.chdir(tmp_path)
     for block in blocks():
         if block.language == "toml" and "/" not in block.title:

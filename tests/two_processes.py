@@ -17,19 +17,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from affsup_cli.data.shard import Shard
-from affsup_cli.engine import checkpoint, distributed, training
-from affsup_cli.engine.checkpoint import save_checkpoint
-from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.engine.stop import Stopped
-from affsup_cli.engine.task import Losses, Task, all_reduce_losses
-from affsup_cli.engine.training import Trainer
-from affsup_cli.models import detector
+from affsup_cli.distributed import collectives
+from affsup_cli.distributed.shard import Shard
+from affsup_cli.models.detection import detector
 from affsup_cli.recipe import Recipe, load_recipe
+from affsup_cli.runs import checkpoint
+from affsup_cli.runs.checkpoint import save_checkpoint
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.stop import Stopped
 from affsup_cli.tasks import build_task
+from affsup_cli.training import trainer
+from affsup_cli.training.task import Losses, Task, all_reduce_losses
+from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError
-from tests.engine.toy import ToyTask
 from tests.small_scenes import small, small_scene
+from tests.training.toy import ToyTask
 
 FIELDS = {"train.epochs": 2, "train.learning_rate": 0.05, "train.milestones": [], "run.device": "cpu"}
 UNTRAINED = {"model__features": "scene", "model__pretrained": False}
@@ -48,7 +50,7 @@ class SharedToy(ToyTask):
         here = (self.epochs_begun[-1], step)
         self.before_step.pop(here, lambda: None)()
         whole = min(4, self.images - 4 * step)
-        share = Shard(distributed.rank(), distributed.world_size())
+        share = Shard(collectives.rank(), collectives.world_size())
         part = slice(4 * step, 4 * step + whole)
         x, y = (values[part][share.slice_or_dummy(whole)] for values in (self.x, self.y))
         prediction = self.model(x)
@@ -71,7 +73,7 @@ def train(task: Any, recipe: Recipe, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder)
     result = Trainer(task, recipe, run).run()
-    distributed.all_gather_object(None)  # wait for the first process's files
+    collectives.all_gather_object(None)  # wait for the first process's files
     return {
         "model": {name: value.clone() for name, value in task.model.state_dict().items()},
         "metrics": result["metrics"],
@@ -90,10 +92,10 @@ def stopped_toy(folder: Path) -> dict[str, Any]:
     """Trained until the last process is asked to stop in its second step, and resumed by all."""
     recipe = load_recipe("minibatch", FIELDS)
     task = SharedToy(random=True)
-    if distributed.rank() == distributed.world_size() - 1:
+    if collectives.rank() == collectives.world_size() - 1:
         task.before_step[(0, 1)] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SYNC_SECONDS", 0)
+        patch.setattr(trainer, "SYNC_SECONDS", 0)
         with pytest.raises(Stopped, match="epoch 1 after step 2 of 4"):
             train(task, recipe, folder)
         torch.rand(7)
@@ -105,7 +107,7 @@ def stopped_while_it_saves(folder: Path, save: Callable[[Path, dict[str, Any]], 
     task = SharedToy()
     task.before_step[(0, 1)] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SYNC_SECONDS", 0)
+        patch.setattr(trainer, "SYNC_SECONDS", 0)
         patch.setattr(checkpoint, "save_checkpoint", save)
         with pytest.raises(Stopped):
             train(task, load_recipe("minibatch", FIELDS), folder)
@@ -124,7 +126,7 @@ def refuse_to_save(path: Path, state: dict[str, Any]) -> None:
 def poisoned_toy(folder: Path) -> str:
     """What the processes say of a loss that is not finite on the last of them."""
     task = SharedToy()
-    if distributed.rank() == distributed.world_size() - 1:
+    if collectives.rank() == collectives.world_size() - 1:
         task.poisoned = (0, 1)
     with pytest.raises(AffsupError) as caught:
         train(task, load_recipe("minibatch", FIELDS), folder)
@@ -133,7 +135,7 @@ def poisoned_toy(folder: Path) -> str:
 
 def step(task: Any, number: int | None, *, frozen: bool) -> dict[str, Any]:
     """A step's numbers and gradients; by default of the step that has a single image."""
-    same = distributed.ModelReplica(task.model)
+    same = collectives.ModelReplica(task.model)
     task.begin_epoch(0)
     task.model.train(not frozen)
     if number is None:
@@ -166,10 +168,10 @@ def statistics(task: Task) -> dict[str, Tensor]:
 
 
 def evaluated(task: Task, folder: Path) -> dict[str, float]:
-    distributed.ModelReplica(task.model)
+    collectives.ModelReplica(task.model)
     metrics = task.evaluate("test")
     folder.mkdir(exist_ok=True)
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         task.export(folder, "test")
     return metrics
 
@@ -207,9 +209,9 @@ def do_all(data: Path, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with distributed.init_distributed("cpu"):
+    with collectives.init_distributed("cpu"):
         if len(sys.argv) == 2:
             stopped_while_it_saves(Path(sys.argv[1]), refuse_to_save)
         done = do_all(Path(sys.argv[1]), Path(sys.argv[2]))
-        torch.save(done, Path(sys.argv[2]) / f"{distributed.rank()}.pt")
+        torch.save(done, Path(sys.argv[2]) / f"{collectives.rank()}.pt")
         raise AffsupError("both say this")

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import data_prep
-from affsup_cli.engine.cost import MIN_STEPS, ROUND_SECONDS, WARM_UP_STEPS
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
-from affsup_cli.reporting.experiments import Experiment, experiments
-from affsup_cli.reporting.runs import training_key
-from affsup_cli.reporting.spec import load_spec
+from affsup_cli.reporting.select.experiments import Experiment, experiments
+from affsup_cli.reporting.select.runs import training_key
+from affsup_cli.reporting.select.spec import load_spec
 from affsup_cli.sweeps.worker import COST_ROUNDS
+from affsup_cli.training.cost import MIN_STEPS, ROUND_SECONDS, WARM_UP_STEPS
+from data_prep.build_images import split_rows
 from data_prep.errors import AffsupError
-from data_prep.labelled import split_rows
 from data_prep.raw import ImageSet
 
 RunKey = tuple[str, str]

@@ -17,10 +17,10 @@ import torch
 from affsup_cli.bench.needs import RunKind, Speed, kind_of, kinds_of, needed_runs, seconds_of
 from affsup_cli.bench.speeds import Report, measure
 from affsup_cli.bench.synthetic import make
-from affsup_cli.engine.devices import device_name, resolve_device
-from affsup_cli.engine.environment import source_commit
-from affsup_cli.engine.run_folder import write_out
-from affsup_cli.reporting.experiments import Experiment
+from affsup_cli.reporting.select.experiments import Experiment
+from affsup_cli.runs.environment import source_commit
+from affsup_cli.runs.folder import write_out
+from affsup_cli.runtime.devices import device_name, resolve_device
 from data_prep.errors import AffsupError
 
 TOTAL = "all of these"

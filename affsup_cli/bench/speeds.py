@@ -12,11 +12,11 @@ import torch
 from torchvision.ops import FrozenBatchNorm2d
 
 from affsup_cli.bench.needs import RunKind, Speed
-from affsup_cli.engine.cost import WARM_UP_STEPS, StepClock
-from affsup_cli.engine.task import Task
 from affsup_cli.recipe import Recipe
 from affsup_cli.tasks import build_task
-from data_prep.format import read_manifest
+from affsup_cli.training.cost import WARM_UP_STEPS, StepClock
+from affsup_cli.training.task import Task
+from data_prep.store import read_manifest
 
 Report = Callable[[str], None]
 """Called with a text that says what is being measured."""

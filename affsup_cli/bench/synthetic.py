@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 import data_prep
-from data_prep import labelled, scenes
-from data_prep.annotating import SceneAnnotation, concatenate
+from data_prep import build_images, build_scenes
+from data_prep.annotations import SceneAnnotation, concatenate
 from data_prep.drawing import DrawnPictures
-from data_prep.format import SourceRecord
 from data_prep.raw import ImageSet, RawImages, RawScenes, RawSplit, SceneSet
+from data_prep.store import SourceRecord
 
 _SOURCE = SourceRecord(kind="embedded", files={}, official=None, algorithm=None)
 _BATCH = 128
@@ -81,9 +81,9 @@ def make(name: str, data_dir: Path, *, test_of_gpu: bool = False) -> None:
     data_dir.mkdir(parents=True, exist_ok=True)
     shape, tested = _SHAPES[name], _ON_GPU if test_of_gpu else _ON_CPU
     if isinstance(dataset, ImageSet) and isinstance(shape, _Images):
-        labelled.write(dataset, _images(shape, tested.images), _SOURCE, data_dir / name, None, _silent)
+        build_images.write(dataset, _images(shape, tested.images), _SOURCE, data_dir / name, None, _silent)
     if isinstance(dataset, SceneSet) and isinstance(shape, _Scenes):
-        scenes.write(dataset, _scenes(shape, tested.scenes), _SOURCE, data_dir / name, None, _silent)
+        build_scenes.write(dataset, _scenes(shape, tested.scenes), _SOURCE, data_dir / name, None, _silent)
 
 
 def _images(shape: _Images, test_images: int) -> RawImages:
@@ -93,7 +93,7 @@ def _images(shape: _Images, test_images: int) -> RawImages:
             random.integers(0, 256, (count, shape.side, shape.side, 3), dtype=np.uint8),
             random.integers(0, shape.classes, count),
         )
-        for count in (int(shape.batches * _BATCH / (1 - labelled.VALIDATION.fraction)), test_images)
+        for count in (int(shape.batches * _BATCH / (1 - build_images.VALIDATION.fraction)), test_images)
     )
     return RawImages(_classes(shape.classes), (3, shape.side, shape.side), train, test)
 

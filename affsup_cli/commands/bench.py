@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import REPORTS_DIR
+from affsup_cli.options import REPORTS_DIR
 
 if TYPE_CHECKING:
     from affsup_cli.bench.run import Bench
@@ -34,8 +34,8 @@ def bench(
     affsup bench --device cuda:1 --out bench-h100.csv
     """
     from affsup_cli.bench.run import require_writable, run_bench
-    from affsup_cli.commands.console import console
-    from affsup_cli.reporting.spec import paper_names
+    from affsup_cli.reporting.select.spec import paper_names
+    from affsup_cli.views.console import console
 
     require_writable(out)
     names = list(dict.fromkeys(tables or paper_names()))
@@ -50,8 +50,8 @@ def print_bench(found: Bench) -> None:
     """Print the speeds of the kinds of run, then the hours of the tables."""
     from rich.table import Table
 
-    from affsup_cli.commands.console import console, counted
-    from affsup_cli.engine.devices import device_name
+    from affsup_cli.runtime.devices import device_name
+    from affsup_cli.views.console import console, counted
 
     def table(*columns: str) -> Table:
         shown = Table(box=None, pad_edge=False, header_style="dim")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir, run_path
+from affsup_cli.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir, run_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,9 +33,9 @@ def compare(
     affsup compare runs/base runs/with-affinity
     affsup compare runs/one runs/two runs/three --out comparison
     """
-    from affsup_cli.commands.console import console
-    from affsup_cli.engine.run_folder import RunFolder
     from affsup_cli.reporting.compare import compare_runs, write_curves
+    from affsup_cli.runs.folder import RunFolder
+    from affsup_cli.views.console import console
 
     comparison = compare_runs([RunFolder.open(run_path(name, runs)) for name in named])
     for number, run in enumerate(comparison.runs, start=1):
@@ -65,7 +65,7 @@ def _state(run: ComparedRun) -> str:
 def _differences(title: str, rows: Mapping[str, tuple[Any, ...]], runs: int) -> RenderableType:
     from rich.markup import escape
 
-    from affsup_cli.commands.inventory import plain, table
+    from affsup_cli.views.inventory import plain, table
 
     if not rows:
         return f"[bold]{title}[/bold]: all the same"
@@ -79,8 +79,8 @@ def _short(value: str) -> str:
 
 
 def _metrics(comparison: Comparison) -> RenderableType:
-    from affsup_cli.commands.inventory import table
     from affsup_cli.reporting.compare import best_of
+    from affsup_cli.views.inventory import table
 
     rows = []
     for metric, values in comparison.metrics.items():
@@ -94,7 +94,7 @@ def _metrics(comparison: Comparison) -> RenderableType:
 
 
 def _number(metric: str, value: float | None, first: float | None) -> str:
-    from affsup_cli.commands.console import metric_text
+    from affsup_cli.views.console import metric_text
 
     if value is None:
         return "–"

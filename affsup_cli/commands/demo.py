@@ -27,12 +27,12 @@ def demo(
     \b
     affsup demo
     """
-    from affsup_cli.commands.console import console
-    from affsup_cli.commands.embedded import prepare_embedded
     from affsup_cli.commands.report import print_reports
     from affsup_cli.commands.sweep import print_plan, run_plan
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
     from affsup_cli.sweeps.slots import find_slots
+    from affsup_cli.views.console import console
+    from affsup_cli.views.embedded import prepare_embedded
 
     data, runs, reports = out / "data", out / "runs", out / "reports"
     wanted = wanted_experiments(TABLES)

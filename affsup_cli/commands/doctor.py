@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 
 def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
@@ -21,11 +21,11 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     import torch
 
     import affsup_cli
-    from affsup_cli.commands import inventory
-    from affsup_cli.commands.console import console
-    from affsup_cli.engine.devices import describe_gpus, device_name, gpus
-    from affsup_cli.engine.environment import library_versions, source_commit
-    from affsup_cli.engine.run_folder import run_folders
+    from affsup_cli.runs.environment import library_versions, source_commit
+    from affsup_cli.runs.folder import run_folders
+    from affsup_cli.runtime.devices import describe_gpus, device_name, gpus
+    from affsup_cli.views import inventory
+    from affsup_cli.views.console import console
 
     source = source_commit()
     commit = f", commit {source['commit'][:12]}{' with changes' if source['dirty'] else ''}" if source["commit"] else ""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, run_path
+from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, run_path
 
 
 class Split(StrEnum):
@@ -35,9 +35,9 @@ def evaluate(
     affsup evaluate minibatch-digits-resnet20-focal-seed0-3f2a91c0
     affsup evaluate runs/my-run --split val
     """
-    from affsup_cli.commands.console import print_metrics
-    from affsup_cli.engine.run_folder import RunFolder
+    from affsup_cli.runs.folder import RunFolder
     from affsup_cli.tasks.evaluation import evaluate_run
+    from affsup_cli.views.console import print_metrics
 
     folder = RunFolder.open(run_path(run, runs))
     print_metrics(evaluate_run(folder, data, split.value, device or "auto"))

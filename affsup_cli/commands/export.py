@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.commands.options import RUNS_DIR, RunsDir, run_path
+from affsup_cli.options import RUNS_DIR, RunsDir, run_path
 
 
 def export(
@@ -27,11 +27,11 @@ def export(
     affsup export relnet-voc07-resnet101-focal-seed0-3f2a91c0
     affsup export runs/my-run --out shared/detector.safetensors
     """
-    from affsup_cli.commands.console import console
-    from affsup_cli.commands.model_card import HEAD, model_card
-    from affsup_cli.engine.results import read_train_result
-    from affsup_cli.engine.run_folder import RunFolder, write_out
-    from affsup_cli.engine.trained import export_trained, open_trained
+    from affsup_cli.runs.export import export_trained, open_trained
+    from affsup_cli.runs.folder import RunFolder, write_out
+    from affsup_cli.runs.results import read_train_result
+    from affsup_cli.views.console import console
+    from affsup_cli.views.model_card import HEAD, model_card
     from data_prep.errors import UsageError
 
     folder = RunFolder.open(run_path(run, runs))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir, RunState
+from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir, RunState
 from data_prep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def list_(
     given = {"--where": where, "--state": state, "--sort": sort, "--reverse": reverse, "--limit": limit}
     if kind != ListingKind.RUNS and (misplaced := [option for option, value in given.items() if value]):
         raise UsageError(f"{misplaced[0]} chooses among runs: affsup list runs {misplaced[0]} …")
-    from affsup_cli.commands import inventory
-    from affsup_cli.commands.console import console
-    from affsup_cli.commands.run_list import run_list
+    from affsup_cli.views import inventory
+    from affsup_cli.views.console import console
+    from affsup_cli.views.run_list import run_list
 
     listing: dict[ListingKind, Callable[[], RenderableType]] = {
         ListingKind.RECIPES: inventory.recipes,

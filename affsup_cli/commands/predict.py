@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.commands.options import RUNS_DIR, Device, RunsDir, model_path
+from affsup_cli.options import RUNS_DIR, Device, RunsDir, model_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from affsup_cli.engine.trained import Trained
     from affsup_cli.recipe import SceneRecipe
-    from affsup_cli.tasks.prediction import Prediction
+    from affsup_cli.runs.export import Trained
+    from affsup_cli.tasks.detection.prediction import Prediction
 
 _CATEGORIES_SAID = 3
 
@@ -49,8 +49,8 @@ def predict(
     affsup predict runs/my-run *.jpg --reference person --out seen
     affsup predict exports/my-run.safetensors holiday.jpg
     """
-    from affsup_cli.engine.trained import open_trained
     from affsup_cli.recipe import SceneRecipe
+    from affsup_cli.runs.export import open_trained
     from data_prep.errors import UsageError
 
     trained = open_trained(model_path(run, runs))
@@ -93,8 +93,8 @@ def _each(images: Sequence[Path], predict_one: Callable[[Path], None]) -> None:
 def _predicting_objects(
     trained: Trained, device: str, reference: str | None, score: float, out: Path
 ) -> Callable[[Path], None]:
-    from affsup_cli.commands.console import console, counted
-    from affsup_cli.tasks.prediction import Predictor
+    from affsup_cli.tasks.detection.prediction import Predictor
+    from affsup_cli.views.console import console, counted
 
     predictor = Predictor(trained, device)
 
@@ -110,8 +110,8 @@ def _predicting_objects(
 
 
 def _predicting_category(trained: Trained, recipe: SceneRecipe, device: str, out: Path) -> Callable[[Path], None]:
-    from affsup_cli.commands.console import console
-    from affsup_cli.tasks.scene_prediction import ScenePredictor
+    from affsup_cli.tasks.scene.prediction import ScenePredictor
+    from affsup_cli.views.console import console
 
     predictor = ScenePredictor(trained, recipe, device)
 
@@ -140,14 +140,14 @@ def _in_words(prediction: Prediction, classes: Sequence[str], reference: str | N
 def _write_json(content: Mapping[str, Any], path: Path) -> None:
     import json
 
-    from affsup_cli.engine.run_folder import write_out
+    from affsup_cli.runs.folder import write_out
 
     write_out(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
-    from affsup_cli.engine.run_folder import write_out
-    from affsup_cli.reporting.relation_picture import picture_of_detections
+    from affsup_cli.reporting.render.relation_picture import picture_of_detections
+    from affsup_cli.runs.folder import write_out
 
     relation = prediction.relation
     content = {

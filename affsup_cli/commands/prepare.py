@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, DataDir
+from affsup_cli.options import DATA_DIR, DataDir
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from data_prep.build import PrepareResult
-    from data_prep.format import AnyManifest
+    from data_prep.store import AnyManifest
 
 
 def prepare(
@@ -56,8 +56,8 @@ def prepare(
     affsup prepare cifar10 --check
     """
     import data_prep
-    from affsup_cli.commands.console import console
-    from affsup_cli.commands.split_table import empty_category_lines, left_out_lines, split_table
+    from affsup_cli.views.console import console
+    from affsup_cli.views.split_table import empty_category_lines, left_out_lines, split_table
     from data_prep.errors import UsageError
 
     if check:

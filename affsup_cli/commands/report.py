@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir
+from affsup_cli.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir
 
 if TYPE_CHECKING:
-    from affsup_cli.reporting.document import Report, Table
+    from affsup_cli.reporting.render.document import Report, Table
 
 # Of a report, where there are several: its page holds all.
 _NOTES_SHOWN = 4
@@ -45,7 +45,7 @@ def report(
     affsup report table3 --format csv,md,tex
     """
     from affsup_cli.reporting.report import read_formats
-    from affsup_cli.reporting.spec import load_spec, paper_names
+    from affsup_cli.reporting.select.spec import load_spec, paper_names
 
     asked = names or ["all"]
     chosen = list(dict.fromkeys(name for given in asked for name in (paper_names() if given == "all" else [given])))
@@ -56,9 +56,9 @@ def report(
 
 def print_reports(names: list[str], runs: Path, out: Path, formats: tuple[str, ...] = ("csv", "md")) -> None:
     """Make reports of the runs in `runs`, print them and the paths of their files in `out`."""
-    from affsup_cli.commands.console import console
     from affsup_cli.reporting.report import build_report, write_index
-    from affsup_cli.reporting.runs import RunIndex
+    from affsup_cli.reporting.select.runs import RunIndex
+    from affsup_cli.views.console import console
 
     index = RunIndex(runs)
     made = []
@@ -78,7 +78,7 @@ def _print_report(made: Report, *, alone: bool) -> None:
     """Print a report; among others without what the page says once for all, and of long notes their beginning."""
     import textwrap
 
-    from affsup_cli.commands.console import console
+    from affsup_cli.views.console import console
 
     console.print(f"\n{made.title}", style="bold", markup=False)
     for table in made.content.tables:
@@ -105,7 +105,7 @@ def _print_table(table: Table) -> None:
     import rich.table
     from rich.text import Text
 
-    from affsup_cli.commands.console import console
+    from affsup_cli.views.console import console
 
     shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for heading, *fields in zip(table.header, *table.rows, strict=True):

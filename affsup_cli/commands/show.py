@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 
 def show(
@@ -23,8 +23,8 @@ def show(
     affsup show table3
     affsup show cifar10
     """
-    from affsup_cli.commands import inventory
-    from affsup_cli.commands.console import console
+    from affsup_cli.views import inventory
+    from affsup_cli.views.console import console
 
     for part in inventory.describe(name, data, runs):
         console.print(part)

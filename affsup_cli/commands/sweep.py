@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
+from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,12 +86,12 @@ def sweep(
     affsup sweep table3 --status
     affsup sweep table3 --cancel
     """
-    from affsup_cli.commands import sweep_cluster
-    from affsup_cli.commands.console import console
-    from affsup_cli.commands.embedded import prepare_embedded
     from affsup_cli.recipe import parse_override
-    from affsup_cli.reporting.spec import paper_names
+    from affsup_cli.reporting.select.spec import paper_names
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
+    from affsup_cli.views import sweep_cluster
+    from affsup_cli.views.console import console
+    from affsup_cli.views.embedded import prepare_embedded
     from data_prep.errors import AffsupError
 
     on_cluster = launcher is Where.SLURM
@@ -149,7 +149,7 @@ def _refuse_contradictions(
 
 def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
     """Print a plan: its total, then a line a cell, and warnings; without slots, for a cluster."""
-    from affsup_cli.commands.console import console, counted
+    from affsup_cli.views.console import console, counted
 
     where = ", ".join(dict.fromkeys(slot.device for slot in slots)) or "slurm"
     at_once = f", {len(slots)} at a time" if len(slots) > 1 else ""
@@ -164,7 +164,7 @@ def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
 
 def _total(plan: Plan, parallel: int) -> str:
     """Return how long all of it takes, as far as that is known."""
-    from affsup_cli.commands.live import duration
+    from affsup_cli.views.live_training import duration
 
     known = [seconds for seconds in (step.seconds(plan.speeds) for step in plan.to_do) if seconds is not None]
     if not known:
@@ -204,7 +204,7 @@ def _lines(plan: Plan) -> list[tuple[tuple[str, ...], list[Step], int]]:
 
 
 def _time(plan: Plan, steps: Sequence[Step]) -> str:
-    from affsup_cli.commands.live import duration
+    from affsup_cli.views.live_training import duration
 
     left = [step.seconds(plan.speeds) for step in steps if step.state != "finished"]
     known = [seconds for seconds in left if seconds is not None]
@@ -217,9 +217,9 @@ def run_plan(plan: Plan, data: Path, slots: Sequence[Slot]) -> None:
     Raises:
         AffsupError: runs have failed, or the sweep was stopped; the message names what is not there.
     """
-    from affsup_cli.commands.console import console
-    from affsup_cli.commands.live_sweep import SweepView
     from affsup_cli.sweeps.local import run_here
+    from affsup_cli.views.console import console
+    from affsup_cli.views.live_sweep import SweepView
     from data_prep.errors import AffsupError
 
     with SweepView(console, plan.to_do, plan.speeds, len(slots)) as view:
@@ -234,8 +234,8 @@ def run_plan(plan: Plan, data: Path, slots: Sequence[Slot]) -> None:
 
 
 def _failures(outcomes: Mapping[Step, Outcome]) -> list[str]:
-    from affsup_cli.commands.console import counted
     from affsup_cli.sweeps.worker import LOG
+    from affsup_cli.views.console import counted
 
     failed = {step: outcome for step, outcome in outcomes.items() if outcome.how in ("failed", "not run")}
     if not failed:

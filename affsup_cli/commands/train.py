@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.commands.options import DATA_DIR, OPTION_OF_FIELD, RUNS_DIR, DataDir, Device, RunsDir, Set
+from affsup_cli.options import DATA_DIR, OPTION_OF_FIELD, RUNS_DIR, DataDir, Device, RunsDir, Set
 
 if TYPE_CHECKING:
     from affsup_cli.recipe import Recipe
@@ -75,9 +75,9 @@ def train(
     """
     import re
 
-    from affsup_cli.commands.options import model_path
-    from affsup_cli.engine.stop import imports_uninterrupted
+    from affsup_cli.options import model_path
     from affsup_cli.recipe import NAME, load_recipe, parse_override
+    from affsup_cli.runtime.stop import imports_uninterrupted
     from data_prep.errors import UsageError
 
     values = (dataset, arch, loss, gamma, weight, softmax, target, epochs, seed, device)
@@ -88,7 +88,7 @@ def train(
         raise UsageError("--pretrained '': expected a run folder, its name under --runs, or an exported file")
     named = model_path(pretrained, runs) if pretrained is not None else None
     if named is not None:
-        from affsup_cli.commands.prerequisite import recipe_of_network
+        from affsup_cli.tasks.prerequisite import recipe_of_network
 
         given["network"] = recipe_of_network(recipe, named).model_dump(mode="json", by_alias=True)
     resolved = load_recipe(recipe, {**given, **dict(parse_override(text) for text in settings or [])})
@@ -100,7 +100,7 @@ def train(
     with imports_uninterrupted():
         from affsup_cli.tasks.launch import division
     if gpus > 1 and started == "1":
-        from affsup_cli.engine.processes import run_processes
+        from affsup_cli.distributed.launch import run_processes
 
         division(resolved, gpus)
         raise typer.Exit(run_processes(gpus, resolved.run.device, sys.argv[1:]))
@@ -108,8 +108,8 @@ def train(
         raise UsageError(f"--gpus {gpus}, but {started} processes were started already (WORLD_SIZE): leave it out")
     process_group: AbstractContextManager[None] = nullcontext()
     if started != "1":
-        from affsup_cli.engine.distributed import init_distributed
-        from affsup_cli.engine.processes import stop_with_parent
+        from affsup_cli.distributed.collectives import init_distributed
+        from affsup_cli.distributed.launch import stop_with_parent
 
         stop_with_parent()
         process_group = init_distributed(resolved.run.device)
@@ -132,16 +132,16 @@ def _refuse_options_of_others(recipe: str, given: Mapping[str, Any]) -> None:
 
 def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: bool, named: Path | None) -> None:
     """Do it, in one process or as one of several."""
-    from affsup_cli.commands.console import console, print_result
-    from affsup_cli.commands.embedded import prepare_embedded
-    from affsup_cli.commands.live import LiveLine
-    from affsup_cli.commands.prerequisite import find_network
-    from affsup_cli.engine import distributed
-    from affsup_cli.engine.run_folder import RunFolder
+    from affsup_cli.distributed import collectives
+    from affsup_cli.runs.folder import RunFolder
     from affsup_cli.tasks.launch import data_digest, division, run_name, train_run
+    from affsup_cli.tasks.prerequisite import find_network
+    from affsup_cli.views.console import console, print_result
+    from affsup_cli.views.embedded import prepare_embedded
+    from affsup_cli.views.live_training import LiveLine
 
-    console.quiet = distributed.rank() > 0
-    distributed.broadcast_from_rank0(lambda: prepare_embedded([resolved], data))
+    console.quiet = collectives.rank() > 0
+    collectives.broadcast_from_rank0(lambda: prepare_embedded([resolved], data))
     network = find_network(resolved, named, data, runs)
     digests = data_digest(resolved, data), network.data if network else None
     run = RunFolder(runs / (name or run_name(resolved, *digests)))
@@ -149,8 +149,8 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
 
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)
-        if distributed.world_size() > 1:
-            console.print(_said_of_processes(**division(resolved, distributed.world_size())))
+        if collectives.world_size() > 1:
+            console.print(_said_of_processes(**division(resolved, collectives.world_size())))
         return [LiveLine(console)]
 
     train_run(resolved, data, run, resume, observers, network.path if network else None)

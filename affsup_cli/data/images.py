@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from affsup_cli.data.epochs import epoch_generator
-from affsup_cli.data.shard import WHOLE, Shard
-from data_prep.format import ImageManifest, read_split
+from affsup_cli.distributed.shard import WHOLE, Shard
+from data_prep.store import ImageManifest, read_split
 
 SUBSET_SEED = 6400
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.format import Objects
+from data_prep.store import Objects
 
 
 class Picture:

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from affsup_cli.data.epochs import epoch_generator
-from affsup_cli.data.shard import WHOLE, Shard
-from data_prep.format import Objects
+from affsup_cli.distributed.shard import WHOLE, Shard
+from data_prep.store import Objects
 
 SIZE_MULTIPLE = 32  # of padded images: every backbone's maps then cover them
 THREADS = min(4, os.cpu_count() or 1)
@@ -33,7 +33,7 @@ NO_RELATION = -2  # pads relations: -1 would be the object of unmatched proposal
 
 
 class SceneSource(Protocol):
-    """What batches are made from: `data_prep.format.Scenes`, or a person's own pictures."""
+    """What batches are made from: `data_prep.store.Scenes`, or a person's own pictures."""
 
     @property
     def sizes(self) -> NDArray[np.int32]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from affsup_cli.models import cifar_resnet, imagenet_resnet
-from affsup_cli.models.classifier import Classifier
+from affsup_cli.models.classifiers import cifar_resnet, imagenet_resnet
+from affsup_cli.models.classifiers.classifier import Classifier
 from data_prep.errors import UsageError, did_you_mean
 
 CLASSIFIERS: dict[str, Callable[[int, int], Classifier]] = {

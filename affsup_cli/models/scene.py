@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from affsup_cli.models.detector import DetectorNetwork
+from affsup_cli.models.detection.detector import DetectorNetwork
 from affsup_cli.recipe import SceneModel
 
 

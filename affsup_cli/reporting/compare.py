@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from matplotlib.ticker import MaxNLocator
 
-from affsup_cli.engine.results import read_train_result
-from affsup_cli.engine.run_folder import RunFolder, write_out
-from affsup_cli.reporting.document import csv_bytes
-from affsup_cli.reporting.figure import PALETTE, new_figure, png_bytes, style
+from affsup_cli.reporting.render.document import csv_bytes
+from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style
+from affsup_cli.runs.folder import RunFolder, write_out
+from affsup_cli.runs.results import read_train_result
 from data_prep.errors import UsageError, printable
 
 _PANELS = (

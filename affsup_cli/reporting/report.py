@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from affsup_cli.engine.run_folder import write_out
-from affsup_cli.reporting.document import Content, Report, csv_bytes, markdown
-from affsup_cli.reporting.experiments import experiments, spec_cells
-from affsup_cli.reporting.match import changed_fields
-from affsup_cli.reporting.runs import Run, RunIndex
-from affsup_cli.reporting.spec import (
+from affsup_cli.reporting.render.document import Content, Report, csv_bytes, markdown
+from affsup_cli.reporting.select.experiments import experiments, spec_cells
+from affsup_cli.reporting.select.match import changed_fields
+from affsup_cli.reporting.select.runs import Run, RunIndex
+from affsup_cli.reporting.select.spec import (
     CostSpec,
     CurvesSpec,
     EmbeddingSpec,
@@ -22,6 +21,7 @@ from affsup_cli.reporting.spec import (
     TargetsSpec,
     load_spec,
 )
+from affsup_cli.runs.folder import write_out
 from data_prep.errors import UsageError, printable
 
 FORMATS = ("csv", "md", "tex")
@@ -76,7 +76,7 @@ def write_index(reports: Iterable[Report], runs: RunIndex, out: Path) -> Path:
     Raises:
         AffsupError: `out` cannot be written to.
     """
-    from affsup_cli.reporting.page import index_page
+    from affsup_cli.reporting.render.page import index_page
 
     path = out / INDEX
     write_out(path, printable(index_page(list(reports), runs.warnings)).encode())
@@ -92,7 +92,7 @@ def _files(report: Report, formats: Iterable[str]) -> dict[str, bytes]:
         lines = [dict(zip(("mark", "text"), line.split(" ", 1), strict=True)) for line in content.footnotes]
         files[".footnotes.csv"] = csv_bytes(lines, ("mark", "text"))
     if "tex" in formats and content.tables:
-        from affsup_cli.reporting.latex import latex_tables
+        from affsup_cli.reporting.render.latex import latex_tables
 
         files[".tex"] = printable(latex_tables(report)).encode()
     return files
@@ -102,31 +102,31 @@ def _build(spec: Spec, runs: RunIndex) -> Content:
     # Each kind loads its own heavy libraries: a table must not wait for matplotlib.
     match spec:
         case GridSpec():
-            from affsup_cli.reporting.grid import build_grid
+            from affsup_cli.reporting.kinds.grid import build_grid
 
             return build_grid(spec, runs)
         case CostSpec():
-            from affsup_cli.reporting.cost import build_cost
+            from affsup_cli.reporting.kinds.cost import build_cost
 
             return build_cost(spec, runs)
         case CurvesSpec():
-            from affsup_cli.reporting.curves import build_curves
+            from affsup_cli.reporting.kinds.curves import build_curves
 
             return build_curves(spec, runs)
         case EmbeddingSpec():
-            from affsup_cli.reporting.embedding import build_embedding
+            from affsup_cli.reporting.kinds.embedding import build_embedding
 
             return build_embedding(spec, runs)
         case RecallSpec():
-            from affsup_cli.reporting.recall import build_recall
+            from affsup_cli.reporting.kinds.recall import build_recall
 
             return build_recall(spec, runs)
         case RelationsSpec():
-            from affsup_cli.reporting.relations import build_relations
+            from affsup_cli.reporting.kinds.relations import build_relations
 
             return build_relations(spec, runs)
         case TargetsSpec():
-            from affsup_cli.reporting.targets import build_targets
+            from affsup_cli.reporting.kinds.targets import build_targets
 
             return build_targets(spec, runs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from affsup_cli.engine.stop import StopRequest
+from affsup_cli.runtime.stop import StopRequest
 from affsup_cli.sweeps.mps import mps_on_shared_gpus
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.schedule import Outcome, Watcher, run_steps

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from affsup_cli.engine.observer import Progress
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe
+from affsup_cli.training.observers import Progress
 
 
 @dataclasses.dataclass(frozen=True)

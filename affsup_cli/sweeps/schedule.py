@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from affsup_cli.engine.observer import Progress
-from affsup_cli.engine.stop import StopRequest
+from affsup_cli.runtime.stop import StopRequest
 from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order
 from affsup_cli.sweeps.plan import Step
+from affsup_cli.training.observers import Progress
 
 POLL_SECONDS = 0.25
 AGAIN_SECONDS = 5.0

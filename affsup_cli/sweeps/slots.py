@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from affsup_cli.engine.devices import device_name, gpus, resolve_device
 from affsup_cli.recipe import Recipe
+from affsup_cli.runtime.devices import device_name, gpus, resolve_device
 
 _THREADS = "OMP_NUM_THREADS"
 

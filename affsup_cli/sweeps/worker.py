@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from affsup_cli.engine.observer import Observer, Progress
-from affsup_cli.engine.run_folder import RunFolder, RunInUse
-from affsup_cli.engine.stop import Stopped, imports_uninterrupted
+from affsup_cli.runs.folder import RunFolder, RunInUse
+from affsup_cli.runtime.stop import Stopped, imports_uninterrupted
 from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order, event_to_line
+from affsup_cli.training.observers import Observer, Progress
 from data_prep.errors import AffsupError
 
 LOG = "log.txt"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
-from affsup_cli.engine.subprocess_command import subprocess_command
+from affsup_cli.runtime.subprocess_command import subprocess_command
 from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
 from affsup_cli.sweeps.slots import Slot
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from affsup_cli.engine.task import Task
-from affsup_cli.engine.trained import Trained
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
+from affsup_cli.runs.export import Trained
+from affsup_cli.training.task import Task
 
 
 def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True, network: Trained | None = None) -> Task:
@@ -28,11 +28,11 @@ def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True, network: T
 
         return MinibatchTask(recipe, data_dir)
     if isinstance(recipe, DetectionRecipe):
-        from affsup_cli.tasks.detection import DetectionTask
+        from affsup_cli.tasks.detection.task import DetectionTask
 
         return DetectionTask(recipe, data_dir, pretrained=fresh)
     if isinstance(recipe, SceneRecipe):
-        from affsup_cli.tasks.scene import SceneTask
+        from affsup_cli.tasks.scene.task import SceneTask
 
         return SceneTask(recipe, data_dir, fresh=fresh, network=network)
     raise AssertionError(f"no task is registered for {type(recipe).__name__}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from affsup_cli.engine.checkpoint import fitting, load_checkpoint
-from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.recipe import Recipe
+from affsup_cli.runs.checkpoint import fitting, load_checkpoint
+from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.launch import refuse_other_data
 

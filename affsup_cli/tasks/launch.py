@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from affsup_cli.data.shard import Shard
-from affsup_cli.engine import distributed
-from affsup_cli.engine.cost import peak_megabytes, time_in_turns
-from affsup_cli.engine.environment import environment
-from affsup_cli.engine.observer import Observer, TensorBoard
-from affsup_cli.engine.run_folder import RunFolder, run_folders
-from affsup_cli.engine.trained import open_trained
-from affsup_cli.engine.training import Trainer
+from affsup_cli.distributed import collectives
+from affsup_cli.distributed.shard import Shard
 from affsup_cli.recipe import Recipe, differences, in_words
+from affsup_cli.runs.environment import environment
+from affsup_cli.runs.export import open_trained
+from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.tasks import build_task
+from affsup_cli.training.cost import peak_megabytes, time_in_turns
+from affsup_cli.training.observers import Observer, TensorBoard
+from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError, UsageError
-from data_prep.format import read_manifest
+from data_prep.store import read_manifest
 
 
 def data_digest(recipe: Recipe, data_dir: Path) -> str | None:
@@ -71,16 +71,16 @@ def train_run(
             nothing to resume, or there are more processes than images in a batch.
         AffsupError: the data set is not prepared or has changed, another process trains here, the training failed.
     """
-    if distributed.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
+    if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
         return run
-    processes = division(recipe, distributed.world_size())
-    fresh = not distributed.broadcast_from_rank0(run.checkpoint.exists)
+    processes = division(recipe, collectives.world_size())
+    fresh = not collectives.broadcast_from_rank0(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
     task = build_task(recipe, data_dir, fresh=fresh, network=begin)
-    writes = distributed.rank() == 0
+    writes = collectives.rank() == 0
     with run.lock() if writes else nullcontext():
         # Another process may have finished the run meanwhile.
-        if distributed.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
+        if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
             return run
         now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
         now |= {"processes": processes}

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from affsup_cli.affinity import BatchAffinityLoss, same_category_target
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, load_images
-from affsup_cli.data.shard import WHOLE, Shard
-from affsup_cli.engine import distributed
-from affsup_cli.engine.cuda_graph import CapturedCalls
-from affsup_cli.engine.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
-from affsup_cli.engine.run_folder import RunFolder, atomic_file
-from affsup_cli.engine.task import Losses
+from affsup_cli.distributed import collectives
+from affsup_cli.distributed.shard import WHOLE, Shard
 from affsup_cli.metrics.average import Averages
 from affsup_cli.models import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
+from affsup_cli.runs.folder import RunFolder, atomic_file
+from affsup_cli.runtime.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
+from affsup_cli.training.cuda_graph import CapturedCalls
+from affsup_cli.training.task import Losses
 from data_prep.errors import UsageError
-from data_prep.format import ImageManifest, read_image_manifest
+from data_prep.store import ImageManifest, read_image_manifest
 
 EXPORTED_IMAGES = 2000
 
@@ -52,7 +52,7 @@ class MinibatchTask:
         }
         self._passes = {name: _Pass.of(data, recipe.train.batch_size) for name, data in splits.items()}
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
-        self._shard = Shard(distributed.rank(), distributed.world_size())
+        self._shard = Shard(collectives.rank(), collectives.world_size())
         self._epochs = AugmentedEpochs(splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._shard)
         self.steps = self._epochs.steps
         self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._shard == WHOLE else 0
@@ -120,7 +120,7 @@ class MinibatchTask:
             else:
                 work()
         averages = Averages()
-        for of_process in distributed.all_gather_object((passed.found[here].cpu(), passed.sizes[here])):
+        for of_process in collectives.all_gather_object((passed.found[here].cpu(), passed.sizes[here])):
             for (accuracy, mass), count in zip(*of_process, strict=True):
                 averages.add({"accuracy": accuracy, "mass": mass}, count)
         return averages.read()
@@ -165,7 +165,7 @@ class MinibatchTask:
 
     def _of_all(self, rows: Tensor, whole: int) -> Tensor:
         """Rows of the images of all processes, from this one's."""
-        return distributed.all_gather_rows(rows[: self._shard.size(whole)], self._shard.sizes(whole))
+        return collectives.all_gather_rows(rows[: self._shard.size(whole)], self._shard.sizes(whole))
 
     def _empty(self, labels: Tensor) -> Tensor:
         """1 where the batch's target has no edge, else 0."""
@@ -222,7 +222,7 @@ def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: ImageManifest) 
             f"train.batch_size = {batch}: the last batch of {count} training images would be a single one, without a "
             f"pair or batch statistics; take {batch + 1}"
         )
-    processes = distributed.world_size()
+    processes = collectives.world_size()
     smallest = min(size for size in (batch, count % batch) if size)
     if processes > 1 and smallest < 2 * processes and not _takes_one_image(recipe, manifest):
         raise UsageError(

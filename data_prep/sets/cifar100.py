@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from data_prep.origin import Files, Origin
 from data_prep.raw import ImageSet, RawImages
+from data_prep.sources.origin import Files, Origin
 
 
 def _read(files: Files) -> RawImages:
-    from data_prep.cifar import read_cifar
+    from data_prep.sources.cifar import read_cifar
 
     return read_cifar(
         files,

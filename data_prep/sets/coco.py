@@ -14,8 +14,8 @@ from data_prep.raw import RawScenes, SceneSet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from data_prep.format import Annotations
-    from data_prep.scene_files import SceneFiles
+    from data_prep.sources.scene_files import SceneFiles
+    from data_prep.store import Annotations
 
 _ALL = "instances_val2014.json"
 _TEST = "instances_val2017.json"
@@ -24,7 +24,7 @@ _TEST = "instances_val2017.json"
 def _read(files: SceneFiles) -> RawScenes:
     import numpy as np
 
-    from data_prep.format import MAX_EXAMPLES, LeftOutRecord
+    from data_prep.store import MAX_EXAMPLES, LeftOutRecord
 
     content, test_ids = _load(files, _ALL), _column(_TEST, "images", _list(_TEST, _load(files, _TEST), "images"), "id")
     names = {int(entry_id): name for entry_id, name in _categories(content)}
@@ -68,8 +68,8 @@ def _categories(content: dict[str, Any]) -> list[tuple[int, str]]:
 def _annotations(content: dict[str, Any], class_ids: Any) -> Annotations:
     import numpy as np
 
-    from data_prep.annotating import as_boxes
-    from data_prep.format import Annotations, offsets_from_counts
+    from data_prep.annotations import as_boxes
+    from data_prep.store import Annotations, offsets_from_counts
 
     images, objects = _list(_ALL, content, "images"), _list(_ALL, content, "annotations")
     ids = _column(_ALL, "images", images, "id")

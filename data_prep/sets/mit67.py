@@ -12,15 +12,15 @@ from data_prep.errors import SourceError
 from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
-    from data_prep.annotating import SceneAnnotation
-    from data_prep.scene_files import FoundPictures, SceneFiles
+    from data_prep.annotations import SceneAnnotation
+    from data_prep.sources.scene_files import FoundPictures, SceneFiles
 
 _TRAIN, _TEST = "TrainImages.txt", "TestImages.txt"
 _UNKNOWN = (0, 0)  # pictures of this size are left out and recorded when all pictures are checked
 
 
 def _read(files: SceneFiles) -> RawScenes:
-    from data_prep.annotating import concatenate
+    from data_prep.annotations import concatenate
 
     train, test = _listed(files, _TRAIN), _listed(files, _TEST)
     both = set(train).intersection(test)
@@ -63,13 +63,13 @@ def _category(name: str) -> str:
 
 
 def _scene(name: str, number: int, category: int, pictures: FoundPictures) -> SceneAnnotation:
-    from data_prep.annotating import SceneAnnotation
+    from data_prep.annotations import SceneAnnotation
 
     return SceneAnnotation(name=name, id=number, size=_size(name, pictures), boxes=(), labels=(), category=category)
 
 
 def _size(name: str, pictures: FoundPictures) -> tuple[int, int]:
-    from data_prep.pictures import PictureError, upright_size
+    from data_prep.decode.pictures import PictureError, upright_size
 
     try:
         return upright_size(pictures[name]) if name in pictures else _UNKNOWN

@@ -15,7 +15,7 @@ from data_prep.raw import RawScenes, SceneSet
 if TYPE_CHECKING:
     import numpy as np
 
-    from data_prep.scene_files import SceneFiles
+    from data_prep.sources.scene_files import SceneFiles
 
 _NAMES = ("garden", "workshop", "festival", "harbour", "library", "kitchen", "orchard")
 CATEGORIES = {  # a round-robin tournament: each category is a round, each class meets each other class once

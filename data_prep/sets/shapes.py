@@ -14,7 +14,7 @@ from data_prep.raw import RawScenes, SceneSet
 if TYPE_CHECKING:
     import numpy as np
 
-    from data_prep.scene_files import SceneFiles
+    from data_prep.sources.scene_files import SceneFiles
 
 RULES = {
     ("star", "heart"): "lights",

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from data_prep.errors import SourceError
-from data_prep.origin import Files, Origin
 from data_prep.raw import ImageSet, RawImages, RawSplit
+from data_prep.sources.origin import Files, Origin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,8 +71,8 @@ def _test_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
 def _images(files: Files, members: Sequence[tuple[str, int]]) -> RawSplit:
     import numpy as np
 
-    from data_prep.decoding import decode_all
-    from data_prep.format import BLOCK
+    from data_prep.decode.parallel import decode_all
+    from data_prep.store import BLOCK
 
     names = [name for name, _ in members]
 

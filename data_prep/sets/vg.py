@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from data_prep.format import Annotations
-    from data_prep.scene_files import SceneFiles
+    from data_prep.sources.scene_files import SceneFiles
+    from data_prep.store import Annotations
 
 _CORRUPT = (1592, 1722, 4616, 4617)
 _LONG_SIDE = 1024
@@ -41,7 +41,7 @@ _COLUMNS = {  # of each HDF5 data set that is read
 def _read(files: SceneFiles) -> RawScenes:
     import numpy as np
 
-    from data_prep.format import MAX_EXAMPLES, LeftOutRecord
+    from data_prep.store import MAX_EXAMPLES, LeftOutRecord
 
     h5_name, dicts_name = _either(files, _H5), _either(files, _DICTS)
     dicts = files.json(dicts_name)
@@ -145,8 +145,8 @@ def _annotations(
     """Return the annotations of all images, and the rows of objects and relations that belong to no image."""
     import numpy as np
 
-    from data_prep.annotating import as_boxes
-    from data_prep.format import Annotations, offsets_from_counts
+    from data_prep.annotations import as_boxes
+    from data_prep.store import Annotations, offsets_from_counts
 
     for key, rows_of in (("labels", "boxes_1024"), ("predicates", "relationships")):
         if len(held[key]) != len(held[rows_of]):

@@ -10,15 +10,15 @@ import re
 from typing import TYPE_CHECKING
 
 from data_prep.errors import SourceError
-from data_prep.origin import Archive
 from data_prep.raw import RawScenes, SceneSet
+from data_prep.sources.origin import Archive
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-    from data_prep.annotating import SceneAnnotation
-    from data_prep.format import Annotations
-    from data_prep.scene_files import SceneFiles
+    from data_prep.annotations import SceneAnnotation
+    from data_prep.sources.scene_files import SceneFiles
+    from data_prep.store import Annotations
 
 _CLASSES = (
     "aeroplane",
@@ -59,7 +59,7 @@ def _read(files: SceneFiles) -> RawScenes:
 
 
 def _part(files: SceneFiles, part: str) -> Annotations:
-    from data_prep.annotating import concatenate
+    from data_prep.annotations import concatenate
 
     listing = f"ImageSets/Main/{part}.txt"
     names = files.annotation(listing).decode("utf-8", errors="replace").split()
@@ -84,7 +84,7 @@ def _parsed(files: SceneFiles, path: str) -> tuple[str, Element]:
 
 
 def _scene(name: str, path: str, root: Element) -> SceneAnnotation:
-    from data_prep.annotating import SceneAnnotation
+    from data_prep.annotations import SceneAnnotation
 
     boxes, labels, difficult = [], [], []
     for number, each in enumerate(root.findall("object"), start=1):

@@ -14,8 +14,8 @@ from mkdocs.structure.pages import Page
 import data_prep
 from affsup_cli.app import app
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe, Section, field_help, load_recipe, recipe_names
-from affsup_cli.reporting.experiments import experiments
-from affsup_cli.reporting.spec import load_spec, report_names
+from affsup_cli.reporting.select.experiments import experiments
+from affsup_cli.reporting.select.spec import load_spec, report_names
 
 _MARK = re.compile(r"<!-- generated: (.+?) -->")
 _READING = re.compile(r"(?:docs/paper-departures\.md)?#(reading-(\d+))")

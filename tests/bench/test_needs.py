@@ -7,8 +7,8 @@ import pytest
 
 from affsup_cli.bench.needs import RunKind, Speed, kind_of, kinds_of, needed_runs, seconds_of
 from affsup_cli.recipe import Recipe, SceneRecipe, load_recipe
-from affsup_cli.reporting.experiments import Experiment
-from affsup_cli.reporting.spec import paper_names
+from affsup_cli.reporting.select.experiments import Experiment
+from affsup_cli.reporting.select.spec import paper_names
 
 
 def run(recipe: Recipe, baseline: Recipe | None = None) -> Experiment:

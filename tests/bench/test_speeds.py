@@ -10,9 +10,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from affsup_cli.bench import speeds
 from affsup_cli.bench.needs import RunKind, kind_of
-from affsup_cli.engine.cost import WARM_UP_STEPS
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
+from affsup_cli.training.cost import WARM_UP_STEPS
 
 CLASSIFIER = load_recipe("minibatch")
 NETWORKS = {name: load_recipe(name) for name in ("relnet", "frcnn")}

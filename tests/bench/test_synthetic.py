@@ -8,8 +8,8 @@ import data_prep
 from affsup_cli.bench import synthetic
 from affsup_cli.bench.needs import kinds_of, needed_runs
 from affsup_cli.bench.synthetic import make
-from affsup_cli.reporting.spec import report_names
-from data_prep.format import read_image_manifest, read_manifest, read_scene_manifest, read_scenes
+from affsup_cli.reporting.select.spec import report_names
+from data_prep.store import read_image_manifest, read_manifest, read_scene_manifest, read_scenes
 
 
 @pytest.mark.parametrize(("name", "side", "classes"), [("cifar100", 32, 100), ("tiny-imagenet", 64, 200)])

@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from affsup_cli.app import main
-from affsup_cli.commands.live import duration
-from affsup_cli.engine.checkpoint import load_checkpoint
-from affsup_cli.engine.devices import device_name
-from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.runs.checkpoint import load_checkpoint
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.devices import device_name
+from affsup_cli.views.live_training import duration
 from tests.reporting.fake_runs import BASE, RunMaker
 
 COMMANDS = [

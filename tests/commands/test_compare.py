@@ -43,7 +43,7 @@ def test_recipes_machines_and_numbers_stand_side_by_side(make: RunMaker) -> None
 
 def test_the_best_number_is_bold(make: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Console(force_terminal=True, color_system="standard", width=120, file=io.StringIO())
-    monkeypatch.setattr("affsup_cli.commands.console.console", terminal)
+    monkeypatch.setattr("affsup_cli.views.console.console", terminal)
     make.train(BASE, 0.5, name="base")
     make.train(AFFINITY, 0.625, name="sup")
     invoke(compare, "base", "sup", *places(make))

@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from affsup_cli.commands.export import export
-from affsup_cli.commands.model_card import train_command
-from affsup_cli.commands.options import OPTION_OF_FIELD
 from affsup_cli.commands.predict import predict
-from affsup_cli.engine.checkpoint import save_checkpoint
-from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.engine.trained import open_trained
+from affsup_cli.options import OPTION_OF_FIELD
 from affsup_cli.recipe import Recipe, load_recipe, parse_override, read_recipe
-from affsup_cli.tasks.scene_network import build_network
+from affsup_cli.runs.checkpoint import save_checkpoint
+from affsup_cli.runs.export import open_trained
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.tasks.detection.network import build_network
+from affsup_cli.views.model_card import train_command
 from data_prep.errors import AffsupError, UsageError
 from tests.commands.calling import invoke
 from tests.small_scenes import small
@@ -206,7 +206,7 @@ def test_predict_names_a_file_that_is_no_model(here: Path) -> None:
 
 def test_predict_computes_as_the_run_was_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("affsup_cli.tasks.prediction.configure_cuda", asked.append)
+    monkeypatch.setattr("affsup_cli.tasks.detection.prediction.configure_cuda", asked.append)
     (here / "p.png").write_bytes(b"no picture")
     invoke(predict, "mine", "p.png", "--device", "cpu")
     assert asked == [RunFolder(here / "runs" / "mine").recipe().train.precision]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.commands.console import console
 from affsup_cli.commands.list import list_
 from affsup_cli.commands.show import show
+from affsup_cli.views.console import console
 from data_prep.errors import UsageError
 from tests.commands.calling import invoke
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from affsup_cli.commands.report import report
-from affsup_cli.reporting.spec import paper_names
+from affsup_cli.reporting.select.spec import paper_names
 from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import BASE, SHORT, RunMaker
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from affsup_cli.app import main
-from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.engine.training import Trainer
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.training.trainer import Trainer
 from tests.small_scenes import OF_SCENES, SMALL
 
 SMALL_RELNET = SMALL | {"relation.heads": 4, "relation.key_dim": 8, "test.recall_at": [10, 500]}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, balanced_subset
-from affsup_cli.data.shard import WHOLE, Shard
+from affsup_cli.distributed.shard import WHOLE, Shard
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

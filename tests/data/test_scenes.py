@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
-from affsup_cli.data.shard import WHOLE, Shard
-from data_prep.format import Objects
+from affsup_cli.distributed.shard import WHOLE, Shard
+from data_prep.store import Objects
 
 
 class Paintings:

@@ -15,12 +15,12 @@ import pytest
 from filelock import FileLock
 
 import data_prep
-from data_prep import labelled
+from data_prep import build_images
 from data_prep.build import PrepareResult, build
+from data_prep.build_images import split_rows
 from data_prep.errors import AffsupError, UsageError
-from data_prep.format import read_manifest, read_split, verify
-from data_prep.labelled import split_rows
 from data_prep.raw import DataSet
+from data_prep.store import read_manifest, read_split, verify
 from tests.data_prep.conftest import OfficialFiles
 
 
@@ -309,10 +309,10 @@ def test_an_interrupted_write_leaves_what_was_there_and_no_litter(
     before = content(data)
 
     def interrupted(*arguments: object) -> None:
-        getattr(data_prep.format, step)(*arguments)
+        getattr(data_prep.store, step)(*arguments)
         raise interruption
 
-    monkeypatch.setattr(labelled, step, interrupted)
+    monkeypatch.setattr(build_images, step, interrupted)
     expected = KeyboardInterrupt if isinstance(interruption, KeyboardInterrupt) else AffsupError
     with pytest.raises(
         expected, match=None if expected is KeyboardInterrupt else r"cannot write 0\.2 MB .*No space left"

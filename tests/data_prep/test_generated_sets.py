@@ -10,9 +10,9 @@ import pytest
 
 import data_prep
 from data_prep import drawing
-from data_prep.format import SceneManifest, read_manifest, read_scene_manifest, read_scenes
 from data_prep.sets import shape_scenes
 from data_prep.sets import shapes as shapes_module
+from data_prep.store import SceneManifest, read_manifest, read_scene_manifest, read_scenes
 
 # Shapes
 

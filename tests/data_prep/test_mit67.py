@@ -11,9 +11,9 @@ import pytest
 import data_prep
 from data_prep.build import PrepareResult
 from data_prep.errors import AffsupError
-from data_prep.format import SceneManifest, read_scenes
-from data_prep.scene_files import SceneFiles
 from data_prep.sets.mit67 import DATASET
+from data_prep.sources.scene_files import SceneFiles
+from data_prep.store import SceneManifest, read_scenes
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import mit67, picture
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import data_prep
-from data_prep.annotating import SceneAnnotation, concatenate
+from data_prep.annotations import SceneAnnotation, concatenate
 from data_prep.build import PrepareResult, build
 from data_prep.drawing import DrawnPictures
 from data_prep.errors import AffsupError, UsageError
-from data_prep.format import SceneManifest, read_manifest, read_scene_manifest, read_scenes
 from data_prep.raw import RawScenes, SceneSet
+from data_prep.store import SceneManifest, read_manifest, read_scene_manifest, read_scenes
 from tests.data_prep.scene_sources import picture
 
 Preparing = Callable[..., PrepareResult]

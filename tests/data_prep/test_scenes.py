@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import data_prep
-from data_prep import scenes as scenes_module
-from data_prep.annotating import SceneAnnotation, concatenate
+from data_prep import build_scenes as scenes_module
+from data_prep.annotations import SceneAnnotation, concatenate
 from data_prep.build import PrepareResult
+from data_prep.build_scenes import LeftOutLog, clean_annotations
 from data_prep.errors import AffsupError, UsageError
-from data_prep.format import (
+from data_prep.store import (
     Annotations,
     SceneManifest,
     read_image_manifest,
@@ -23,7 +24,6 @@ from data_prep.format import (
     read_scenes,
     read_split,
 )
-from data_prep.scenes import LeftOutLog, clean_annotations
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, picture, voc
 from tests.data_prep.test_build import content

@@ -141,7 +141,7 @@ def test_tiny_imagenet_tests_on_the_official_validation_images(official: Officia
 def test_tiny_imagenet_blocks_come_in_the_order_of_the_rows(
     official: OfficialFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.format.BLOCK", 5)
+    monkeypatch.setattr("data_prep.store.BLOCK", 5)
     data = read("tiny-imagenet", official.tiny_imagenet())
     blocks = list(data.train.blocks(np.array([30, 2, 13, 5, 35, 0, 1])))
     assert [block[:, 9, 9, 1].tolist() for block in blocks] == [[126, 2, 61, 5, 131], [0, 1]]

@@ -51,7 +51,7 @@ def test_features_and_logits_have_their_shapes_and_logits_come_from_features(
 
 
 def test_option_a_shortcut_is_every_second_pixel_between_zero_channels() -> None:
-    from affsup_cli.models.cifar_resnet import BasicBlock
+    from affsup_cli.models.classifiers.cifar_resnet import BasicBlock
 
     block = BasicBlock(2, 4, stride=2).eval()
     nn.init.zeros_(block.bn2.weight)  # nothing but the shortcut is left

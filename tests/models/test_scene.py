@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import SceneModel
-from affsup_cli.tasks.scene_network import build_network
+from affsup_cli.tasks.detection.network import build_network
 from tests.small_scenes import small
 
 SIZE = (50, 70)  # on a canvas of 64 x 96, maps at stride 8

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from affsup_cli.engine.examples import Example
+from affsup_cli.runs.examples import Example
 
 CLASSES = ("sheep", "person", "dog")
 SHEEP, PERSON, DOG = range(3)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.folder import RunFolder
 
 CIFAR10_RESNET20 = {"data.name": "cifar10", "model.arch": "resnet20"}
 BASE = {**CIFAR10_RESNET20, "affinity.loss": "none"}

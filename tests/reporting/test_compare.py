@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.reporting.compare import best_of, better, compare_runs, write_curves
-from affsup_cli.reporting.figure import PALETTE
+from affsup_cli.reporting.render.figure import PALETTE
+from affsup_cli.runs.folder import RunFolder
 from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, decay
 from tests.reporting.pictures import margin_is_white, pixels

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.reporting.document import MINUS, Footnotes
+from affsup_cli.reporting.render.document import MINUS, Footnotes
 from affsup_cli.reporting.report import build_report, read_formats, write_index
-from affsup_cli.reporting.runs import RunIndex
-from affsup_cli.reporting.spec import report_names
+from affsup_cli.reporting.select.runs import RunIndex
+from affsup_cli.reporting.select.spec import report_names
 from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, blobs, decay
 
@@ -139,11 +139,11 @@ def test_marks_go_on_after_the_last_letter_and_equal_texts_share_one() -> None:
 def test_reporting_loads_no_torch_and_a_sweeps_plan_no_plotting() -> None:
     code = """
 import sys
-import affsup_cli.reporting.experiments, affsup_cli.reporting.report
+import affsup_cli.reporting.select.experiments, affsup_cli.reporting.report
 heavy = {"torch", "matplotlib", "pandas", "scipy", "sklearn", "numpy"} & sys.modules.keys()
 assert not heavy, heavy
-import affsup_cli.reporting.grid, affsup_cli.reporting.cost, affsup_cli.reporting.curves, affsup_cli.reporting.embedding
-import affsup_cli.reporting.recall, affsup_cli.reporting.relations, affsup_cli.reporting.targets
+import affsup_cli.reporting.kinds.grid, affsup_cli.reporting.kinds.cost, affsup_cli.reporting.kinds.curves, affsup_cli.reporting.kinds.embedding
+import affsup_cli.reporting.kinds.recall, affsup_cli.reporting.kinds.relations, affsup_cli.reporting.kinds.targets
 assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """

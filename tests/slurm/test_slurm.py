@@ -17,12 +17,12 @@ import torch
 
 import data_prep
 from affsup_cli.app import main
-from affsup_cli.engine.checkpoint import load_checkpoint
-from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.recipe import Recipe, load_recipe
-from affsup_cli.sweeps.cluster import cancel, slurm_parameters, statuses, submit
-from affsup_cli.sweeps.jobs import queued_jobs, read_job
+from affsup_cli.runs.checkpoint import load_checkpoint
+from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.sweeps.plan import Plan, Step
+from affsup_cli.sweeps.slurm import cancel, slurm_parameters, statuses, submit
+from affsup_cli.sweeps.slurm_queue import queued_jobs, read_job
 from affsup_cli.sweeps.speeds import Speeds
 from data_prep.errors import AffsupError
 

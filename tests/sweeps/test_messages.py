@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.engine.observer import Progress
 from affsup_cli.recipe import load_recipe
 from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order, event_from_line, event_to_line
+from affsup_cli.training.observers import Progress
 
 
 @pytest.mark.parametrize(

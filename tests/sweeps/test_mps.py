@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.folder import RunFolder
 from affsup_cli.sweeps import local
 from affsup_cli.sweeps.local import run_here
 from affsup_cli.sweeps.mps import CONTROL, mps_on_shared_gpus

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from affsup_cli.recipe import load_recipe
-from affsup_cli.reporting.experiments import Experiment
+from affsup_cli.reporting.select.experiments import Experiment
 from affsup_cli.sweeps.plan import Plan, needed_recipes, plan_sweep, wanted_experiments
 from data_prep.errors import UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, RunMaker

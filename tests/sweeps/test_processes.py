@@ -18,14 +18,14 @@ from filelock import FileLock
 
 import data_prep
 from affsup_cli.app import main
-from affsup_cli.commands.live_sweep import SweepView
 from affsup_cli.commands.sweep import run_plan
-from affsup_cli.engine.checkpoint import load_checkpoint
-from affsup_cli.engine.run_folder import RunFolder, run_folders
 from affsup_cli.recipe import load_recipe
-from affsup_cli.reporting.experiments import Experiment
+from affsup_cli.reporting.select.experiments import Experiment
+from affsup_cli.runs.checkpoint import load_checkpoint
+from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.sweeps.plan import plan_sweep
 from affsup_cli.sweeps.slots import find_slots
+from affsup_cli.views.live_sweep import SweepView
 from data_prep.errors import AffsupError
 
 SHORT = {"train.epochs": 1, "train.milestones": [], "train.learning_rate": 0.01, "train.batch_size": 16}

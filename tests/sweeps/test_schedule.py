@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.engine.stop import StopRequest
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.stop import StopRequest
 from affsup_cli.sweeps import schedule
 from affsup_cli.sweeps.messages import Ended, Event, Order
 from affsup_cli.sweeps.plan import Step

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from affsup_cli.engine.run_folder import RunFolder
-from affsup_cli.engine.subprocess_command import subprocess_command
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.subprocess_command import subprocess_command
 from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
 
 SLOW_SIGNAL = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks.launch import train_run
 from tests.small_scenes import small
 

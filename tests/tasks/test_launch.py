@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import data_prep
-from affsup_cli.engine.run_folder import RunFolder
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks.evaluation import evaluate_run
 from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
 from affsup_cli.tasks.minibatch import MinibatchTask

@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from affsup_cli.engine import distributed
-from affsup_cli.engine.run_folder import RunFolder
+from affsup_cli.distributed import collectives
 from affsup_cli.models import CLASSIFIERS
-from affsup_cli.models.cifar_resnet import cifar_resnet
+from affsup_cli.models.classifiers.cifar_resnet import cifar_resnet
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.minibatch import MinibatchTask
 from data_prep.errors import AffsupError, UsageError
-from data_prep.format import read_manifest, read_split
+from data_prep.store import read_manifest, read_split
 
 
 def build(data: Path, **fields: Any) -> MinibatchTask:
@@ -216,7 +216,7 @@ def test_what_cannot_be_built_is_refused_with_its_name(
 def test_a_share_of_one_image_is_refused_where_batch_norm_cannot_do_with_it(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
     fields = {"model__arch": "resnet18", "train__batch_size": 323}  # of 1,295 images
     said = "batch_size = 323 for 2 processes: of a batch of 3 images .* resnet18 ends in one pixel"
     with pytest.raises(UsageError, match=said):

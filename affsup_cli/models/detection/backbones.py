@@ -1,0 +1,277 @@
+"""Backbones of the detectors: images in, a map for the RPN and a map for the heads out, both at one stride."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
+
+from affsup_cli.models.detection.efficientnet_lite import EfficientNetLite0
+from data_prep.errors import AffsupError, UsageError, did_you_mean
+
+Norm = Callable[[int], nn.Module]
+
+
+class Pixels(NamedTuple):
+    """How a network wants its images: `(image - mean) / std`, RGB 0..255, then perhaps in the order BGR."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool = False
+
+
+PIXELS = {
+    # The statistics of ImageNet that all weights of torchvision were trained with.
+    "torchvision": Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    # network.PIXEL_MEANS of Relation Networks' release, for the weights of He et al.; no scaling.
+    "caffe": Pixels((123.15, 115.90, 103.06), (1.0, 1.0, 1.0), bgr=True),
+    # MEAN_RGB and STDDEV_RGB of TensorFlow's efficientnet_lite_builder.py.
+    "signed": Pixels((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+}
+
+
+class Backbone(nn.Module):
+    """A network in three parts, cut where a detector needs its maps.
+
+    Args:
+        early: images to stride 4; with pretrained weights, the part that stays as it is.
+        middle: from there to the RPN's map.
+        late: from there to the heads' map, at the same stride.
+        stride: pixels between neighbours of either map.
+        channels: channels of the two maps.
+        pixels: what the network expects of images.
+    """
+
+    mean: Tensor
+    """`[3, 1, 1]` RGB: the colour that becomes 0, so the one to pad images with."""
+    std: Tensor
+
+    def __init__(
+        self,
+        early: nn.Module,
+        middle: nn.Module,
+        late: nn.Module,
+        stride: int,
+        channels: tuple[int, int],
+        pixels: Pixels,
+    ) -> None:
+        super().__init__()
+        self.early = early
+        self.middle = middle
+        self.late = late
+        self.stride = stride
+        self.channels = channels
+        self.bgr = pixels.bgr
+        for name, value in (("mean", pixels.mean), ("std", pixels.std)):
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the RPN's map and the heads' map of a batch.
+
+        Args:
+            images: float `[B, 3, H, W]`, RGB, 0..255.
+
+        Returns:
+            `[B, channels[0], H', W']` and `[B, channels[1], H', W']`, H' and W' being H and W over `stride`, rounded
+            up.
+        """
+        images = (images - self.mean) / self.std
+        low: Tensor = self.middle(self.early(images.flip(1) if self.bgr else images))
+        return low, self.late(low)
+
+
+class _Parts(NamedTuple):
+    """A network as files of weights know it, and the parts of it that a detector uses."""
+
+    network: nn.Module
+    early: nn.Module
+    middle: nn.Module
+    late: nn.Module
+    channels: tuple[int, int]
+    stride: int = 16
+
+
+class _Architecture(NamedTuple):
+    """How to build a network, and what to know of files of its weights."""
+
+    build: Callable[[Norm], _Parts]
+    epsilon: float = 1e-5
+    """Of batch norm."""
+    unused: tuple[str, ...] = ()
+    """What the names of layers begin with that a detector has no use for."""
+    torchvision: bool = True
+
+
+def build_backbone(arch: str, weights: str, pixels: str, load: bool = True) -> Backbone:
+    """Build a backbone.
+
+    With weights, batch norm uses the statistics in them for ever and everything up to stride 4 (conv1 and res2 of a
+    ResNet) is frozen, as in Relation Networks' release. Without, group norm takes the place of batch norm, which a
+    batch of two images cannot feed, and everything is trained. The last stage's stride becomes dilation, so both maps
+    lie at stride 16 ("convnet": 8).
+
+    Args:
+        arch: a key of `BACKBONES`.
+        weights: "imagenet" for torchvision's (downloaded once), "none", or the path of a state dict in the layout of
+            torchvision's network, or of the EfficientNet-Lite-PyTorch package for "efficientnet_lite0".
+        pixels: a key of `PIXELS`, as the weights were trained.
+        load: read the weights; without, the network is only fit to take a state dict of a network that had them.
+
+    Raises:
+        UsageError: a name is unknown, or there are no such weights for the architecture.
+        AffsupError: the weights cannot be had, or do not fit.
+    """
+    _check_name("model.arch", arch, BACKBONES)
+    _check_name("model.pixels", pixels, PIXELS)
+    architecture = BACKBONES[arch]
+    if arch == "convnet" and weights != "none":
+        raise UsageError(f"model.weights is '{weights}', but nobody has trained a 'convnet' before: set it to 'none'")
+    if weights == "imagenet" and not architecture.torchvision:
+        raise UsageError(
+            f"torchvision has no weights 'imagenet' of {arch} (model.weights): give the path of a file, or 'none'"
+        )
+    if weights == "none":
+        parts = architecture.build(group_norm)
+    else:
+        parts = architecture.build(partial(FrozenBatchNorm2d, eps=architecture.epsilon))
+        if load:
+            _load(parts.network, arch, weights)
+        parts.early.requires_grad_(False)
+    return Backbone(parts.early, parts.middle, parts.late, parts.stride, parts.channels, PIXELS[pixels])
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm (Wu and He, ECCV 2018) with eight channels a group, which divides every width used here."""
+    return nn.GroupNorm(channels // 8, channels)
+
+
+def _resnet(depth: int, channels: tuple[int, int], norm: Norm) -> _Parts:
+    """torchvision's; res4 for the RPN, res5 for the heads."""
+    network = get_model(f"resnet{depth}", weights=None, norm_layer=norm)
+    early = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool, network.layer1)
+    return _Parts(network, early, nn.Sequential(network.layer2, network.layer3), _at_stride_1(network.layer4), channels)
+
+
+def _mobilenet_v3_large(norm: Norm) -> _Parts:
+    """torchvision's; the last block of stride 16 for the RPN, the last 1x1 convolution for the heads."""
+    network = get_model("mobilenet_v3_large", weights=None, norm_layer=norm)
+    layers = network.features
+    return _Parts(network, layers[:4], layers[4:13], _at_stride_1(layers[13:]), (112, 960))
+
+
+def _efficientnet_lite0(norm: Norm) -> _Parts:
+    """The last block of stride 16 for the RPN, the last block of all for the heads."""
+    network = EfficientNetLite0(norm)
+    blocks = list(network.blocks)
+    early = nn.Sequential(network.conv_stem, network.bn0, nn.ReLU6(), *blocks[:3])
+    late = _at_stride_1(nn.Sequential(*blocks[11:]))
+    return _Parts(network, early, nn.Sequential(*blocks[3:11]), late, (112, 320))
+
+
+def _convnet(norm: Norm) -> _Parts:
+    """0.3 million parameters for generated scenes and tests; a cell of its maps sees 47 and 63 pixels, at stride 8."""
+    layer = partial(Conv2dNormActivation, kernel_size=3, norm_layer=norm)
+    early = nn.Sequential(layer(3, 32, stride=2), layer(32, 48, stride=2))
+    middle = nn.Sequential(layer(48, 96, stride=2), layer(96, 96), layer(96, 96))
+    late = layer(96, 96)
+    return _Parts(nn.Sequential(early, middle, late), early, middle, late, (96, 96), 8)
+
+
+BACKBONES: dict[str, _Architecture] = {
+    "resnet18": _Architecture(partial(_resnet, 18, (256, 512)), unused=("fc.",)),
+    "resnet50": _Architecture(partial(_resnet, 50, (1024, 2048)), unused=("fc.",)),
+    "resnet101": _Architecture(partial(_resnet, 101, (1024, 2048)), unused=("fc.",)),
+    "mobilenet_v3_large": _Architecture(_mobilenet_v3_large, epsilon=1e-3, unused=("classifier.",)),
+    "efficientnet_lite0": _Architecture(
+        _efficientnet_lite0, epsilon=1e-3, unused=("conv_head.", "bn1.", "fc."), torchvision=False
+    ),
+    "convnet": _Architecture(_convnet, torchvision=False),
+}
+
+
+def _at_stride_1(stage: nn.Module) -> nn.Module:
+    """Keep the resolution of a stage that begins by halving it; what follows looks twice as far (dilation 2).
+
+    Every second pixel of the new map is the old map, so that weights trained with the stride remain right. (torchvision
+    does so for two of its ResNets, and dilates MobileNet's first convolution too.)
+    """
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            if module.stride == (2, 2):
+                module.stride = (1, 1)
+            elif module.kernel_size != (1, 1):
+                module.dilation = (2, 2)
+                module.padding = (module.kernel_size[0] - 1, module.kernel_size[1] - 1)
+    return stage
+
+
+def _check_name(field: str, name: str, known: Mapping[str, object]) -> None:
+    if name not in known:
+        raise UsageError(f"{field} knows no '{name}'{did_you_mean(name, known)}: known are {', '.join(known)}")
+
+
+def _load(network: nn.Module, arch: str, weights: str) -> None:
+    """Load "imagenet" or a file into a network in the layout of such files."""
+    source, state = _imagenet(arch) if weights == "imagenet" else (weights, _read(Path(weights)))
+    expected = _used(arch, network.state_dict())
+    found = _used(arch, state)
+    missing = [key for key in expected if key not in found]
+    if missing:
+        raise AffsupError(f"{source} does not fit {arch}: '{missing[0]}' is missing. Is it a file of another network?")
+    for key, value in found.items():
+        if key not in expected or value.shape != expected[key].shape:
+            wanted = f"the shape {list(expected[key].shape)}" if key in expected else "no such entry"
+            raise AffsupError(
+                f"{source} does not fit {arch}: it has '{key}' of the shape {list(value.shape)}, "
+                f"the network has {wanted}. Is it a file of another network?"
+            )
+    network.load_state_dict(found, strict=False)
+
+
+def _used(arch: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a detector needs of a state dict, under names without the underscores of the EfficientNet-Lite package."""
+    plain = {".".join(part.removeprefix("_") for part in key.split(".")): value for key, value in state.items()}
+    unused = BACKBONES[arch].unused
+    return {
+        key: value
+        for key, value in plain.items()
+        if not key.startswith(unused) and not key.endswith(".num_batches_tracked")
+    }
+
+
+def _imagenet(arch: str) -> tuple[str, dict[str, Tensor]]:
+    """The first weights that torchvision had, trained as He et al. did, and where they come from."""
+    weights = get_model_weights(arch).IMAGENET1K_V1
+    try:
+        return weights.url, weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise AffsupError(
+            f"cannot download {weights.url}: {error}. Fetch that file elsewhere and give its path as model.weights"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file."""
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise AffsupError(
+            f"{path} cannot be read (model.weights): {error.strerror}. Give 'imagenet', 'none' or the path of a file"
+        ) from error
+    except Exception as error:  # torch raises whatever a foreign file leads to: zip, pickle, key and runtime errors
+        raise AffsupError(
+            f"{path} is no file of weights (model.weights, {type(error).__name__}): "
+            "expected a state dict that torch.save wrote"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise AffsupError(
+            f"{path} holds more than a state dict (model.weights): expected a dict of names and tensors; "
+            "save its state dict alone"
+        )
+    return cast(dict[str, Tensor], state)

@@ -1,0 +1,208 @@
+"""Test images with what one object of each is related to, by networks side by side (figures 1 and 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
+from affsup_cli.reporting.render.figure import new_figure, png_bytes, style
+from affsup_cli.reporting.render.relation_picture import draw_relations
+from affsup_cli.reporting.select.experiments import spec_cells
+from affsup_cli.reporting.select.match import select_runs
+from affsup_cli.reporting.select.runs import RunIndex, TrainedRun
+from affsup_cli.reporting.select.spec import KeyedVariant, RelationsSpec
+from affsup_cli.runs.examples import Example, read_examples
+from data_prep.errors import AffsupError
+
+_NUMBERS = ("image_id", "image", "panel", "box", "class", "weight", "x1", "y1", "x2", "y2", "run", "marks")
+_WIDTH = 3.4  # inches of a picture
+_IMAGES_IN_A_COLUMN = 4
+_NAMED_IOU = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A variant with the run that shows it and that run's examples, by image."""
+
+    variant: KeyedVariant
+    run: TrainedRun
+    classes: tuple[str, ...]
+    examples: dict[int, Example]
+
+
+def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
+    """Draw the images that the runs keep, all runs of one seed: the lowest that the most variants have.
+
+    `.csv` has a line a box drawn; `.png` is the picture. Where there are no runs there are no files.
+    """
+    cells = {cell.key: cell for cell in spec_cells(spec)}
+    selection = select_runs(cells, runs.trained, examples_fault)
+    group = selection.group
+    footnotes = Footnotes()
+    if group is None:
+        return Content(_caption(None, None), (), (), tuple(selection.remarks(footnotes)), (), {})
+    seed = group.common_seed()
+    chosen = [(variant, group.runs.get(variant.key, {}).get(seed)) for variant in spec.panels]
+    marks = footnotes.mark_departures(group.departures, group.data)
+    drawn = footnotes.lines()
+    notes = selection.remarks(footnotes)
+    notes += [f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run]
+    panels = [_load(variant, run) for variant, run in chosen if run]
+    common = _references(panels)
+    shown = dict(list(common.items())[spec.skip : spec.skip + spec.images])
+    if len(shown) < spec.images:
+        notes.append(
+            f"the runs keep {len(common)} images with a related object that all of them propose: {len(shown)} of "
+            f"{spec.images} are shown"
+        )
+    caption = _caption(panels[0].run.recipe.flat()["model.proposals"], seed)
+    if not shown:
+        return Content(caption, (), footnotes.lines(), tuple(notes), (), {})
+    return Content(
+        caption=caption,
+        tables=(_table(panels, shown, marks),),
+        footnotes=footnotes.lines(),
+        notes=tuple(notes),
+        used=tuple(panel.run for panel in panels),
+        files={
+            ".csv": csv_bytes(
+                [
+                    line | {"marks": marks.strip()}
+                    for image, reference in shown.items()
+                    for panel in panels
+                    for line in _boxes(panel, image, reference)
+                ],
+                _NUMBERS,
+            ),
+            ".png": _draw(spec.title, panels, shown, drawn),
+        },
+    )
+
+
+def _caption(proposals: int | None, seed: int | None) -> str:
+    even = f" (an even share: {1 / (proposals - 1):.3f})" if proposals else ""
+    return (
+        "Blue: the reference, the proposal that covers best the object that is subject to the most others in its image "
+        "(the first of equals), of those that every network proposes (IoU 0.5). Orange: the proposals that it attends "
+        f"to most. Red: their weights, shares of the reference's row under a softmax without itself{even}. Runs of "
+        f"{'one seed' if seed is None else f'seed {seed}'}, the same images and objects for all: those that a run "
+        "keeps, in their order, chosen by annotations alone but for that IoU."
+    )
+
+
+def examples_fault(run: TrainedRun) -> str | None:
+    """Say why a run's examples cannot be drawn; None if they can."""
+    try:
+        _, examples = read_examples(run.folder.examples)
+    except AffsupError as error:
+        return str(error)
+    return None if examples else f"{run.folder.examples} holds no image"
+
+
+def _load(variant: KeyedVariant, run: TrainedRun) -> _Panel:
+    classes, examples = read_examples(run.folder.examples)
+    return _Panel(variant, run, classes, {example.image_id: example for example in examples})
+
+
+def _references(panels: Sequence[_Panel]) -> dict[int, int]:
+    """Return the reference object of every image in which all networks propose one that is subject to others."""
+    found = {}
+    for number, example in panels[0].examples.items():
+        if not all(number in panel.examples for panel in panels):
+            continue
+        subjects = np.unique(example.gt_pairs, axis=0)[:, 0]
+        others = np.bincount(subjects, minlength=len(example.gt_labels))
+        for panel in panels:
+            others[_overlaps(example.gt_boxes, panel.examples[number].reference_boxes).diagonal() < _NAMED_IOU] = 0
+        if others.any():
+            found[number] = int(others.argmax())
+    return found
+
+
+def _overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Intersection over union `[P, G]` of boxes `[P, 4]` and `[G, 4]`."""
+    sized = []
+    for corners in (boxes, others):
+        corners = corners.astype(np.float64)
+        sized.append(np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2])))
+    overlap: NDArray[np.float64] = coco_mask.iou(*sized, np.zeros(len(others), dtype=np.uint8))
+    return overlap
+
+
+def _names(example: Example, boxes: NDArray[np.float32], classes: Sequence[str]) -> list[str]:
+    """Return for each box the class of the object that it overlaps most, if by 0.5; else ""."""
+    if not len(boxes):
+        return []
+    overlap = _overlaps(boxes, example.gt_boxes)
+    of_best = zip(overlap.max(axis=1), example.gt_labels[overlap.argmax(axis=1)], strict=True)
+    return [classes[label] if best >= _NAMED_IOU else "" for best, label in of_best]
+
+
+def _boxes(panel: _Panel, image: int, reference: int) -> Iterator[dict[str, Any]]:
+    """Yield a line for the reference, then one a partner."""
+    example = panel.examples[image]
+    boxes, weights = example.partners(reference)
+    names = _names(example, boxes, panel.classes)
+    drawn = [("reference", panel.classes[example.gt_labels[reference]], None, example.reference_boxes[reference])]
+    drawn += [
+        (f"partner {place}", *values)
+        for place, values in enumerate(zip(names, weights.tolist(), boxes, strict=True), 1)
+    ]
+    for box, name, weight, corners in drawn:
+        line = {"image_id": image, "image": example.name, "panel": panel.variant.key, "run": panel.run.folder.name}
+        line |= {"box": box, "class": name or None, "weight": weight}
+        yield line | dict(zip(("x1", "y1", "x2", "y2"), map(float, corners), strict=True))
+
+
+def _table(panels: Sequence[_Panel], shown: Mapping[int, int], marks: str) -> Table:
+    rows = []
+    for image, reference in shown.items():
+        lines = [list(_boxes(panel, image, reference)) for panel in panels]
+        words = (
+            ", ".join(f"{line['class'] or DASH} {line['weight']:.3f}" for line in of_panel[1:]) or DASH
+            for of_panel in lines
+        )
+        rows.append((lines[0][0]["image"], lines[0][0]["class"], *words))
+    sources = {
+        (row, column): Source(panel.variant.label, (panel.run,), marks)
+        for row in range(len(rows))
+        for column, panel in enumerate(panels, start=2)
+    }
+    return Table(("image", "reference", *(f"{panel.variant.label}{marks}" for panel in panels)), tuple(rows), sources)
+
+
+def _draw(title: str, panels: Sequence[_Panel], shown: Mapping[int, int], remarks: Sequence[str]) -> bytes:
+    across = -(-len(shown) // _IMAGES_IN_A_COLUMN)
+    down = -(-len(shown) // across)
+    shapes = [panels[0].examples[image].image.shape for image in shown]
+    heights = [
+        _WIDTH * max(shape[0] / shape[1] for shape in shapes[row * across : (row + 1) * across]) for row in range(down)
+    ]
+    with style():
+        figure = new_figure(_WIDTH * across * len(panels) + 0.2, sum(heights) + 0.25 * down + 0.9, title, remarks)
+        grid = figure.subplots(down, across * len(panels), squeeze=False, height_ratios=heights)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for place, (image, reference) in enumerate(shown.items()):
+            row, column = divmod(place, across)
+            for offset, panel in enumerate(panels):
+                example = panel.examples[image]
+                boxes, weights = example.partners(reference)
+                axes = grid[row, column * len(panels) + offset]
+                axes.set_title(panel.variant.label if row == 0 else "", fontsize=9)
+                draw_relations(
+                    axes,
+                    example.image,
+                    example.reference_boxes[reference],
+                    boxes,
+                    weights,
+                    reference_name=panel.classes[example.gt_labels[reference]],
+                    partner_names=_names(example, boxes, panel.classes),
+                )
+        return png_bytes(figure)

@@ -1,0 +1,169 @@
+"""What every report is made of: tables of text, footnotes, notes, files; and the Markdown page that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from affsup_cli.reporting.select.runs import Run, RunData
+from data_prep.errors import printable
+
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+_NEGATIVE = re.compile(r"(?<![\w)])-(?=\d)")
+_LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
+_PLAIN = str.maketrans(_LETTERS, "abcdefghijklmnoprstuvwxyz")
+_MARKS = re.compile(rf"(?: [{_LETTERS}]+)+$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a number comes from: `label` names its place among the report's runs, `marks` is what marks `runs`."""
+
+    label: str
+    runs: tuple[Run, ...]
+    marks: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Text in columns, as it is shown; `rows` are as wide as `header`.
+
+    Where the second heading is empty, consecutive rows of one label belong together, and their second field says what
+    each holds. `sources` are the runs behind the fields, by row and column; fields of the paper have none.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    sources: Mapping[tuple[int, int], Source] = dataclasses.field(default_factory=dict)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several rows may belong together."""
+        return self.header[1] == ""
+
+    def groups(self) -> list[list[int]]:
+        """Return the numbers of the rows that belong together."""
+        if not self.grouped:
+            return [[row] for row in range(len(self.rows))]
+        numbered = itertools.groupby(enumerate(self.rows), key=lambda row: row[1][0])
+        return [[number for number, _ in rows] for _, rows in numbered]
+
+
+class Footnotes:
+    """Gives every different text a mark of its own, in the order of their first use."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, str] = {}
+
+    def mark(self, text: str) -> str:
+        """Return the superscript letter (or letters) that stands for `text`."""
+        if text not in self._marks:
+            rest, mark = len(self._marks), ""
+            while rest >= 0:
+                rest, letter = divmod(rest, len(_LETTERS))
+                mark, rest = _LETTERS[letter] + mark, rest - 1
+            self._marks[text] = mark
+        return self._marks[text]
+
+    def mark_departures(self, departures: tuple[str, ...], data: RunData | None = None) -> str:
+        """Return the marks of runs that depart from their recipes or hold unofficial data, each after a space."""
+        texts = ["; ".join(departures)] if departures else []
+        if data and data.official is False:
+            texts.append(f"the checksum of the {data.name} archive is not the official one")
+        return "".join(f" {self.mark(text)}" for text in texts)
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the footnotes, each after its mark."""
+        return tuple(f"{mark} {text}" for text, mark in self._marks.items())
+
+
+def with_minus(text: str) -> str:
+    """Return `text` with a minus sign in place of the hyphen before a number."""
+    return _NEGATIVE.sub(MINUS, text)
+
+
+def split_marks(text: str) -> tuple[str, list[str]]:
+    """Return a field's text without its marks, and the marks."""
+    marks = _MARKS.search(text)
+    return (text[: marks.start()], marks[0].split()) if marks else (text, [])
+
+
+def plain_mark(mark: str) -> str:
+    """Return a mark in the letters a to z, to be raised by other means."""
+    return mark.translate(_PLAIN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What one kind of report works out.
+
+    Attributes:
+        caption: how to read the numbers.
+        tables: the numbers as text.
+        footnotes: what the marks in them mean.
+        notes: runs left out, numbers that are missing.
+        used: the runs that the numbers came from.
+        files: what to write, by the ending of the file name (`.csv`, `.cells.csv`, `.png`).
+    """
+
+    caption: str
+    tables: tuple[Table, ...]
+    footnotes: tuple[str, ...]
+    notes: tuple[str, ...]
+    used: tuple[Run, ...]
+    files: Mapping[str, bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A finished report, for showing.
+
+    Attributes:
+        name: what `affsup report` calls it.
+        title: the table's or figure's name and subject.
+        content: its tables and what belongs to them.
+        provenance: the machines, the code and the dates of its runs.
+        notes: what was left out or is missing, and how to fill it.
+        missing: how many of its runs are not there without any departure.
+        paths: the files written.
+    """
+
+    name: str
+    title: str
+    content: Content
+    provenance: tuple[str, ...]
+    notes: tuple[str, ...]
+    missing: int
+    paths: tuple[Path, ...] = ()
+
+
+def markdown(report: Report) -> str:
+    """Return a page: title, picture, tables, caption, footnotes, notes."""
+    content = report.content
+    parts = [f"# {report.title}"]
+    if ".png" in content.files:
+        parts.append(f"![{report.title}]({report.name}.png)")
+    parts += [_markdown_table(table) for table in content.tables]
+    parts.append(content.caption)
+    parts += ["  \n".join(content.footnotes)] if content.footnotes else []
+    notes = (*report.provenance, *report.notes)
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_bytes(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """Return CSV in UTF-8; numbers in full precision, None as an empty field."""
+    import pandas as pd
+
+    text = pd.DataFrame(rows, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
+    return printable(text).encode()
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
+    return "\n".join("| " + " | ".join(field.replace("|", "\\|") for field in line) + " |" for line in lines)

@@ -1,0 +1,164 @@
+"""A picture of what one object of an image is related to, in the manner of figures 1, 7 and 9."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike, NDArray
+
+from affsup_cli.reporting.render.figure import DOTS_PER_INCH, PALETTE, new_figure, png_bytes, style
+
+REFERENCE_COLOUR, PARTNER_COLOUR, WEIGHT_COLOUR, OTHER_COLOUR = PALETTE[:4]
+
+_FONT_SIZE = 7.0
+_LONG_SIDE = 7.0  # inches of a picture of its own
+_CHARACTER = 0.62  # width of a character ÷ its height
+_NAME_COLOUR = "#222222"
+
+_Place = tuple[float, float, float, float]
+
+
+def draw_relations(
+    axes: Axes,
+    image: NDArray[np.uint8],
+    reference_box: ArrayLike | None,
+    partner_boxes: ArrayLike,
+    partner_weights: ArrayLike | None = None,
+    *,
+    reference_name: str = "",
+    partner_names: Sequence[str] = (),
+    other_boxes: ArrayLike = (),
+    other_names: Sequence[str] = (),
+) -> None:
+    """Draw an image with the reference's box in blue, its partners' in orange, and each one's weight in red.
+
+    Args:
+        axes: what is drawn on; its frame and ticks are removed. Labels are sized for `figure.DOTS_PER_INCH`.
+        image: uint8 `[H, W, 3]`, RGB.
+        reference_box: x1, y1, x2, y2 in pixels of the image; None draws none.
+        partner_boxes: `[P, 4]`, alike, the strongest first; may be empty.
+        partner_weights: `[P]` in 0..1; None draws none.
+        reference_name: what stands at the reference's box.
+        partner_names: what stands at each partner's box; "" for nothing.
+        other_boxes: `[D, 4]`, drawn in grey beneath the rest; may be empty.
+        other_names: what stands at each of them.
+    """
+    height, width = image.shape[:2]
+    axes.imshow(image, interpolation="antialiased", extent=(0, width, height, 0))
+    axes.set_axis_off()
+    axes.set_anchor("N")
+    partners, others = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (partner_boxes, other_boxes))
+    weights = [None] * len(partners) if partner_weights is None else np.asarray(partner_weights).tolist()
+    names = partner_names or [""] * len(partners)
+    reference = np.asarray([] if reference_box is None else reference_box, dtype=np.float64).reshape(-1, 4)
+    # The strongest partner and the reference are drawn last, on top.
+    for boxes, colour in (
+        (others[::-1], OTHER_COLOUR),
+        (partners[::-1], PARTNER_COLOUR),
+        (reference, REFERENCE_COLOUR),
+    ):
+        for box in boxes:
+            _draw_box(axes, box, colour)
+    taken: list[_Place] = []
+    for box in reference:
+        _label(axes, image, box, [(reference_name, REFERENCE_COLOUR)], taken)
+    for box, weight, name in zip(partners, weights, names, strict=True):
+        shown = "" if weight is None else f"{weight:.2f}" if weight >= 0.1 else f"{weight:.3f}"
+        _label(axes, image, box, [(shown, WEIGHT_COLOUR), (name, _NAME_COLOUR)], taken)
+    for box, name in zip(others, other_names, strict=True):
+        _label(axes, image, box, [(name, _NAME_COLOUR)], taken)
+
+
+def picture_of_detections(
+    image: NDArray[np.uint8],
+    boxes: ArrayLike,
+    names: Sequence[str],
+    reference: int | None,
+    partner_boxes: ArrayLike,
+    partner_weights: ArrayLike,
+    partner_names: Sequence[str],
+) -> bytes:
+    """Return a PNG of an image with all that was found in it, and what one of the objects is related to.
+
+    Args:
+        image: uint8 `[H, W, 3]`, RGB.
+        boxes: detections `[D, 4]` as x1, y1, x2, y2 in pixels of the image; may be empty.
+        names: what stands at each of them.
+        reference: which detection is the reference; None for none.
+        partner_boxes: `[P, 4]`, as `draw_relations` takes them.
+        partner_weights: `[P]`.
+        partner_names: `[P]`.
+    """
+    found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    others = [place for place in range(len(found)) if place != reference]
+    height, width = image.shape[:2]
+    scale = _LONG_SIDE / max(height, width)
+    with style():
+        figure = new_figure(width * scale, height * scale, "", ())
+        draw_relations(
+            figure.subplots(),
+            image,
+            None if reference is None else found[reference],
+            partner_boxes,
+            partner_weights,
+            reference_name="" if reference is None else names[reference],
+            partner_names=partner_names,
+            other_boxes=found[others],
+            other_names=[names[place] for place in others],
+        )
+        return png_bytes(figure)
+
+
+def _draw_box(axes: Axes, box: NDArray[np.float64], colour: str) -> None:
+    x1, y1, x2, y2 = box
+    style: dict[str, Any] = {"fill": False, "joinstyle": "miter"}
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor="white", linewidth=3.2, alpha=0.6, **style))
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor=colour, linewidth=1.8, **style))
+
+
+def _label(
+    axes: Axes, image: NDArray[np.uint8], box: NDArray[np.float64], words: list[tuple[str, str]], taken: list[_Place]
+) -> None:
+    """Write words, each in its colour, at the corner of `box` where they cover the fewest of those before them."""
+    words = [(text, colour) for text, colour in words if text]
+    if not words:
+        return
+    height, width = image.shape[:2]
+    extent = axes.get_window_extent()
+    pixels_an_inch = max(width / extent.width, height / extent.height) * DOTS_PER_INCH
+    line = _FONT_SIZE / 72 * pixels_an_inch
+    lengths = [_CHARACTER * line * (len(text) + 0.4) for text, _ in words]
+    size = sum(lengths), 1.3 * line
+    x, y = min(_corners(box, size, (width, height)), key=lambda corner: _covered((*corner, *size), taken))
+    taken.append((x, y, *size))
+    axes.add_patch(Rectangle((x, y), *size, facecolor="white", alpha=0.8, linewidth=0))
+    for (text, colour), length in zip(words, lengths, strict=True):
+        middle = x + length / 2, y + size[1] / 2
+        axes.text(
+            *middle, text, color=colour, fontsize=_FONT_SIZE, fontweight="bold", ha="center", va="center_baseline"
+        )
+        x += length
+
+
+def _corners(
+    box: NDArray[np.float64], size: tuple[float, float], within: tuple[float, float]
+) -> list[tuple[float, float]]:
+    """List places for a label of `size` at the corners of `box`, inside it, then outside; all within the image."""
+    x1, y1, x2, y2 = box
+    across, down = (x1, x2 - size[0]), (y1, y2 - size[1], y1 - size[1], y2, y1 - 2 * size[1], y2 + size[1])
+    limits = within[0] - size[0], within[1] - size[1]
+    return [(max(0.0, min(x, limits[0])), max(0.0, min(y, limits[1]))) for y in down for x in across]
+
+
+def _covered(place: _Place, taken: list[_Place]) -> float:
+    """Return the area of `place` that earlier labels cover."""
+    x, y, width, height = place
+    return math.fsum(
+        max(0.0, min(x + width, a + c) - max(x, a)) * max(0.0, min(y + height, b + d) - max(y, b))
+        for a, b, c, d in taken
+    )

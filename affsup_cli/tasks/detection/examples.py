@@ -1,0 +1,100 @@
+"""A few fixed images of a split with the attention of their objects, for pictures of relations (figures 1, 7 and 9)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou, nms
+
+from affsup_cli.runs.examples import Example
+from data_prep.store import Objects, Scenes
+
+COUNT = 12
+PARTNERS = 5
+ALMOST_EVEN = 0.99  # of an even share: weights that are all the same may round below it
+MERGED_IOU = 0.5  # of partners that overlap more, the strongest alone is shown
+
+
+class Examples:
+    """Chooses images by a rule that looks at annotations alone, so that all runs on a data set show the same.
+
+    Of the images where two classes meet, those in which a class also has two objects come first; `COUNT` of them are
+    taken at even distances.
+    """
+
+    def __init__(self, scenes: Scenes) -> None:
+        self._scenes = scenes
+        self._chosen = set(_choose(scenes))
+        self._examples: dict[int, Example] = {}
+
+    def add(self, index: int, boxes: Tensor, affinity: Tensor) -> None:
+        """Keep image `index` if it is one of those chosen.
+
+        Args:
+            index: of the image in its split.
+            boxes: its proposals `[N, 4]` in pixels of the image.
+            affinity: W `[N, N]`, row = reference.
+        """
+        if index not in self._chosen or len(boxes) < 2:
+            return
+        objects = self._scenes.objects(index).taking_part()
+        references = box_iou(torch.from_numpy(objects.boxes).to(boxes), boxes).argmax(dim=1)
+        partners = np.full((len(references), PARTNERS, 4), np.nan, dtype=np.float32)
+        weights = np.full((len(references), PARTNERS), np.nan, dtype=np.float32)
+        for row, reference in enumerate(references.tolist()):
+            kept, share = strongest_partners(boxes, affinity, reference)
+            partners[row, : len(kept)], weights[row, : len(kept)] = boxes[kept].cpu().numpy(), share.cpu().numpy()
+        self._examples[index] = Example(
+            image_id=int(self._scenes.ids[index]),
+            name=self._scenes.names[index],
+            image=self._scenes.pixels(index),
+            gt_boxes=objects.boxes,
+            gt_labels=objects.labels,
+            gt_pairs=objects.relations,
+            reference_boxes=boxes[references].cpu().numpy(),
+            partner_boxes=partners,
+            partner_weights=weights,
+        )
+
+    def finished(self) -> list[Example]:
+        """Return the examples in the order of their images."""
+        return [self._examples[index] for index in sorted(self._examples)]
+
+
+def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple[Tensor, Tensor]:
+    """Return the proposals `[P]` that proposal `reference` attends to most, and their weights `[P]`.
+
+    A weight is the share of the reference's own row of W under a softmax without itself; of boxes that overlap by more
+    than 0.5 the strongest stands for all, and those with less than an even share are left out.
+
+    Args:
+        boxes: of the proposals, `[N, 4]`.
+        affinity: W `[N, N]`, row = reference.
+        reference: a row of W.
+    """
+    row = affinity[reference].float().clone()
+    row[reference] = -torch.inf
+    share = row.softmax(dim=0)
+    kept = nms(boxes.float(), share, MERGED_IOU)
+    kept = kept[(kept != reference) & (share[kept] * (len(boxes) - 1) > ALMOST_EVEN)][:PARTNERS]
+    return kept, share[kept]
+
+
+def _choose(scenes: Scenes) -> list[int]:
+    described = [(index, scenes.objects(index).taking_part()) for index in range(len(scenes))]
+    meeting = [(index, objects) for index, objects in described if len(set(objects.labels.tolist())) > 1]
+    first = [index for index, objects in meeting if _repeats_a_class(objects)]
+    chosen = _evenly(first, COUNT)
+    rest = [index for index, objects in meeting if not _repeats_a_class(objects)]
+    return chosen + _evenly(rest, COUNT - len(chosen))
+
+
+def _repeats_a_class(objects: Objects) -> bool:
+    return len(set(objects.labels.tolist())) < len(objects.labels)
+
+
+def _evenly(indices: list[int], count: int) -> list[int]:
+    if len(indices) <= count:
+        return indices
+    return [indices[place * len(indices) // count] for place in range(count)]

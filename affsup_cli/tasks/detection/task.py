@@ -1,0 +1,311 @@
+"""Object detection and relationship proposals (sections 4.1, 4.2, 6.5): frcnn, relnet and relpn."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from affsup_cli.affinity import (
+    AffinityLoss,
+    category_pair_target,
+    different_category_target,
+    different_instance_target,
+    match_proposals,
+    relationship_target,
+    target_mass,
+)
+from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
+from affsup_cli.distributed import collectives
+from affsup_cli.distributed.shard import Shard
+from affsup_cli.metrics.average import Averages
+from affsup_cli.metrics.detection import DetectionPrecision
+from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
+from affsup_cli.models.detection.detector import Regions
+from affsup_cli.models.detection.nms import soft_nms
+from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe, RelpnRecipe
+from affsup_cli.runs.examples import Example, write_examples
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.devices import compile_modules, configure_cuda, memory_format, resolve_device
+from affsup_cli.tasks.background import HostCopy, map_in_background
+from affsup_cli.tasks.detection.examples import Examples
+from affsup_cli.tasks.detection.findings import PAIRS_KEPT, RelationshipProposals, write_detections
+from affsup_cli.tasks.detection.network import (
+    attention_graph,
+    build_network,
+    checksum_of,
+    find_regions,
+    pair_scores,
+    ranking_graph,
+)
+from affsup_cli.training.task import Losses
+from data_prep.errors import UsageError, did_you_mean
+from data_prep.store import Scenes, read_scene_manifest, read_scenes
+
+
+class DetectionTask:
+    """A detector on scenes: L = detection + proposal losses + lambda L_G on its attention (eq. 8)."""
+
+    def __init__(self, recipe: DetectionRecipe, data_dir: Path, pretrained: bool = True) -> None:
+        self._recipe = recipe
+        self._device = resolve_device(recipe.run.device)
+        self._folder = data_dir / recipe.data.name
+        manifest = read_scene_manifest(self._folder)
+        self._manifest = manifest
+        self._train = read_scenes(self._folder, manifest, "train")
+        self._affinity = recipe.affinity if isinstance(recipe, RelnetRecipe) else None
+        self._refuse_what_does_not_fit()
+        configure_cuda(recipe.train.precision)
+        torch.manual_seed(recipe.seed)
+        model = build_network(recipe, len(manifest.classes), pretrained)
+        self.model = model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
+        if recipe.train.compile:
+            detector = model.detector
+            compile_modules(detector.backbone, detector.head, device=self._device, sizes_differ=True)
+        self._shard = Shard(collectives.rank(), collectives.world_size())
+        self._epochs = SceneEpochs(
+            self._batches(self._train, int(recipe.run.cache_gb * 2**30)),
+            recipe.data.mirror,
+            recipe.train.batch_size,
+            recipe.seed,
+            self._shard,
+        )
+        self._samplers = self._counted_samplers()
+        self.steps = self._epochs.steps
+        self.data = manifest.for_a_run()
+        self.begun_from = {"weights": checksum_of(recipe.model.weights) if pretrained else None}
+        affinity = self._affinity
+        self._loss = None
+        if affinity is not None and affinity.loss != "none":
+            self._loss = AffinityLoss(affinity.loss, affinity.gamma, affinity.softmax)
+        self._found: dict[str, tuple[DetectionPrecision, RelationshipProposals, list[Example]]] = {}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the epoch's order."""
+        self._epochs.begin(epoch)
+
+    def losses(self, step: int) -> Losses:
+        """Run one batch; metrics: the share of images with an empty target, and M over those with one."""
+        batch = self._epochs.batch(step)
+        regions, main = self._regions(batch, batch.boxes)
+        main |= self.model.detector.detection_losses(regions, batch.boxes, batch.labels)
+        metrics: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        masked_means: dict[str, tuple[Tensor, Tensor]] = {}
+        loss = None
+        affinity = self._affinity
+        if affinity is not None and (self._loss is not None or affinity.measure):
+            target = self._target(regions, batch, affinity)
+            with torch.set_grad_enabled(self._loss is not None):
+                graph = attention_graph(regions, affinity, affinity.heads)
+                if self._loss is not None:
+                    loss = self._loss(graph, target.unsqueeze(1).expand_as(graph))
+            mass, supervised = _mass(graph.detach().mean(dim=1), target)
+            counts["affinity"] = supervised
+            metrics["empty_target"] = 1 - supervised.float() / len(target)
+            masked_means["mass"] = (mass, supervised)
+        if self.model.pairs is not None:
+            wanted = relationship_target(match_proposals(regions.boxes, batch.boxes), batch.relations)
+            main["pair_loss"] = self.model.pairs.loss(pair_scores(regions, self.model.pairs), wanted, regions.pairs)
+        for name, sampler in self._samplers.items():
+            counts[name] = sampler.taken
+        whole = self._epochs.size(step)
+        return Losses(
+            size=self._shard.size(whole),
+            main=main,
+            affinity=loss,
+            weight=affinity.lambda_ if affinity else 0.0,
+            shared_features=regions.pooled,
+            metrics=metrics,
+            masked_means=masked_means,
+            global_batch_size=whole,
+            counts=counts,
+        )
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return detection precision; of networks with a graph of relations its recall at every K, and M."""
+        scenes = read_scenes(self._folder, self._manifest, split)
+        found = self._find(scenes)
+        everyones = collectives.gather_object(found)
+        return collectives.broadcast_from_rank0(lambda: self._measured(split, everyones))
+
+    def _find(self, scenes: Scenes) -> _Found:
+        """Evaluate this process's shard of a split."""
+        detections: list[tuple[Any, ...]] = []
+        masses: list[tuple[Tensor, Tensor]] = []
+        recall = RelationshipRecall(self._recipe.test.recall_at)
+        proposals = RelationshipProposals()
+        examples = Examples(scenes)
+
+        def count(seen: tuple[tuple[int, ...], HostCopy]) -> None:
+            indices, on_host = seen
+            values = on_host.read()
+            if "mass" in values:
+                masses.append((values["mass"].clone(), values["supervised"].clone()))  # not of the pinned memory
+            for place, index in enumerate(indices):
+                scale, present = values["scales"][place].repeat(2), int(values["present"][place].sum())
+                objects, image_id = scenes.objects(index), int(scenes.ids[index])
+                boxes, probabilities = values["refined"][place, :present], values["probabilities"][place, :present]
+                chosen, labels, scores = soft_nms(boxes, probabilities, keep=self._recipe.test.detections)
+                annotated = objects.boxes, objects.labels, objects.difficult, objects.crowd
+                detections.append((image_id, boxes[chosen] / scale, scores, labels, *annotated))
+                if "graph" in values:
+                    of_image = values["graph"][place, :present, :present]
+                    where = values["boxes"][place, :present] / scale
+                    gt_boxes, gt_pairs = torch.from_numpy(objects.boxes), torch.from_numpy(objects.relations)
+                    ranked, weights = top_pairs(of_image, max(PAIRS_KEPT, *recall.ks))
+                    recall.update_ranked(where, ranked, gt_boxes, gt_pairs)
+                    proposals.add(image_id, where, ranked, weights)
+                    examples.add(index, where, of_image)
+
+        # On a CPU the two would only take turns: with a thread an evaluation took a fifth longer.
+        in_turn = map_in_background if self._device.type == "cuda" else map
+        deque(in_turn(count, self._seen(scenes)), maxlen=0)
+        return _Found(detections, masses, recall, proposals, examples.finished())
+
+    def _measured(self, split: str, everyones: Sequence[_Found]) -> dict[str, float]:
+        """Put together what the processes found, which is in the order of the images, and measure it."""
+        precision, averages = DetectionPrecision(self._manifest.classes, self._recipe.test.evaluator), Averages()
+        recall, proposals = RelationshipRecall(self._recipe.test.recall_at), RelationshipProposals()
+        examples: list[Example] = []
+        for found in everyones:
+            for image in found.detections:
+                precision.update(*image)
+            for mass, supervised in found.masses:
+                averages.add({"mass": mass}, supervised)
+            recall.merge(found.recall)
+            proposals.merge(found.proposals)
+            examples += found.examples
+        self._found = {split: (precision, proposals, examples)}
+        measured = precision.compute() | averages.read()
+        if self._has_graph:
+            computed = recall.compute()
+            measured |= {f"recall@{k}": value for k, value in computed["micro"].items()}
+            measured |= {f"recall_macro@{k}": value for k, value in computed["macro"].items()}
+        # Without an object, or without a pair, in the whole split there is nothing to be right or wrong about.
+        return {name: value for name, value in measured.items() if not math.isnan(value)}
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Choose by mAP: for sets of scenes that have a validation split, of which there are none yet."""
+        return metrics["map_all"]
+
+    def export(self, folder: Path, split: str) -> None:
+        """Write detections (COCO's format), the strongest relationship proposals, and pictures to look at."""
+        precision, proposals, examples = self._found[split]
+        run = RunFolder(folder)
+        write_detections(run.detections(split), precision.coco_results(self._manifest.category_ids))
+        if self._has_graph:
+            proposals.write(run.relationships(split))
+            if split == "test":
+                write_examples(run.examples, self._manifest.classes, examples)
+
+    @property
+    def _has_graph(self) -> bool:
+        return self._affinity is not None or self.model.pairs is not None
+
+    def _batches(self, scenes: Scenes, cache_bytes: int = 0) -> SceneBatches:
+        data = self._recipe.data
+        return SceneBatches(scenes, data.short_side, data.long_side, self._device, cache_bytes)
+
+    @torch.no_grad()
+    def _seen(self, scenes: Scenes) -> Iterator[tuple[tuple[int, ...], HostCopy]]:
+        """Yield which images are in each batch of this process's shard, and what is detected in them."""
+        self.model.eval()
+        for batch in self._batches(scenes).in_order(self._recipe.train.batch_size, self._shard):
+            regions, _ = self._regions(batch)
+            seen = {"scales": batch.scales, "boxes": regions.boxes, "present": regions.present}
+            seen["refined"], seen["probabilities"] = self.model.detector.refined(regions, batch.sizes)
+            graph = ranking_graph(self._recipe, self.model, regions)
+            if graph is not None:
+                seen["graph"] = graph
+                if self._affinity is not None:
+                    target = self._target(regions, batch, self._affinity)
+                    seen["mass"], seen["supervised"] = _mass(graph, target)
+            yield batch.index, HostCopy(seen)
+
+    def _regions(self, batch: SceneBatch, gt_boxes: Tensor | None = None) -> tuple[Regions, dict[str, Tensor]]:
+        return find_regions(self.model, batch, self._recipe, gt_boxes)
+
+    def _target(self, regions: Regions, batch: SceneBatch, affinity: RelationAffinity) -> Tensor:
+        """T of each image's proposals, bool `[B, N, N]`."""
+        match = match_proposals(regions.boxes, batch.boxes)
+        if affinity.target == "different-category":
+            return different_category_target(match, batch.labels)
+        if affinity.target == "different-instance":
+            return different_instance_target(match)
+        if affinity.target == "relationship":
+            return relationship_target(match, batch.relations)
+        classes = self._manifest.classes
+        second = classes.index(affinity.second) if affinity.second else None
+        return category_pair_target(match, batch.labels, first=classes.index(affinity.first), second=second)
+
+    def _counted_samplers(self) -> dict[str, _Counted]:
+        """Have what the proposals' and the pairs' losses are means over counted: of several processes it differs."""
+        if collectives.world_size() == 1:
+            return {}
+        proposals, pairs = self.model.detector.proposals, self.model.pairs
+        proposals.fg_bg_sampler = of_anchors = _Counted(proposals.fg_bg_sampler)
+        samplers = {"objectness_loss": of_anchors, "proposal_loss": of_anchors}
+        if pairs is not None:
+            pairs.sampler = samplers["pair_loss"] = _Counted(pairs.sampler)
+        return samplers
+
+    def _refuse_what_does_not_fit(self) -> None:
+        needs_annotated = isinstance(self._recipe, RelpnRecipe) or (
+            self._affinity is not None and self._affinity.target == "relationship"
+        )
+        name = self._manifest.dataset
+        if needs_annotated and self._manifest.relations != "annotated":
+            raise UsageError(
+                f"{self._recipe.name}{' with affinity.target = relationship' if self._affinity else ''} learns from "
+                f"annotated relations, and {name} has none: take vg or shapes"
+            )
+        for field in ("first", "second"):
+            wanted = getattr(self._affinity, field, "")
+            if wanted and wanted not in self._manifest.classes:
+                hint = did_you_mean(wanted, self._manifest.classes)
+                raise UsageError(f"affinity.{field} = '{wanted}' is no class of {name}{hint}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found in a part of a split.
+
+    Attributes:
+        detections: what `DetectionPrecision.update` takes, of each image.
+        masses: M of each batch, and how many images it is the mean of.
+        recall: over these images.
+        proposals: their strongest pairs.
+        examples: those of them that are kept.
+    """
+
+    detections: list[tuple[Any, ...]]
+    masses: list[tuple[Tensor, Tensor]]
+    recall: RelationshipRecall
+    proposals: RelationshipProposals
+    examples: list[Example]
+
+
+class _Counted:
+    """A sampler of positives and negatives that remembers how many it has `taken` last."""
+
+    def __init__(self, sampler: Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]]) -> None:
+        self._sampler = sampler
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = self._sampler(labels)
+        self.taken = torch.stack([mask.sum() for mask in (*positive, *negative)]).sum()
+        return positive, negative
+
+
+def _mass(graph: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean M over the images with a target, of the whole matrix (eq. 3), and how many these are."""
+    supervised = target.flatten(1).any(dim=1)
+    count = supervised.sum()
+    return (target_mass(graph, target) * supervised).sum() / count.clamp(min=1), count

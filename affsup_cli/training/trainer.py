@@ -1,0 +1,283 @@
+"""The training loop: drives any `Task` by its recipe's `[train]` section and writes its run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from affsup_cli.distributed import collectives
+from affsup_cli.recipe import Recipe
+from affsup_cli.runs.checkpoint import BackgroundSaver, fitting, load_checkpoint, random_state, set_random_state
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.stop import Stopped, StopRequest
+from affsup_cli.training.cuda_graph import side_stream
+from affsup_cli.training.observers import Observer, Progress
+from affsup_cli.training.step import DIVERGED, TrainingStep, graph_capture, learning_rate
+from affsup_cli.training.task import Task
+from data_prep.errors import AffsupError
+
+GRADIENT_SHARE_INTERVAL = 50  # steps, at most, between two measurements of the gradient share
+GRADIENT_SHARE_SAMPLES = 8  # measurements, at least, in an epoch
+REPORT_SECONDS = 0.5
+SYNC_SECONDS = 1.0  # between two times that several processes agree on whether to stop or to save
+
+
+class Trainer:
+    """Trains one run, from the state of its folder to its end.
+
+    `last.pt` holds all state that is needed to continue after step s of epoch e; the batches of an epoch are a function
+    of the seed and the epoch. On a CPU a run that was killed and resumed therefore ends bit-identical to one that was
+    not.
+
+    Several processes train data-parallel: each has a shard of every batch, the gradients are summed, and what a step
+    logs (losses, averages, M) is the same on all of them. All take the same decisions; rank 0 alone writes. In training
+    batch norm sees a process's shard alone, and each process has its own random state: dropout and the detectors'
+    samplers depend on the number of processes.
+
+    Args:
+        task: what is trained.
+        recipe: its recipe; the folder holds the same.
+        run: the run folder, locked by the caller.
+        observers: are called as the run goes on.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, run: RunFolder, observers: Sequence[Observer] = ()) -> None:
+        self._task = task
+        self._train = recipe.train
+        self._checkpoint_seconds = recipe.run.checkpoint_seconds
+        self._run = run
+        self._observers = observers
+        self._device = next(task.model.parameters()).device
+        self._capture = graph_capture(task, recipe.run.graph)
+        self._steps = TrainingStep(task, recipe.train, self._capture)
+        self._seed = recipe.seed
+        self._saver = BackgroundSaver(self._device)
+        self._epoch = 0
+        self._step = 0
+        self._images = 0
+        self._epoch_seconds = 0.0
+        self._seconds = 0.0
+        self._best: dict[str, Any] = {"epoch": 0, "score": -math.inf}
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, test the best model, write the result and return it.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM was received; the checkpoint is written.
+            AffsupError: the loss is not finite, or the disk is full.
+        """
+        with StopRequest() as stop, side_stream(self._device) if self._capture else contextlib.nullcontext():
+            self._load_or_begin()
+            with self._saver:
+                while self._epoch < self._train.epochs:
+                    self._train_epoch(stop)
+                    self._end_epoch()
+                    if self._epoch < self._train.epochs and collectives.all_reduce_max(stop.requested)[0]:
+                        self._exit_stopped()
+                return self._finish()
+
+    @property
+    def _writes(self) -> bool:
+        return collectives.rank() == 0
+
+    def _load_or_begin(self) -> None:
+        if collectives.broadcast_from_rank0(self._run.checkpoint.exists):
+            self._load()
+        elif collectives.rank():
+            self._seed_this_process()
+        if self._writes:
+            self._run.keep_metrics(self._epoch)
+
+    def _seed_this_process(self) -> None:
+        """Seed torch's global generators differently on each process."""
+        key = f"{self._seed} {collectives.rank()} {self._epoch} {self._step}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
+
+    def _exit_stopped(self) -> None:
+        """Leave after a stop request; the checkpoint was given to the saver.
+
+        Raises:
+            Stopped: always.
+        """
+        self._saver.wait()
+        collectives.all_gather_object(None)  # a barrier: no process leaves before rank 0 has written the checkpoint
+        raise Stopped(
+            f"stopped in epoch {self._epoch + 1} after step {self._step} of {self._task.steps}, and saved: "
+            "the same call with --resume continues there"
+        )
+
+    def _train_epoch(self, stop: StopRequest) -> None:
+        self._task.begin_epoch(self._epoch)
+        self._task.model.train()
+        self._steps.begin(self._epoch, self._step)
+        share_interval = min(GRADIENT_SHARE_INTERVAL, math.ceil(self._task.steps / GRADIENT_SHARE_SAMPLES))
+        resumed_seconds = self._epoch_seconds
+        begun = saved = reported = synced = time.perf_counter()
+        synced_step, next_sync = self._step, self._step + 1
+        while self._step < self._task.steps:
+            measure_gradient_share = self._step % share_interval == 0
+            self._images += self._steps.run(self._step, measure_gradient_share)
+            self._step += 1
+            now = time.perf_counter()
+            report = self._step == 1 or now - reported > REPORT_SECONDS
+            # The check waits for the device; several processes must do so at the same step.
+            if report if collectives.world_size() == 1 else measure_gradient_share:
+                self._steps.loss_check.check()
+            self._epoch_seconds = resumed_seconds + time.perf_counter() - begun
+            if report:
+                self._report()
+                reported = now
+            if self._step >= next_sync:
+                checkpoint_due = self._step < self._task.steps and now - saved > self._checkpoint_seconds
+                step_seconds = (now - synced) / (self._step - synced_step)
+                stopping, saving, step_seconds = collectives.all_reduce_max(
+                    stop.requested, checkpoint_due, step_seconds
+                )
+                synced, synced_step = now, self._step
+                next_sync = self._step + _steps_between_syncs(step_seconds)
+                if stopping or saving:
+                    self._save()
+                    saved = time.perf_counter()
+                if stopping:
+                    self._exit_stopped()
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+            self._epoch_seconds = resumed_seconds + time.perf_counter() - begun
+        self._steps.loss_check.check()
+
+    def _report(self) -> None:
+        if not self._observers:
+            return
+        rate = self._images / self._epoch_seconds
+        done = self._step / self._task.steps
+        left = self._epoch_seconds / done * (self._train.epochs - self._epoch - done)
+        progress = Progress(
+            self._epoch + 1, self._train.epochs, self._step, self._task.steps, self._steps.averages.read(), rate, left
+        )
+        for observer in self._observers:
+            observer.progressed(progress)
+
+    def _end_epoch(self) -> None:
+        selecting = self._train.select == "best"
+        validation = self._task.evaluate("val") if selecting else {}
+        record: dict[str, Any] = {
+            "epoch": self._epoch + 1,
+            "learning_rate": learning_rate(self._train, self._epoch),
+            **self._steps.averages.read(),
+            **_with_split("val", validation),
+        }
+        if self._train.test_curve:
+            record |= _with_split("test", self._task.evaluate("test"))
+        _refuse_non_finite(record, f"after epoch {self._epoch + 1}")
+        record |= {"images_per_second": self._images / self._epoch_seconds, "seconds": self._epoch_seconds}
+        self._seconds += self._epoch_seconds
+        score = self._task.score(validation) if selecting else -math.inf
+        improved = not selecting or score > self._best["score"]
+        if improved:
+            self._best = {"epoch": self._epoch + 1, "score": score}
+        self._epoch, self._step, self._images, self._epoch_seconds = self._epoch + 1, 0, 0, 0.0
+        self._steps.averages.reset()
+        self._saver.wait()
+        if self._writes:
+            self._run.append_metrics(record)
+        self._save()
+        if improved:
+            self._save_best()
+        for observer in self._observers:
+            observer.epoch_ended(record)
+
+    def _finish(self) -> dict[str, Any]:
+        self._saver.wait()
+        if self._writes:
+            with fitting(self._run.best):
+                self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
+        collectives.broadcast_model(self._task.model)
+        best = collectives.broadcast_from_rank0(self._best_record)
+        metrics = {name: value for name, value in best.items() if name.startswith("train_")}
+        for split in ("val", "test") if self._train.select == "best" else ("test",):
+            metrics |= _with_split(split, self._task.evaluate(split))
+            if self._writes:
+                self._task.export(self._run.path, split)
+        _refuse_non_finite(metrics, "of the epoch that is tested")
+        result = {
+            "kind": "train",
+            "epochs": self._epoch,
+            "best_epoch": self._best["epoch"],
+            "seconds": self._seconds,
+            "metrics": metrics,
+        }
+        if self._writes:
+            self._run.write_result(result)
+        return result
+
+    def _best_record(self) -> dict[str, Any]:
+        epoch: int = self._best["epoch"]
+        return self._run.metrics()[epoch - 1]
+
+    def _save(self) -> None:
+        """Give the state of the run to the saver, once earlier writes are done; the copy alone delays training."""
+        self._steps.loss_check.check()
+        own, *others = collectives.all_gather_object(random_state(self._device))
+        if not self._writes:
+            return
+        self._saver.wait()
+        state = {
+            "model": self._task.model.state_dict(),
+            "optimizer": self._steps.state_dict(),
+            "random": own,
+            "random_of_others": others,
+            "epoch": self._epoch,
+            "step": self._step,
+            "images": self._images,
+            "averages": self._steps.averages.state_dict(),
+            "epoch_seconds": self._epoch_seconds,
+            "seconds": self._seconds,
+            "best": self._best,
+        }
+        self._saver.save(self._run.checkpoint, state, _refuse_non_finite_weights)
+
+    def _save_best(self) -> None:
+        """Save `best.pt`; only after `_save` of the same epoch, so that `_load` can repair a kill between the two."""
+        if self._writes:
+            self._saver.save(self._run.best, {"model": self._task.model.state_dict(), **self._best})
+
+    def _load(self) -> None:
+        state = load_checkpoint(self._run.checkpoint, self._device)
+        with fitting(self._run.checkpoint):
+            self._task.model.load_state_dict(state["model"])
+            self._steps.load_state_dict(state["optimizer"])
+            self._steps.averages.load_state_dict(state["averages"])
+            self._epoch, self._step, self._images = state["epoch"], state["step"], state["images"]
+            self._epoch_seconds, self._seconds, self._best = state["epoch_seconds"], state["seconds"], state["best"]
+            states = [state["random"], *state.get("random_of_others", [])]
+            own = states[collectives.rank()] if collectives.rank() < len(states) else None
+            if own is None or not set_random_state(own, self._device):
+                self._seed_this_process()
+        if self._step == 0 < self._epoch == self._best["epoch"]:
+            self._save_best()
+
+
+def _steps_between_syncs(step_seconds: float) -> int:
+    return 1 if collectives.world_size() == 1 else max(1, int(SYNC_SECONDS / max(step_seconds, 1e-9)))
+
+
+def _refuse_non_finite_weights(state: Mapping[str, Any]) -> None:
+    if not all(bool(value.isfinite().all()) for value in state["model"].values()):
+        position = f"epoch {state['epoch'] + 1}, step {state['step']}"
+        raise AffsupError(f"the weights are not finite in {position}: {DIVERGED}")
+
+
+def _refuse_non_finite(metrics: Mapping[str, float], when: str) -> None:
+    broken = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise AffsupError(f"not finite {when}: {', '.join(broken)}. The run ends here: {DIVERGED}")
+
+
+def _with_split(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{name}": value for name, value in metrics.items()}

@@ -1,0 +1,43 @@
+"""Data sets that ship with the install need no `affsup prepare` of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import data_prep
+from affsup_cli.recipe import Recipe, SceneRecipe, SceneSetRecipe
+from affsup_cli.views.console import console
+from data_prep.errors import UsageError
+from data_prep.raw import SceneSet
+
+
+def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
+    """Prepare the data sets of `recipes` that take no files, and say so.
+
+    Raises:
+        UsageError: a recipe, or that of the run which it builds on, names a data set that does not exist, or that is
+            not of its kind.
+    """
+    asked = list(recipes)
+    for recipe in asked:
+        for each in (recipe, recipe.prerequisite()):
+            if each is not None:
+                _refuse_other_kind(each)
+    for name in dict.fromkeys(recipe.flat()["data.name"] for recipe in asked):
+        dataset = data_prep.get(name)
+        if dataset.embedded and not (data_dir / name).exists():
+            data_prep.prepare(name, data_dir=data_dir)
+            console.print(f"prepared {name} in {data_dir}: {dataset.summary}")
+
+
+def _refuse_other_kind(recipe: Recipe) -> None:
+    name = recipe.flat()["data.name"]
+    dataset = data_prep.get(name)
+    if isinstance(dataset, SceneSet) != isinstance(recipe, SceneSetRecipe):
+        held = "scenes" if isinstance(dataset, SceneSet) else "labelled images"
+    elif isinstance(dataset, SceneSet) and isinstance(recipe, SceneRecipe) and not dataset.categories:
+        held = "scenes without categories"
+    else:
+        return
+    raise UsageError(f"data set '{name}' holds {held}, which {recipe.name} cannot be trained on: take another")

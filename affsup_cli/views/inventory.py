@@ -1,0 +1,154 @@
+"""What there is on this machine, as rich tables: `affsup list`, `show` and `doctor` print them. Runs: `run_list`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+import data_prep
+from affsup_cli.options import run_path
+from affsup_cli.recipe import Recipe, differences, field_help, load_recipe, recipe_names
+from affsup_cli.reporting.select.experiments import experiments, spec_cells
+from affsup_cli.reporting.select.spec import load_spec, report_names
+from affsup_cli.runs.folder import RunFolder, run_folders
+from affsup_cli.runs.results import TrainResult, read_result
+from affsup_cli.views.console import counted, metric_text
+from affsup_cli.views.split_table import left_out_lines, split_table
+from data_prep.errors import AffsupError, UsageError, did_you_mean
+from data_prep.store import AnyManifest, read_manifest
+
+
+def recipes() -> Table:
+    """Recipes and what they are about."""
+    rows = ((name, inspect.getdoc(type(load_recipe(name))) or "") for name in recipe_names())
+    return table("recipes", ("name", "what it trains"), rows)
+
+
+def tables() -> Table:
+    """Tables and figures."""
+    rows = []
+    for name in report_names():
+        spec = load_spec(name)
+        wanted = experiments(spec)
+        sets = dict.fromkeys(str(each.recipe.flat()["data.name"]) for each in wanted)
+        rows.append((name, spec.title.partition(": ")[2] or spec.title, "\n".join(sets), str(len(wanted))))
+    return table("tables and figures", ("name", "what it shows", "data", "runs"), rows, right=("runs",))
+
+
+def datasets(data_dir: Path) -> Table:
+    """Data sets, and which are prepared."""
+    rows = []
+    for name, dataset in data_prep.datasets().items():
+        folder = data_dir / name
+        try:
+            state = _counts(read_manifest(folder)) if folder.exists() else f"no: affsup prepare {name}"
+        except AffsupError as error:
+            state = str(error)
+        rows.append((name, dataset.summary, state))
+    return table(f"data sets (in {data_dir})", ("name", "what it is", "prepared"), rows)
+
+
+def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableType]:
+    """Return what there is to say about anything that has a name.
+
+    Raises:
+        UsageError: nothing has that name.
+    """
+    if name in recipe_names():
+        return _describe_recipe(load_recipe(name))
+    if name in report_names():
+        return _describe_table(name)
+    if name in data_prep.datasets():
+        return _describe_dataset(read_manifest(data_dir / name))
+    run = RunFolder(run_path(name, runs_dir))
+    if run.exists:
+        return _describe_run(run)
+    known = [*recipe_names(), *report_names(), *data_prep.datasets(), *(run.name for run in run_folders(runs_dir))]
+    raise UsageError(f"nothing is called '{name}'{did_you_mean(name, known)}: see `affsup list`")
+
+
+def _describe_recipe(recipe: Recipe) -> Iterable[RenderableType]:
+    explained = field_help(type(recipe))
+    rows = [
+        (key, plain(value), explained.get(key, ""))
+        for key, value in recipe.flat().items()
+        if key not in ("name", "task")
+    ]
+    yield table(f"recipe {recipe.name} (for --set)", ("field", "value", ""), rows)
+
+
+def _describe_table(name: str) -> Iterable[RenderableType]:
+    spec = load_spec(name)
+    cells = spec_cells(spec)
+    rows = []
+    for cell in cells:
+        data = str(cell.recipe.flat()["data.name"])
+        sets = _changes(load_recipe(cell.recipe.name, {"data.name": data}), cell.recipe)
+        if cell.baseline:
+            sets += ["measured in turns with", *_changes(cell.recipe, cell.baseline)]
+        rows.append((cell.key, cell.recipe.name, data, "\n".join(sets) or "–", str(cell.seeds)))
+    yield table(spec.title, ("cell (for --only)", "recipe", "data", "sets", "runs"), rows, right=("runs",))
+    total = len(experiments(spec))
+    shared = ", some of them in several cells" if total < sum(cell.seeds for cell in cells) else ""
+    yield f"{counted(total, 'run')} in all{shared}"
+
+
+def _changes(first: Recipe, second: Recipe) -> list[str]:
+    """Return what must be set in the first recipe to make it the second, as KEY=VALUE."""
+    changed = differences(first.identity(), second.identity())
+    return [f"{key}={plain(value)}" for key, (_, value) in changed.items()]
+
+
+def _describe_dataset(manifest: AnyManifest) -> Iterable[RenderableType]:
+    yield split_table(manifest)
+    yield from map(escape, left_out_lines(manifest))
+    source = manifest.source
+    matched = {True: "matched", False: "not matched", None: "not known"}[source.official]
+    yield f"from {source.kind} {', '.join(source.files)} (official checksum: {matched})"
+    yield f"content {manifest.digest}"
+
+
+def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
+    yield table(str(run.path), ("field", "value"), [(key, plain(value)) for key, value in run.recipe().flat().items()])
+    ran_on = run.environment()
+    data = ran_on.pop("data")
+    rows = [*ran_on.items(), *((f"data.{key}", value) for key, value in data.items())]
+    yield table("ran on", ("what", "value"), [(key, plain(value)) for key, value in rows])
+    if run.finished:
+        result = read_result(run)
+        metrics = result.metrics if isinstance(result, TrainResult) else {}
+        yield table(
+            "result",
+            ("metric", "value"),
+            [(key, metric_text(key, value)) for key, value in metrics.items()],
+            right=("value",),
+        )
+    else:
+        yield f"unfinished, {counted(len(run.metrics()), 'epoch')} done"
+
+
+def _counts(manifest: AnyManifest) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.image_counts().items())
+    return counts + ("" if manifest.complete else " (a part)")
+
+
+def plain(value: object) -> str:
+    """Return a recipe's or an environment's value as people read it."""
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """Return rows of text under column heads; what is too long for its column goes on below."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    return drawn

@@ -1,0 +1,182 @@
+"""A sweep while it goes on: on a terminal one table of all that run, elsewhere a line as runs begin and end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from affsup_cli.sweeps.messages import Epoch
+from affsup_cli.sweeps.plan import Step
+from affsup_cli.sweeps.schedule import Outcome, Watcher
+from affsup_cli.sweeps.speeds import Speeds
+from affsup_cli.training.observers import Progress
+from affsup_cli.views.console import HEADLINES, metric_text
+from affsup_cli.views.live_training import duration, numbers
+
+SECONDS_BETWEEN_SUMMARIES = 30.0
+REDRAW_SECONDS = 0.5
+_SAID_AT_END = {**HEADLINES, "test_mass": "M"}
+
+
+@dataclasses.dataclass
+class _Job:
+    where: str
+    begun: float
+    progress: Progress | None = None
+    validated: str = ""
+
+
+class SweepView(Watcher):
+    """Shows who runs where, how far they are, and what is done, left and failed.
+
+    Args:
+        console: where to.
+        steps: all that are to be done.
+        speeds: what is known of their length; epochs that end add to it.
+        parallel: how many run at the same time.
+    """
+
+    def __init__(self, console: Console, steps: Sequence[Step], speeds: Speeds, parallel: int) -> None:
+        self._console = console
+        self._waiting = list(steps)
+        self._speeds = speeds
+        self._parallel = parallel
+        self._elsewhere: set[Step] = set()  # they wait too
+        self._jobs: dict[Step, _Job] = {}
+        self._counts = dict.fromkeys(("finished", "failed", "not run", "stopped"), 0)
+        self._shown = time.monotonic()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> SweepView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, step: Step, where: str) -> None:
+        """Say where."""
+        self._waiting.remove(step)
+        self._elsewhere.discard(step)
+        self._jobs[step] = _Job(where, time.monotonic())
+        begins = "goes on" if step.state == "unfinished" else "begins"
+        self._say(f"{step.label} {begins} on {where}: {step.folder.path}")
+
+    def progressed(self, step: Step, progress: Progress) -> None:
+        """Remember it for the next look."""
+        self._jobs[step].progress = progress
+
+    def epoch_ended(self, step: Step, epoch: Epoch) -> None:
+        """Remember its validation, and how long it took."""
+        self._speeds.add(step.recipe, epoch.record["seconds"])
+        if "val_accuracy" in epoch.record:
+            self._jobs[step].validated = f"val {metric_text('val_accuracy', epoch.record['val_accuracy'])}"
+
+    def run_elsewhere(self, step: Step) -> None:
+        """Say so, once."""
+        if self._jobs.pop(step, None):
+            self._waiting.append(step)
+        if step not in self._elsewhere:
+            self._elsewhere.add(step)
+            self._say(f"{step.label} is run by another process; waiting for it: {step.folder.path}")
+
+    def ended(self, step: Step, outcome: Outcome) -> None:
+        """Say how, and with what result."""
+        self._counts[outcome.how] += 1
+        job = self._jobs.pop(step, None)
+        if job is None:
+            self._waiting.remove(step)
+            self._elsewhere.discard(step)
+        took = f" in {duration(time.monotonic() - job.begun)}" if job else ""
+        if outcome.how == "finished":
+            self._say(f"{step.label} finished{took}{_headlines(step)}")
+        elif outcome.how == "stopped":
+            saved = step.baseline is None and step.folder.checkpoint.exists()
+            self._say(f"{step.label} stopped{', its checkpoint is saved' if saved else ': it begins anew next time'}")
+        else:
+            self._say(f"{step.label} {outcome.how}: {outcome.reason}", style="red")
+
+    def reported(self, line: str) -> None:
+        """Print it."""
+        self._say(line)
+
+    def stopping(self) -> None:
+        """Say what is waited for."""
+        self._say(f"stopping: {len(self._jobs)} running save and leave; Ctrl-C again kills them", style="yellow")
+
+    def ticked(self) -> None:
+        """Redraw, or print a summary, if it is time to."""
+        now = time.monotonic()
+        if now - self._shown < (REDRAW_SECONDS if self._live else SECONDS_BETWEEN_SUMMARIES):
+            return
+        self._shown = now
+        if self._live:
+            self._live.update(Group(self._table(), Text(self._summary())), refresh=True)
+        else:
+            reached = [_reached(step, job.progress) for step, job in self._jobs.items() if job.progress]
+            self._say(" · ".join([self._summary(), *reached]))
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(text, style=style, markup=False)
+
+    def _summary(self) -> str:
+        left = self._seconds_left()
+        counted = [
+            f"{self._counts['finished']} done",
+            f"{len(self._jobs)} running",
+            f"{len(self._waiting) - len(self._elsewhere)} waiting",
+            *([f"{len(self._elsewhere)} run by another process"] if self._elsewhere else []),
+            f"{self._counts['failed'] + self._counts['not run']} failed",
+            f"{'–' if left is None else duration(left)} left",
+        ]
+        return " · ".join(counted)
+
+    def _seconds_left(self) -> float | None:
+        """Return the time to the end of the sweep, None while one of its runs is of unknown length."""
+        left = [step.seconds(self._speeds) for step in self._waiting]
+        for step, job in self._jobs.items():
+            left.append(job.progress.seconds_left if job.progress else step.seconds(self._speeds))
+        known = [seconds for seconds in left if seconds is not None]
+        return sum(known) / self._parallel if len(known) == len(left) else None
+
+    def _table(self) -> Table:
+        shown = Table(box=None, pad_edge=False, header_style="dim")
+        shown.add_column("run", overflow="ellipsis", no_wrap=True)
+        for column in ("on", "at", "", "left", "M", "loss or accuracy"):
+            shown.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
+        for step, job in self._jobs.items():
+            shown.add_row(Text(step.label), job.where, *_columns(step, job))
+        return shown
+
+
+def _columns(step: Step, job: _Job) -> tuple[str, ...]:
+    progress = job.progress
+    if progress is None:
+        return ("starting", "", "", "", "")
+    mass = progress.averages.get("train_mass")
+    losses = [text for text in numbers("train", progress.averages) if text.startswith("loss")]
+    return (
+        _reached(step, progress),
+        f"{progress.step / progress.steps:.0%}",
+        duration(progress.seconds_left),
+        "–" if mass is None else f"{mass:.3f}",
+        job.validated or "".join(losses),
+    )
+
+
+def _reached(step: Step, progress: Progress) -> str:
+    return f"{'round' if step.baseline else 'epoch'} {progress.epoch}/{progress.epochs}"
+
+
+def _headlines(step: Step) -> str:
+    metrics = step.folder.result().get("metrics", {})
+    said = [f"{label} {metric_text(name, metrics[name])}" for name, label in _SAID_AT_END.items() if name in metrics]
+    return f": {', '.join(said)}" if said else ""

@@ -1,0 +1,165 @@
+"""Find the official files of a data set of scenes in folders and tar archives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_prep.errors import AffsupError, SourceError
+from data_prep.sources.archive import tar_index
+from data_prep.store import FileRecord
+
+
+@dataclass(frozen=True)
+class _FileLocation:
+    """Where the content of a file is stored: in a file or within an archive."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.path.open("rb", buffering=0) as file:
+            content = os.pread(file.fileno(), self.size, self.offset)
+        if len(content) != self.size:
+            raise SourceError(f"{self.path}: changed while it was read; run the command again")
+        return content
+
+
+class SceneFiles:
+    """The required files of all sources, each read on access; of two files with one name, that of the first source.
+
+    Args:
+        sources: Folders and uncompressed tar archives.
+        needed: Regular expression of the required files, see `data_prep.raw.SceneSet`.
+        wanted: The sources that were expected, for messages.
+
+    Raises:
+        AffsupError: An archive is damaged, malicious or of another kind.
+    """
+
+    def __init__(self, sources: Sequence[Path], needed: str, wanted: str) -> None:
+        self._wanted = wanted
+        self._sources = sources
+        self._annotations: dict[str, _FileLocation] = {}
+        self._pictures: dict[str, _FileLocation] = {}
+        pattern = re.compile(rf"(?:.*/)?(?:{needed})")
+        for source in sources:
+            for name, place in _in_archive(source) if source.is_file() else _in_folder(source, pattern):
+                if match := pattern.fullmatch(name):
+                    found = self._annotations if match["annotation"] else self._pictures
+                    found.setdefault(match["annotation"] or match["picture"], place)
+
+    @property
+    def annotations(self) -> Sequence[str]:
+        """The names of the annotation files that were found."""
+        return list(self._annotations)
+
+    def annotation(self, name: str) -> bytes:
+        """Return the content of an annotation file.
+
+        Raises:
+            SourceError: It was not found.
+        """
+        if name not in self._annotations:
+            raise SourceError(f"has no {name}; expected {self._wanted}")
+        return self._annotations[name].read()
+
+    def json(self, name: str) -> Any:
+        """Return the parsed content of an annotation file in JSON.
+
+        Raises:
+            SourceError: It was not found, or is not JSON.
+        """
+        try:
+            return json.loads(self.annotation(name))
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{name}: is not JSON ({error})") from None
+
+    def pictures(self, prefix: str = "") -> FoundPictures:
+        """Return the pictures whose names begin with `prefix`, by their names without it."""
+        return FoundPictures(self._pictures, prefix, str(self._sources[0]))
+
+    def records(self) -> dict[str, FileRecord]:
+        """Return the checksums of the files for the manifest.
+
+        For an annotation file it is the checksum of its content, for a folder of annotation files that of its
+        `sha256sum` listing, and for the pictures that of a listing of their sizes, as the digest of the prepared data
+        set covers their content.
+        """
+        listings: dict[str, list[tuple[str, str, int]]] = {}
+        for name, place in sorted(self._annotations.items()):
+            folder = str(PurePosixPath(name).parent)
+            content = place.read()
+            entry = (hashlib.sha256(content).hexdigest(), name, len(content))
+            listings.setdefault(name if folder == "." else folder, []).append(entry)
+        records = {
+            name: FileRecord(sha256=entries[0][0], bytes=entries[0][2])
+            if entries[0][1] == name
+            else _listing_record(entries)
+            for name, entries in listings.items()
+        }
+        sizes = [(str(place.size), name, place.size) for name, place in sorted(self._pictures.items())]
+        return records | {"pictures": _listing_record(sizes)}
+
+
+class FoundPictures:
+    """Encoded pictures by file name; implements `data_prep.raw.Pictures`."""
+
+    def __init__(self, places: Mapping[str, _FileLocation], prefix: str, source: str) -> None:
+        self._places = places
+        self._prefix = prefix
+        self._source = source
+
+    def __contains__(self, name: object) -> bool:
+        return f"{self._prefix}{name}" in self._places
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._places[self._prefix + name].read()
+
+    def size(self, name: str) -> int:
+        """Return the size of a picture in bytes."""
+        return self._places[self._prefix + name].size
+
+    def where(self, name: str) -> str:
+        """Return the path where a picture is, or is expected."""
+        place = self._places.get(self._prefix + name)
+        return str(place.path) if place else f"{self._source}/{self._prefix}{name}"
+
+
+def _in_folder(folder: Path, needed: re.Pattern[str]) -> Iterator[tuple[str, _FileLocation]]:
+    """Yield the required files below a folder, by their path including its name; follows links to folders."""
+    top = folder.absolute().name if folder.name not in ("", "..") else folder.resolve().name
+    visited = set()
+    for inner, folders, names in os.walk(folder, followlinks=True):
+        real = Path(inner).resolve()
+        if real in visited:  # a link to a parent folder
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        here = PurePosixPath(top, Path(inner).relative_to(folder).as_posix()).as_posix()
+        for name in sorted(names):
+            path = Path(inner, name)
+            if needed.fullmatch(f"{here}/{name}") and path.is_file():
+                yield f"{here}/{name}", _FileLocation(path, 0, path.stat().st_size)
+
+
+def _in_archive(archive: Path) -> Iterator[tuple[str, _FileLocation]]:
+    try:
+        index = tar_index(archive)
+    except SourceError as error:
+        raise AffsupError(f"{archive}: {error}") from None
+    for name, (offset, size) in index.items():
+        yield name, _FileLocation(archive, offset, size)
+
+
+def _listing_record(entries: Sequence[tuple[str, str, int]]) -> FileRecord:
+    listing = "".join(f"{mark}  {name}\n" for mark, name, _ in entries)
+    return FileRecord(sha256=hashlib.sha256(listing.encode()).hexdigest(), bytes=sum(size for _, _, size in entries))
