@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from affsup_cli.reporting.select.runs import RunIndex
+from affsup_cli.runs.index import RunIndex
 
 FIELDS = {
     "affinity.loss": "loss",

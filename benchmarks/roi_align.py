@@ -2,8 +2,8 @@
 
     python benchmarks/roi_align.py
 
-Two images; `LARGEST_SEPARABLE_MAP` of affsup_cli/models/detection/roi_align.py is read off here. Values and gradients are
-compared too.
+Two images; `LARGEST_SEPARABLE_MAP` of affsup_cli/models/detection/roi_align.py is read off here. Values and gradients
+are compared too.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from data_prep import sets
 from data_prep.errors import UsageError, did_you_mean
-from data_prep.raw import AnyDataSet, ProgressCallback
+from data_prep.origin import ProgressCallback
+from data_prep.raw import AnyDataSet
 
 if TYPE_CHECKING:
     from data_prep.build import PrepareResult

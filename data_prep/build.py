@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from data_prep import build_images, build_scenes
 from data_prep.errors import AffsupError, SourceError, UsageError
-from data_prep.raw import AnyDataSet, ProgressCallback, SceneSet
+from data_prep.origin import ProgressCallback
+from data_prep.raw import AnyDataSet, SceneSet
 from data_prep.sources.open import RawSource, check_sources, checksums, open_scene_source, open_source
 from data_prep.store import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
 from data_prep.store.writing import exclusive, recover

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import SourceError
-from data_prep.raw import ImageSet, ProgressCallback, RawImages, RawSplit
+from data_prep.origin import ProgressCallback
+from data_prep.raw import ImageSet, RawImages, RawSplit
 from data_prep.sources.open import checksums
 from data_prep.store import (
     IMAGES_FILE,

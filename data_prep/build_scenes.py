@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from data_prep.decode.pictures import PictureError, check_picture
 from data_prep.errors import SourceError
-from data_prep.raw import Pictures, ProgressCallback, RawScenes, SceneSet
+from data_prep.origin import ProgressCallback
+from data_prep.raw import Pictures, RawScenes, SceneSet
 from data_prep.sources.open import checksums
 from data_prep.store import (
     MAX_EXAMPLES,

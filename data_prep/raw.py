@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from data_prep.sources.origin import Archive, Files, Origin
+from data_prep.origin import Archive, Files, Origin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from data_prep.sources.scene_files import SceneFiles
     from data_prep.store import Annotations, LeftOutRecord
-
-ProgressCallback = Callable[[Literal["download", "images"], int, int], None]
-"""Called with the step, the amount done and the total amount: bytes of a download, or written images."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def recipes_with_tutorials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tutorial_folder(recipes_with_tutorials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Be in the folder of a reader who has saved the tutorials' files, with nothing prepared and no run."""
-    monkeypatch.setattr("affsup_cli.recipe.recipes_folder", lambda: recipes_with_tutorials)
+    monkeypatch.setattr("affsup_cli.recipe.load.recipes_folder", lambda: recipes_with_tutorials)
     monkeypatch.setattr("affsup_cli.reporting.select.spec.recipes_folder", lambda: recipes_with_tutorials)
     monkeypatch.chdir(tmp_path)
     for block in blocks():

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from affsup_cli.affinity.closed_form import LossAndMass
 from affsup_cli.affinity.graph import l2_affinity
 from affsup_cli.affinity.large import check_temperature, check_tile, l2_loss_and_mass
-from affsup_cli.affinity.loss import AffinityLoss, LossForm
-from affsup_cli.affinity.mass import DiagonalKind, SoftmaxKind
+from affsup_cli.affinity.loss import AffinityLoss
+from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32
 from affsup_cli.affinity.target import same_category_target
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.nn import functional as F
 
-from affsup_cli.affinity.mass import DiagonalKind, SoftmaxKind
+from affsup_cli.affinity.forms import FORMS
+from affsup_cli.affinity.options import DiagonalKind, SoftmaxKind
 
 
 class LossAndMass(NamedTuple):
@@ -57,7 +57,7 @@ class MassLoss(torch.autograd.Function):
         # The peaks are subtracted before the logs are added, which would round away beside a peak of thousands.
         log_odds = (peak[0] - peak[1]) + (log_total[0] - log_total[1])
         log_odds = log_odds.masked_fill_(empty, -torch.inf)
-        losses, slopes = losses_and_slopes(log_odds, form, gamma, ctx.needs_input_grad[0])
+        losses, slopes = FORMS[form](log_odds, gamma)
         losses = losses.masked_fill(empty, 0)
         empty_graphs, whole = empty, log_odds
         if softmax == "row":
@@ -68,7 +68,7 @@ class MassLoss(torch.autograd.Function):
         if losses.dim():
             count = (~empty_graphs).sum().clamp(min=1)
             loss = losses.sum() / count
-        if slopes is not None:
+        if ctx.needs_input_grad[0]:
             slopes = slopes.masked_fill(empty, 0)
             if losses.dim():
                 slopes = slopes / count
@@ -93,26 +93,6 @@ class MassLoss(torch.autograd.Function):
             (differentiable,) = torch.autograd.grad(ctx.reference(logits, target), logits, of_loss, create_graph=True)
             return differentiable, *nothing
         return gradient * of_loss, *nothing
-
-
-def losses_and_slopes(log_odds: Tensor, form: str, gamma: float, slopes: bool) -> tuple[Tensor, Tensor | None]:
-    """Loss L of each mass from its log-odds d (eq. 5, 6, 7), and dL/dd if `slopes`; undefined where d is -inf."""
-    against = -log_odds
-    miss = torch.sigmoid(against)  # 1 - M, whose own slope is -M (1 - M)
-    if form in ("l2", "smooth_l1"):
-        squared = miss.square()
-        losses = squared if form == "l2" else torch.where(miss < 0.5, squared, miss - 0.25)
-        if not slopes:
-            return losses, None
-        of_miss = 2 * miss if form == "l2" else torch.where(miss < 0.5, 2 * miss, 1)
-        return losses, of_miss * miss * (miss - 1)
-    surprise = F.softplus(against, threshold=50)  # -log M; from 50 on the two are one float64
-    if form == "log" or gamma == 0:
-        return surprise, -miss if slopes else None
-    power = miss**gamma
-    if not slopes:
-        return power * surprise, None
-    return power * surprise, -power * torch.addcmul(miss, torch.sigmoid(log_odds), surprise, value=gamma)
 
 
 class L2Affinity(torch.autograd.Function):

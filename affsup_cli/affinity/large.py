@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from affsup_cli.affinity.closed_form import LossAndMass
-from affsup_cli.affinity.loss import LossForm, check_options, mass_losses
-from affsup_cli.affinity.mass import DiagonalKind, LogOdds, SoftmaxKind, check_choice
+from affsup_cli.affinity.loss import check_options, mass_losses
+from affsup_cli.affinity.mass import LogOdds, check_choice
+from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
 from affsup_cli.affinity.target import check_integer
 from affsup_cli.affinity.tiles import Product, matrix_log_odds, row_log_odds, tile_rows

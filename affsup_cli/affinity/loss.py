@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affsup_cli.affinity.closed_form import LossAndMass, MassLoss, losses_and_slopes
+from affsup_cli.affinity.closed_form import LossAndMass, MassLoss
+from affsup_cli.affinity.forms import FORMS
 from affsup_cli.affinity.mass import (
-    DiagonalKind,
     Entries,
     LogOdds,
-    SoftmaxKind,
     check_choice,
     check_graph,
     mass_log_odds,
     supervised_entries,
     target_mass,
 )
+from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
-
-LossForm = Literal["focal", "log", "l2", "smooth_l1", "bce"]
 
 
 def affinity_loss(
@@ -156,7 +154,7 @@ class AffinityLoss(nn.Module):
 def mass_losses(log_odds: LogOdds, form: LossForm, gamma: float) -> Tensor:
     """Loss of each mass from its log-odds, eq. 5, 6, 7; 0 where there is no target."""
     value = log_odds.value.masked_fill(~log_odds.supervised, 0)
-    losses, _ = losses_and_slopes(value, form, gamma, slopes=False)
+    losses, _ = FORMS[form](value, gamma)
     return losses.masked_fill(~log_odds.supervised, 0)
 
 

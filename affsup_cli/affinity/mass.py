@@ -7,15 +7,13 @@ entries in the target and over the others. It is accurate at both ends, where M 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from affsup_cli.affinity.options import DiagonalKind, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
-
-SoftmaxKind = Literal["matrix", "row"]
-DiagonalKind = Literal["keep", "exclude"]
 
 
 def target_mass(

@@ -6,8 +6,48 @@ for proposals start from `match_proposals`: the ground-truth object that each pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from affsup_cli.affinity.options import TargetKind
+
+
+class GroundTruth(NamedTuple):
+    """What is annotated in a batch of images, padded to one size; see the functions that take its parts.
+
+    Attributes:
+        boxes: `[..., G, 4]`, x1, y1, x2, y2 in pixels.
+        labels: class ids `[..., G]`.
+        relations: `[..., R, 2]`, (subject, object).
+        first: for "category-pair", class id of the reference; None otherwise.
+        second: for "category-pair", class id of the other object; None for any class.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    relations: Tensor
+    first: int | None = None
+    second: int | None = None
+
+
+def proposal_target(kind: TargetKind, boxes: Tensor, truth: GroundTruth) -> Tensor:
+    """Target T of the graph of proposals, of a kind that `TARGETS` knows (eq. 2).
+
+    Args:
+        kind: a name in `affsup_cli.affinity.options.TargetKind`.
+        boxes: proposals `[..., N, 4]`; leading dimensions are images.
+        truth: what is annotated in these images.
+
+    Returns:
+        bool `[..., N, N]`.
+
+    Raises:
+        TypeError, ValueError: as the target's function says.
+    """
+    return TARGETS[kind](match_proposals(boxes, truth.boxes), truth)
 
 
 def same_category_target(labels: Tensor) -> Tensor:
@@ -184,3 +224,18 @@ def check_integer(name: str, ids: Tensor) -> None:
     """Raise the TypeError that says how to make integers of `ids`."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, found {ids.dtype}: call {name}.long()")
+
+
+def _category_pair(match: Tensor, truth: GroundTruth) -> Tensor:
+    if truth.first is None:
+        raise ValueError('the target "category-pair" needs first, the class id of the reference')
+    return category_pair_target(match, truth.labels, first=truth.first, second=truth.second)
+
+
+TARGETS: dict[TargetKind, Callable[[Tensor, GroundTruth], Tensor]] = {
+    "different-category": lambda match, truth: different_category_target(match, truth.labels),
+    "different-instance": lambda match, truth: different_instance_target(match),
+    "relationship": lambda match, truth: relationship_target(match, truth.relations),
+    "category-pair": _category_pair,
+}
+"""The target of each kind from `match_proposals` and the ground truth."""

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import data_prep
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
 from affsup_cli.reporting.select.experiments import Experiment, experiments
-from affsup_cli.reporting.select.runs import training_key
 from affsup_cli.reporting.select.spec import load_spec
+from affsup_cli.runs.index import training_key
 from affsup_cli.sweeps.worker import COST_ROUNDS
 from affsup_cli.training.cost import MIN_STEPS, ROUND_SECONDS, WARM_UP_STEPS
 from data_prep.build_images import split_rows

@@ -57,7 +57,7 @@ def report(
 def print_reports(names: list[str], runs: Path, out: Path, formats: tuple[str, ...] = ("csv", "md")) -> None:
     """Make reports of the runs in `runs`, print them and the paths of their files in `out`."""
     from affsup_cli.reporting.report import build_report, write_index
-    from affsup_cli.reporting.select.runs import RunIndex
+    from affsup_cli.runs.index import RunIndex
     from affsup_cli.views.console import console
 
     index = RunIndex(runs)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training on several processes."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from affsup_cli.reporting.render.document import Content, Report, csv_bytes, markdown
 from affsup_cli.reporting.select.experiments import experiments, spec_cells
 from affsup_cli.reporting.select.match import changed_fields
-from affsup_cli.reporting.select.runs import Run, RunIndex
 from affsup_cli.reporting.select.spec import (
     CostSpec,
     CurvesSpec,
@@ -22,6 +21,7 @@ from affsup_cli.reporting.select.spec import (
     load_spec,
 )
 from affsup_cli.runs.folder import write_out
+from affsup_cli.runs.index import Run, RunIndex
 from data_prep.errors import UsageError, printable
 
 FORMATS = ("csv", "md", "tex")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Run folders: results, checkpoints, exports."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Devices, stop requests and child processes."""

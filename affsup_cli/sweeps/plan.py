@@ -12,9 +12,9 @@ from typing import Any, Literal
 import data_prep
 from affsup_cli.recipe import OBSERVING, Recipe
 from affsup_cli.reporting.select.experiments import Experiment, experiments
-from affsup_cli.reporting.select.runs import RunIndex, training_key
 from affsup_cli.reporting.select.spec import load_spec
 from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runs.index import RunIndex, training_key
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.tasks.launch import data_digest, run_name
 from data_prep.errors import AffsupError, UsageError, did_you_mean

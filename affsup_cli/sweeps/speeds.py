@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection
 
 from affsup_cli.recipe import Recipe
-from affsup_cli.reporting.select.runs import Run, RunIndex, TrainedRun
+from affsup_cli.runs.index import Run, RunIndex, TrainedRun
 from data_prep.errors import AffsupError
 
 _SCHEDULE = ("train.epochs", "train.milestones")

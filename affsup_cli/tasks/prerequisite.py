@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe, recipe_kind
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.runs.export import open_trained
+from affsup_cli.runs.index import RunIndex
 from affsup_cli.tasks.launch import data_digest
 from data_prep.errors import UsageError
 

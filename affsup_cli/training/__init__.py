@@ -1,1 +1,1 @@
-"""TODO."""
+"""The training loop, its step and its observers."""

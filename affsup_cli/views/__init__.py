@@ -1,1 +1,1 @@
-"""TODO."""
+"""What the terminal shows: tables, live lines, model cards."""

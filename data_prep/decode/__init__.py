@@ -1,1 +1,1 @@
-"""TODO."""
+"""Pictures decoded to arrays, on all cores."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from data_prep.origin import Files, Origin
 from data_prep.raw import ImageSet, RawImages
-from data_prep.sources.origin import Files, Origin
 
 _TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 

@@ -5,8 +5,8 @@ There is no official split: a fifth of the images, drawn with a fixed seed, is t
 
 from __future__ import annotations
 
+from data_prep.origin import Files
 from data_prep.raw import ImageSet, RawImages, RawSplit
-from data_prep.sources.origin import Files
 
 
 def _read(files: Files) -> RawImages:

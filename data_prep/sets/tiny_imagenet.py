@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from data_prep.errors import SourceError
+from data_prep.origin import Files, Origin
 from data_prep.raw import ImageSet, RawImages, RawSplit
-from data_prep.sources.origin import Files, Origin
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from data_prep.errors import SourceError
+from data_prep.origin import Archive
 from data_prep.raw import RawScenes, SceneSet
-from data_prep.sources.origin import Archive
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Archives and files that data sets come from."""

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from data_prep.errors import SourceError
-from data_prep.sources.origin import Files, Origin
+from data_prep.origin import Files, Origin
 
 _GZIP, _ZIP, _TAR = b"\x1f\x8b", b"PK\x03\x04", b"ustar"
 _TAR_MAGIC_AT = 257

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import SourceError
+from data_prep.origin import Files
 from data_prep.raw import RawImages, RawSplit
 from data_prep.sources.cifar_pickle import load
-from data_prep.sources.origin import Files
 
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE

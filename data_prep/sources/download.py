@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.errors import AffsupError
-from data_prep.raw import ProgressCallback
-from data_prep.sources.origin import Archive
+from data_prep.origin import Archive, ProgressCallback
 from data_prep.store.writing import explain_full_disk
 
 _ATTEMPTS = 4

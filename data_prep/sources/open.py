@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from data_prep.errors import AffsupError, SourceError, UsageError
-from data_prep.raw import AnyDataSet, ImageSet, ProgressCallback, SceneSet
+from data_prep.origin import Files, Origin, ProgressCallback
+from data_prep.raw import AnyDataSet, ImageSet, SceneSet
 from data_prep.sources.archive import open_archive, require_members, select
 from data_prep.sources.download import download
-from data_prep.sources.origin import Files, Origin
 from data_prep.sources.scene_files import SceneFiles
 from data_prep.store import FileRecord, SourceRecord
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from data_prep.errors import AffsupError, UsageError
-from data_prep.raw import ProgressCallback
+from data_prep.origin import ProgressCallback
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import data_prep
+from data_prep.origin import Origin
 from data_prep.raw import DataSet
-from data_prep.sources.origin import Origin
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -13,8 +13,8 @@ import pytest
 import data_prep
 from data_prep.build import PrepareResult, build
 from data_prep.errors import AffsupError, UsageError
+from data_prep.origin import Archive
 from data_prep.raw import SceneSet
-from data_prep.sources.origin import Archive
 from data_prep.sources.scene_files import _in_folder
 from data_prep.store import SceneManifest, Scenes, read_scenes
 from tests.data_prep.conftest import OfficialFiles

@@ -8,8 +8,8 @@ import pytest
 
 from affsup_cli.reporting.render.document import MINUS, Footnotes
 from affsup_cli.reporting.report import build_report, read_formats, write_index
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import report_names
+from affsup_cli.runs.index import RunIndex
 from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, blobs, decay
 
@@ -142,8 +142,7 @@ import sys
 import affsup_cli.reporting.select.experiments, affsup_cli.reporting.report
 heavy = {"torch", "matplotlib", "pandas", "scipy", "sklearn", "numpy"} & sys.modules.keys()
 assert not heavy, heavy
-import affsup_cli.reporting.kinds.grid, affsup_cli.reporting.kinds.cost, affsup_cli.reporting.kinds.curves, affsup_cli.reporting.kinds.embedding
-import affsup_cli.reporting.kinds.recall, affsup_cli.reporting.kinds.relations, affsup_cli.reporting.kinds.targets
+from affsup_cli.reporting.kinds import cost, curves, embedding, grid, recall, relations, targets
 assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 """

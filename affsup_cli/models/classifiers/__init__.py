@@ -1,1 +1,1 @@
-"""TODO."""
+"""Networks for image classification."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Parts of the detectors: proposals, pooling, relation module."""

@@ -10,9 +10,9 @@ from typing import Any
 from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.select.experiments import Cell, spec_cells
 from affsup_cli.reporting.select.match import departures
-from affsup_cli.reporting.select.runs import MeasuredRun, RunIndex
 from affsup_cli.reporting.select.spec import CostBlock, CostRow, CostSpec
 from affsup_cli.reporting.select.statistics import summarize
+from affsup_cli.runs.index import MeasuredRun, RunIndex
 from affsup_cli.runs.results import Measurement
 
 _NUMBERS = (

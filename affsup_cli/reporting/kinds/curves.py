@@ -17,8 +17,8 @@ from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Sourc
 from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
-from affsup_cli.reporting.select.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.select.spec import CurvePanel, CurvesSpec, KeyedVariant
+from affsup_cli.runs.index import RunIndex, TrainedRun
 from data_prep.errors import AffsupError
 
 Split = Literal["test", "val"]

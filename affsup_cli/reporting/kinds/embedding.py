@@ -14,8 +14,8 @@ from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Sourc
 from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
-from affsup_cli.reporting.select.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.select.spec import EmbeddingSpec, KeyedVariant
+from affsup_cli.runs.index import RunIndex, TrainedRun
 
 _POINTS = ("panel", "index", "x", "y", "label")
 _SCORES = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")

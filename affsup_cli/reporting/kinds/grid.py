@@ -11,9 +11,9 @@ from typing import Any
 from affsup_cli.reporting.render.document import DASH, MINUS, Content, Footnotes, Source, Table, csv_bytes
 from affsup_cli.reporting.select.experiments import Cell, spec_cells
 from affsup_cli.reporting.select.match import Group, select_runs
-from affsup_cli.reporting.select.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.select.spec import GridBlock, GridColumn, GridEntry, GridSpec
 from affsup_cli.reporting.select.statistics import PairedDifference, Summary, paired_difference, summarize
+from affsup_cli.runs.index import RunIndex, TrainedRun
 
 _NUMBERS = (
     *("block", "column", "row", "metric", "n", "mean", "std", "ci_low", "ci_high", "paper_mean", "paper_std"),

@@ -16,9 +16,9 @@ from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Sourc
 from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import Group, select_runs
-from affsup_cli.reporting.select.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.select.spec import RecallCurve, RecallSpec
 from affsup_cli.reporting.select.statistics import summarize
+from affsup_cli.runs.index import RunIndex, TrainedRun
 
 Average = Literal["micro", "macro"]
 

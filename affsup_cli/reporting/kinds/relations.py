@@ -15,9 +15,9 @@ from affsup_cli.reporting.render.figure import new_figure, png_bytes, style
 from affsup_cli.reporting.render.relation_picture import draw_relations
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
-from affsup_cli.reporting.select.runs import RunIndex, TrainedRun
 from affsup_cli.reporting.select.spec import KeyedVariant, RelationsSpec
 from affsup_cli.runs.examples import Example, read_examples
+from affsup_cli.runs.index import RunIndex, TrainedRun
 from data_prep.errors import AffsupError
 
 _NUMBERS = ("image_id", "image", "panel", "box", "class", "weight", "x1", "y1", "x2", "y2", "run", "marks")

@@ -14,9 +14,9 @@ from affsup_cli.reporting.render.figure import new_figure, png_bytes, style
 from affsup_cli.reporting.render.relation_picture import draw_relations
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import TargetsSpec
 from affsup_cli.runs.examples import Example, read_examples
+from affsup_cli.runs.index import RunIndex
 
 _NUMBERS = ("image_id", "image", "target", "object", "class", "role", "x1", "y1", "x2", "y2")
 _WIDTH = 4.4  # inches of a picture

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Tables and figures as Markdown, LaTeX, HTML and pictures."""

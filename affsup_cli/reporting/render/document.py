@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from affsup_cli.reporting.select.runs import Run, RunData
+from affsup_cli.runs.index import Run, RunData
 from data_prep.errors import printable
 
 DASH = "\N{EN DASH}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from affsup_cli.recipe import trains_the_same
 from affsup_cli.reporting.render.curves_svg import Curve, curves, number, ranges
 from affsup_cli.reporting.render.document import Report, Source, Table, plain_mark, split_marks, with_minus
-from affsup_cli.reporting.select.runs import MeasuredRun, Run, TrainedRun
+from affsup_cli.runs.index import MeasuredRun, Run, TrainedRun
 from data_prep.errors import AffsupError
 
 _TITLE = "Affinity graph supervision: tables and figures"

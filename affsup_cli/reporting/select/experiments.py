@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from affsup_cli.recipe import Recipe, load_recipe
-from affsup_cli.reporting.select.runs import comparable_settings, identity_key
 from affsup_cli.reporting.select.spec import (
     CostSpec,
     CurvesSpec,
@@ -19,6 +18,7 @@ from affsup_cli.reporting.select.spec import (
     Spec,
     TargetsSpec,
 )
+from affsup_cli.runs.index import comparable_settings, identity_key
 from data_prep.errors import UsageError
 
 _MOST_SEEDS = 10_000

@@ -16,7 +16,7 @@ from typing import Any
 from affsup_cli.recipe import OBSERVING, differences, trains_the_same
 from affsup_cli.reporting.render.document import Footnotes
 from affsup_cli.reporting.select.experiments import Cell
-from affsup_cli.reporting.select.runs import Run, RunData, TrainedRun
+from affsup_cli.runs.index import Run, RunData, TrainedRun
 
 _NAMES_SHOWN = 6
 

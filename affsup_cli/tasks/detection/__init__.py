@@ -1,1 +1,1 @@
-"""TODO."""
+"""Object detection and relationship proposals."""

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from affsup_cli.affinity import (
     AffinityLoss,
-    category_pair_target,
-    different_category_target,
-    different_instance_target,
+    GroundTruth,
     match_proposals,
+    proposal_target,
     relationship_target,
     target_mass,
 )
@@ -234,16 +233,11 @@ class DetectionTask:
 
     def _target(self, regions: Regions, batch: SceneBatch, affinity: RelationAffinity) -> Tensor:
         """T of each image's proposals, bool `[B, N, N]`."""
-        match = match_proposals(regions.boxes, batch.boxes)
-        if affinity.target == "different-category":
-            return different_category_target(match, batch.labels)
-        if affinity.target == "different-instance":
-            return different_instance_target(match)
-        if affinity.target == "relationship":
-            return relationship_target(match, batch.relations)
-        classes = self._manifest.classes
-        second = classes.index(affinity.second) if affinity.second else None
-        return category_pair_target(match, batch.labels, first=classes.index(affinity.first), second=second)
+        first, second = (
+            self._manifest.classes.index(name) if name else None for name in (affinity.first, affinity.second)
+        )
+        truth = GroundTruth(batch.boxes, batch.labels, batch.relations, first, second)
+        return proposal_target(affinity.target, regions.boxes, truth)
 
     def _counted_samplers(self) -> dict[str, _Counted]:
         """Have what the proposals' and the pairs' losses are means over counted: of several processes it differs."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Scene classification."""

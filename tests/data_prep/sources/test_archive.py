@@ -12,8 +12,8 @@ import pytest
 
 import data_prep
 from data_prep.errors import SourceError
+from data_prep.origin import Origin
 from data_prep.sources.archive import open_archive, tar_index
-from data_prep.sources.origin import Origin
 from tests.data_prep.conftest import OfficialFiles
 
 ROOT = "cifar-10-batches-py"

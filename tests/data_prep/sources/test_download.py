@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import AffsupError
+from data_prep.origin import Origin
 from data_prep.sources import download as download_module
 from data_prep.sources.download import download
-from data_prep.sources.origin import Origin
 
 CONTENT = bytes(range(256)) * 40
 

@@ -7,8 +7,8 @@ import pytest
 
 from affsup_cli.reporting.kinds.cost import build_cost
 from affsup_cli.reporting.render.document import DASH, Content
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import CostSpec, load_spec
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import RunMaker
 
 MEASURED = {"data.name": "cifar10", "model.arch": "resnet110", "affinity.measure": False}

@@ -8,8 +8,8 @@ import pytest
 
 from affsup_cli.reporting.kinds.curves import build_curves
 from affsup_cli.reporting.render.document import DASH, Content
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import CurvesSpec, load_spec
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import CIFAR10_RESNET20, RunMaker, decay
 from tests.reporting.pictures import has_colour, margin_is_white, pixels
 

@@ -10,8 +10,8 @@ from sklearn.metrics import silhouette_score
 
 from affsup_cli.reporting.kinds.embedding import build_embedding
 from affsup_cli.reporting.render.document import DASH, Content
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import EmbeddingSpec, load_spec
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import AFFINITY, BASE, RunMaker, blobs
 from tests.reporting.pictures import has_colour, pixels
 

@@ -11,8 +11,8 @@ from scipy import stats
 
 from affsup_cli.reporting.kinds.grid import build_grid
 from affsup_cli.reporting.render.document import DASH, MINUS, Content
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import GridSpec, load_spec
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import RunMaker
 
 VOC = {"data.name": "voc07"}

@@ -10,8 +10,8 @@ import pytest
 
 from affsup_cli.reporting.kinds.recall import build_recall
 from affsup_cli.reporting.render.document import DASH, Content
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import RecallSpec, load_spec
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import RunMaker
 from tests.reporting.pictures import has_colour, margin_is_white, pixels
 

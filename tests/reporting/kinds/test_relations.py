@@ -11,10 +11,10 @@ import pytest
 from affsup_cli.reporting.kinds.relations import build_relations
 from affsup_cli.reporting.render.document import Content
 from affsup_cli.reporting.render.relation_picture import PARTNER_COLOUR, REFERENCE_COLOUR
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import RelationsSpec, load_spec
 from affsup_cli.runs.examples import Example, write_examples
 from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_examples import CLASSES, DOG, PERSON, SHEEP, make_example
 from tests.reporting.fake_runs import RunMaker
 from tests.reporting.pictures import has_colour, pixels

@@ -10,8 +10,8 @@ import pytest
 from affsup_cli.reporting.render.document import DASH, MINUS, Content, Report, Table
 from affsup_cli.reporting.render.latex import latex_tables, latex_text
 from affsup_cli.reporting.report import build_report
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import report_names
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import BASE, SHORT, RunMaker
 
 NASTY = r"% & $ # _ { } \ ~ ^ < > | [x] * é 中 " + f'"q" ± {MINUS} × γ λ {DASH} … L_G F_in L_Gx'

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from affsup_cli.reporting.report import build_report, write_index
-from affsup_cli.reporting.select.runs import RunIndex
 from affsup_cli.reporting.select.spec import paper_names
+from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker, decay
 from tests.reporting.html import Element, parse
 

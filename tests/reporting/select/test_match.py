@@ -8,7 +8,7 @@ from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.render.document import Footnotes
 from affsup_cli.reporting.select.experiments import Cell
 from affsup_cli.reporting.select.match import Selection, select_runs
-from affsup_cli.reporting.select.runs import RunIndex, TrainedRun
+from affsup_cli.runs.index import RunIndex, TrainedRun
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker
 
 CELLS = {

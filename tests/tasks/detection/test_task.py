@@ -35,6 +35,7 @@ from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.stop import Stopped
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.background import map_in_background
+from affsup_cli.tasks.detection import task as detection_task
 from affsup_cli.tasks.detection.network import ranking_graph
 from affsup_cli.tasks.detection.task import DetectionTask, _mass
 from affsup_cli.tasks.evaluation import evaluate_run
@@ -284,7 +285,7 @@ def test_the_pairs_of_an_image_are_ranked_once_for_recall_and_for_the_file(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     ranked = []
-    for module in (task, relationship):
+    for module in (detection_task, relationship):
         monkeypatch.setattr(module, "top_pairs", lambda graph, k: ranked.append(len(graph)) or top_pairs(graph, k))
     task = build(shapes, test__recall_at=[most])
     measured = task.evaluate("test")

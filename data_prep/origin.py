@@ -1,13 +1,20 @@
-"""Where official files come from: an archive's address, checksums and limits. Imports no large library."""
+"""Where official files come from: an archive's address, checksums and limits; how progress is reported.
+
+Imports no large library.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Literal
 
 Files = Mapping[str, bytes]
 """The required files of a source, by their path below its root folder; each is read on access."""
+
+ProgressCallback = Callable[[Literal["download", "images"], int, int], None]
+"""Called with the step, the amount done and the total amount: bytes of a download, or written images."""
 
 
 @dataclass(frozen=True)

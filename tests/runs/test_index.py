@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from affsup_cli.recipe import load_recipe
-from affsup_cli.reporting.select.runs import RunIndex
+from affsup_cli.runs.index import RunIndex
 from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import AFFINITY, BASE, RunMaker
 

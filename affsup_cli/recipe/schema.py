@@ -1,34 +1,19 @@
-"""The typed recipe: every field of an experiment, and how TOML, data-set defaults and overrides become one.
+"""The fields of an experiment: a class for each recipe, and for each of its sections.
 
-A recipe file holds the sections of the classes below, plus one optional table `[datasets.NAME.SECTION]` for each data
-set whose schedule or augmentation departs from the file's own, and may say which shipped recipe it `extends`. The order
-is: extended file, file, then data set, then overrides. A recipe that builds on another run, as `scene` does on
-`relnet`, holds that run's whole recipe as a table of its own, which may itself say what it `extends`.
+A new task adds a recipe class here and its line in `RECIPE_OF_TASK`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from data_prep.errors import AffsupError, UsageError, did_you_mean
+from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind, TargetKind
 
 OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
 """Fields that record more and train the same; of a run that others build on, under `network.`, likewise."""
@@ -63,12 +48,10 @@ class ImageModel(Section):
 class Affinity(Section):
     """`[affinity]`: L_G, whatever the graph (section 3)."""
 
-    loss: Literal["none", "focal", "log", "l2", "smooth_l1", "bce"] = Field(
-        description="form of L_G; none = base network"
-    )
+    loss: Literal["none", LossForm] = Field(description="form of L_G; none = base network")
     gamma: float = Field(description="exponent of the focal term (eq. 7): 0, or 1 and above")
     lambda_: float = Field(alias="lambda", ge=0, description="weight of L_G in the total loss (eq. 8)")
-    softmax: Literal["matrix", "row"] = Field(description="softmax over the whole matrix (eq. 3) or each row (eq. 12)")
+    softmax: SoftmaxKind = Field(description="softmax over the whole matrix (eq. 3) or each row (eq. 12)")
     measure: bool = Field(description="record M also where L_G is not trained on")
 
     @field_validator("gamma")
@@ -82,7 +65,7 @@ class Affinity(Section):
 class BatchAffinity(Affinity):
     """`[affinity]`: L_G on the similarity graph of a mini-batch (section 5)."""
 
-    diagonal: Literal["exclude", "keep"] = Field(description="whether an image's affinity to itself counts")
+    diagonal: DiagonalKind = Field(description="whether an image's affinity to itself counts")
     features: Literal["pooled", "logits"] = Field(description="which vectors the graph is built from")
     normalize: bool = Field(description="scale the vectors to unit length first")
     temperature: float = Field(gt=0, description="divide the affinities by this")
@@ -94,7 +77,7 @@ class BatchAffinity(Affinity):
 class RelationAffinity(Affinity):
     """`[affinity]`: L_G on the attention between the proposals of an image (section 4)."""
 
-    target: Literal["different-category", "different-instance", "relationship", "category-pair"] = Field(
+    target: TargetKind = Field(
         description="which pairs of proposals should attend to each other (section 4.1, 6.5, supplement E)"
     )
     first: str = Field(description="category-pair: class of the reference object, such as person; else empty")
@@ -276,7 +259,7 @@ class Recipe(Section):
 
     def flat(self) -> dict[str, Any]:
         """Return the fields under dotted keys, as `--set` takes them: `{"affinity.gamma": 4.0, ...}`."""
-        return dict(_flatten(self.model_dump(mode="json", by_alias=True)))
+        return dict(flatten(self.model_dump(mode="json", by_alias=True)))
 
     def identity(self) -> dict[str, Any]:
         """Return `flat()` without the fields of `[run]`: two runs of equal identity are the same experiment."""
@@ -412,68 +395,10 @@ RECIPE_OF_TASK: dict[str, type[Recipe]] = {
 }
 
 
-def recipes_folder() -> Path:
-    """Return the folder of the shipped recipes: inside the installed package, beside it in a source checkout."""
-    package = Path(str(resources.files("affsup_cli")))
-    shipped = package / "recipes"
-    return shipped if shipped.is_dir() else package.parent / "recipes"
-
-
-def recipe_names() -> list[str]:
-    """Return the names that `load_recipe` knows."""
-    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
-
-
-def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Resolve a shipped recipe (by name) or a file (a path that ends in .toml) with dotted `overrides`.
-
-    An override may also be a whole table, such as `network`, which then takes the place of the file's.
-
-    Raises:
-        UsageError: there is no such recipe, a key is unknown, or a value is refused.
-    """
-    return _validate(_assembled(_file_of(name), dict(overrides or {})), where=f"recipe {name}")
-
-
-def recipe_kind(name: str) -> type[Recipe]:
-    """Return of which kind a shipped recipe or a file is, whether its other fields are good or not.
-
-    Raises:
-        UsageError: there is no such recipe, or its task is unknown.
-    """
-    return _kind(_extended(parse_toml(_file_of(name))), where=f"recipe {name}")
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read the resolved recipe that a run folder keeps."""
-    try:
-        return _validate(parse_toml(path), where=str(path))
-    except UsageError as error:
-        raise AffsupError(f"{error}. The run's recipe is damaged: begin it anew with another --name") from error
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split `key=value`; the value is read as TOML (`true`, `3`, `[3, 5]`, `"text"`), else taken as plain text."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise UsageError(f"--set takes key=value, for example train.epochs=2; found '{text}'")
-    try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
-    if len(parsed) > 1:
-        raise UsageError(f"--set takes one key=value; found more lines in {text!r}")
-    return key.strip(), parsed["value"]
-
-
-def parse_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a fault in it is named with file, line and column."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise AffsupError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise AffsupError(f"{path} is not valid TOML: {error}") from error
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys of two flat recipes whose values differ, with both values."""
+    keys = [*first, *(key for key in second if key not in first)]
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
 def trains_the_same(changed: Iterable[str], observing: frozenset[str] = OBSERVING) -> bool:
@@ -481,108 +406,22 @@ def trains_the_same(changed: Iterable[str], observing: frozenset[str] = OBSERVIN
     return all(field.removeprefix("network.") in observing for field in changed)
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys of two flat recipes whose values differ, with both values."""
-    keys = [*first, *(key for key in second if key not in first)]
-    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
-
-
-def _file_of(name: str) -> Path:
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise UsageError(f"no recipe file {name}")
-        return path
-    path = recipes_folder() / f"{name}.toml"
-    if not path.is_file():
-        raise UsageError(
-            f"no recipe '{name}'{did_you_mean(name, recipe_names())}: known are {', '.join(recipe_names())}"
-        )
-    return path
-
-
 def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """Return `differences` between what is stored and what is asked for, in words."""
     return "; ".join(f"{key} is {stored!r} there, {asked!r} here" for key, (stored, asked) in changed.items())
 
 
-def _assembled(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Put together what a file extends, its own fields, those for its data set, and overrides."""
-    fields = _extended(parse_toml(path))
-    of_datasets = _table(fields.pop("datasets", {}), "datasets")
-    fields.setdefault("name", path.stem)
-    dataset = str(overrides.get("data.name", _table(fields.get("data", {}), "data").get("name")))
-    for key, value in _flatten(_table(of_datasets.get(dataset, {}), f"datasets.{dataset}")):
-        _assign(fields, key, value)
-    for key, value in overrides.items():
-        _assign(fields, key, value)
-    if "extends" in _table(fields.get("network", {}), "network"):
-        within = dict(fields["network"])
-        fields["network"] = _assembled(_shipped(within.pop("extends")), dict(_flatten(within)))
-    return fields
-
-
-def _extended(fields: dict[str, Any]) -> dict[str, Any]:
-    """Put a file's fields on top of those of the shipped recipe that it `extends`."""
-    base = fields.pop("extends", None)
-    if base is None:
-        return fields
-    below = _extended(parse_toml(_shipped(base)))
-    for key, value in _flatten(fields):
-        _assign(below, key, value)
-    return below
-
-
-def _shipped(name: Any) -> Path:
-    if name not in recipe_names():
-        raise UsageError(f"extends = {name!r}{did_you_mean(str(name), recipe_names())}: name a shipped recipe")
-    return recipes_folder() / f"{name}.toml"
-
-
-def _kind(fields: Mapping[str, Any], where: str) -> type[Recipe]:
-    task = fields.get("task")
-    kind = RECIPE_OF_TASK.get(str(task))
-    if kind is None:
-        raise UsageError(f"{where}: task = {task!r}, expected one of {', '.join(RECIPE_OF_TASK)}")
-    return kind
-
-
-def _validate(fields: dict[str, Any], where: str) -> Recipe:
-    kind = _kind(fields, where)
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        known = [key for key, _ in _field_descriptions(kind)]
-        lines = [f"{where}: {_explain(problem, known)}" for problem in error.errors()]
-        raise UsageError("\n".join(lines)) from error
-
-
-def _explain(problem: Any, known: list[str]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        within = next(
-            (field[: place + len(key)] for field in known if (place := f".{field}.".find(f".{key}.")) > 0), ""
-        )
-        hint = f" (did you mean '{within}'?)" if within else did_you_mean(key, known)
-        return f"no field '{key}'{hint}; `affsup show` with the recipe's name lists the fields"
-    if problem["type"] == "missing":
-        return f"the field '{key}' is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if isinstance(problem["input"], dict):  # a check of several fields names them itself
-        return message
-    return f"{key} = {problem['input']!r}: {message[0].lower() + message[1:]}"
-
-
 def field_help(kind: type[Recipe]) -> dict[str, str]:
     """Return each field's dotted key with its choices and description ('' where the name says it all)."""
-    return dict(_field_descriptions(kind))
+    return dict(field_descriptions(kind))
 
 
-def _field_descriptions(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+def field_descriptions(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each field's dotted key, and its choices and description."""
     for name, field in section.model_fields.items():
         key = f"{prefix}{field.alias or name}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _field_descriptions(field.annotation, f"{key}.")
+            yield from field_descriptions(field.annotation, f"{key}.")
         else:
             choices = (
                 " | ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ""
@@ -590,25 +429,10 @@ def _field_descriptions(section: type[BaseModel], prefix: str = "") -> Iterator[
             yield key, "; ".join(filter(None, (choices, field.description)))
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested tables under dotted keys."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _table(value: Any, key: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UsageError(f"{key} = {value!r}: expected a table")
-    return value
-
-
-def _assign(fields: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, last = dotted.split(".")
-    for section in sections:
-        inner = fields.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise UsageError(f"no field '{dotted}': '{section}' is a value, not a section")
-        fields = inner
-    fields[last] = value

@@ -1,0 +1,21 @@
+"""The names of the options of affinity supervision: the one list that losses, recipes and `--help` share.
+
+It imports no torch, so that a recipe is read without it. Each loss form is a function of the same name in
+`affsup_cli.affinity.forms`, each target kind a function in `affsup_cli.affinity.target`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+LossForm = Literal["focal", "log", "l2", "smooth_l1", "bce"]
+"""Form of L_G: eq. 7 and 14, eq. 7 with gamma 0, eq. 5, eq. 6, eq. 15."""
+
+TargetKind = Literal["different-category", "different-instance", "relationship", "category-pair"]
+"""Which pairs of proposals should attend to each other: section 4.1, supplement E, section 6.5, supplement E."""
+
+SoftmaxKind = Literal["matrix", "row"]
+"""Softmax over the whole matrix (eq. 3), or over each row (eq. 12)."""
+
+DiagonalKind = Literal["keep", "exclude"]
+"""Whether an entity's affinity to itself counts."""
