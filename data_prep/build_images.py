@@ -36,10 +36,10 @@ def split_rows(count: int, limit: int | None = None) -> tuple[NDArray[np.int64],
     The draw is always the same. With a limit both are subsets of those without a limit.
     """
     order = np.random.RandomState(VALIDATION.seed).permutation(count)  # the legacy generator: its stream never changes
-    held_out = _validation_size(count)
-    wanted = count if limit is None else limit
-    chosen = _validation_size(wanted)
-    return np.sort(order[held_out : held_out + wanted - chosen]), np.sort(order[:chosen])
+    full_val_size = _validation_size(count)
+    used = count if limit is None else limit
+    val_size = _validation_size(used)
+    return np.sort(order[full_val_size : full_val_size + used - val_size]), np.sort(order[:val_size])
 
 
 def _validation_size(count: int) -> int:
@@ -50,17 +50,17 @@ def write(
     dataset: ImageSet,
     raw: RawImages,
     record: SourceRecord,
-    home: Path,
+    destination: Path,
     limit: int | None,
     progress: ProgressCallback,
 ) -> ImageManifest:
-    """Write a prepared data set of labelled images, replacing `home`.
+    """Write a prepared data set of labelled images, replacing `destination`.
 
     Args:
         dataset: The data set.
         raw: The result of its `read`.
         record: The source of the images.
-        home: The folder to replace.
+        destination: The folder to replace.
         limit: Number of official training images to use, for training and validation; None for all.
         progress: Called with the number of written images.
 
@@ -70,7 +70,7 @@ def write(
     """
     plan = _plan(raw, limit)
     total = sum(len(rows) for _, rows in plan.values())
-    with replace_folder(home, total * (int(np.prod(raw.image_shape)) + 16)) as folder:
+    with replace_folder(destination, total * (int(np.prod(raw.image_shape)) + 16)) as folder:
         done = ImageCounter(progress, total)
         splits = {
             name: NewImages(images.labels[rows], images.source_index[rows], _counted(images.blocks(rows), done))

@@ -52,8 +52,8 @@ class LeftOutLog:
         if count:
             key = (what, reason)
             self._counts[key] = self._counts.get(key, 0) + count
-            held = self._examples.setdefault(key, [])
-            held.extend(examples[: MAX_EXAMPLES - len(held)])
+            recorded = self._examples.setdefault(key, [])
+            recorded.extend(examples[: MAX_EXAMPLES - len(recorded)])
 
     def records(self) -> list[LeftOutRecord]:
         """Return the records for the manifest."""
@@ -119,17 +119,17 @@ def write(
     dataset: SceneSet,
     raw: RawScenes,
     record: SourceRecord,
-    home: Path,
+    destination: Path,
     limit: int | None,
     progress: ProgressCallback,
 ) -> SceneManifest:
-    """Write a prepared data set of scenes, replacing `home`.
+    """Write a prepared data set of scenes, replacing `destination`.
 
     Args:
         dataset: The data set.
         raw: The result of its `read`.
         record: The source of the scenes.
-        home: The folder to replace.
+        destination: The folder to replace.
         limit: Number of training images to use; None for all.
         progress: Called with the number of written images.
 
@@ -152,7 +152,7 @@ def write(
         for name, part in parts.items()
     }
     size = sum(split.capacity for split in new.values()) + sum(64 * len(part.labels) for part in parts.values())
-    with replace_folder(home, size) as folder:
+    with replace_folder(destination, size) as folder:
         written = write_scenes(folder, raw.classes, raw.predicates, raw.relations, new, raw.categories)
         for name in SCENE_SPLITS:
             if not written.splits[name].images:
@@ -192,7 +192,7 @@ def _limited(train: Annotations, limit: int | None) -> Annotations:
 def _refuse_missing(names: Sequence[str], pictures: Pictures) -> None:
     missing = [name for name in names if name not in pictures]
     if len(missing) > _MAX_MISSING * len(names):
-        shown = ", ".join(pictures.where(name) for name in missing[:MAX_EXAMPLES])
+        shown = ", ".join(pictures.location(name) for name in missing[:MAX_EXAMPLES])
         raise SourceError(
             f"{len(missing):,} of {len(names):,} images are missing, more than {_MAX_MISSING:.0%}; expected {shown}"
             f"{', ...' if len(missing) > MAX_EXAMPLES else ''}. Give each folder that contains some with --from"
@@ -211,7 +211,7 @@ def _usable_pictures(
     def examined(row: int) -> bytes | PictureError:
         name = part.names[row]
         if name not in pictures:
-            return PictureError("missing", f"expected {pictures.where(name)}")
+            return PictureError("missing", f"expected {pictures.location(name)}")
         encoded = pictures[name]
         try:
             check_picture(encoded, (int(part.sizes[row, 0]), int(part.sizes[row, 1])))

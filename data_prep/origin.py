@@ -1,4 +1,4 @@
-"""Where official files come from: an archive's address, checksums and limits; how progress is reported.
+"""Origin of official files: address, checksums and limits of an archive; the progress callback.
 
 Imports no large library.
 """

@@ -74,7 +74,7 @@ class Pictures(Protocol):
     def size(self, name: str) -> int:
         """Return the size of a picture in bytes."""
 
-    def where(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Return the path where a picture is, or is expected."""
 
 
@@ -144,23 +144,23 @@ class SceneSet(DataSet):
 
     Attributes:
         read: Reads the annotations from the files of a source; raises `SourceError`.
-        needed: Regular expression for the paths of required files, relative to any folder of the source. Its groups
-            `annotation` and `picture` match the name of the file for `read`. None if `read` generates the scenes.
-        wanted: The sources to give with `--from`, for messages.
+        file_pattern: Regular expression for the paths of required files, relative to any folder of the source. Its
+            groups `annotation` and `picture` match the file name for `read`. None if `read` generates the scenes.
+        source_help: The sources to give with `--from`, for messages.
         archives: The official archives, if they can be downloaded.
         categories: Whether every image has a category.
     """
 
     read: Callable[[SceneFiles], RawScenes]
-    needed: str | None = None
-    wanted: str = ""
+    file_pattern: str | None = None
+    source_help: str = ""
     archives: tuple[Archive, ...] = ()
     categories: bool = False
 
     @property
     def embedded(self) -> bool:
         """Whether the scenes are generated."""
-        return self.needed is None
+        return self.file_pattern is None
 
 
 AnyDataSet = ImageSet | SceneSet

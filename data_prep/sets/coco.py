@@ -156,7 +156,7 @@ DATASET = SceneSet(
     summary="COCO: 35,504 + 5,000 photographs (val2014 without and with minival), objects of 80 classes",
     official_counts={"train": 35_504, "test": 5_000},
     read=_read,
-    needed=r"(?P<annotation>instances_val201[47]\.json)|(?P<picture>COCO_val2014_\d+\.jpg)",
-    wanted="a folder with what val2014.zip, annotations_trainval2014.zip and annotations_trainval2017.zip of "
+    file_pattern=r"(?P<annotation>instances_val201[47]\.json)|(?P<picture>COCO_val2014_\d+\.jpg)",
+    source_help="a folder with what val2014.zip, annotations_trainval2014.zip and annotations_trainval2017.zip of "
     f"https://cocodataset.org/#download unpack to (val2014/, {_ALL}, {_TEST}), or several folders",
 )

@@ -22,7 +22,7 @@ _UNKNOWN = (0, 0)  # pictures of this size are left out and recorded when all pi
 def _read(files: SceneFiles) -> RawScenes:
     from data_prep.annotations import concatenate
 
-    train, test = _listed(files, _TRAIN), _listed(files, _TEST)
+    train, test = _read_list(files, _TRAIN), _read_list(files, _TEST)
     both = set(train).intersection(test)
     if both:
         raise SourceError(f"{_TRAIN} and {_TEST} both list {min(both)}; no official image is in both")
@@ -43,7 +43,7 @@ def _read(files: SceneFiles) -> RawScenes:
     )
 
 
-def _listed(files: SceneFiles, listing: str) -> list[str]:
+def _read_list(files: SceneFiles, listing: str) -> list[str]:
     lines = files.annotation(listing).decode("utf-8-sig", errors="replace").splitlines()
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -79,11 +79,11 @@ def _size(name: str, pictures: FoundPictures) -> tuple[int, int]:
 
 DATASET = SceneSet(
     name="mit67",
-    summary="MIT Indoor 67: 5,360 + 1,340 photographs, each of one of 67 categories of places",
+    summary="MIT Indoor 67: 5,360 + 1,340 photographs, each of one of 67 categories",
     official_counts={"train": 5360, "test": 1340},
     read=_read,
-    needed=rf"(?P<annotation>{re.escape(_TRAIN)}|{re.escape(_TEST)})|(?P<picture>Images/[^/]+/[^/]+)",
-    wanted=f"indoorCVPR_09.tar or the Images folder unpacked from it, and a folder with {_TRAIN} and {_TEST}, each "
-    "with a --from of its own, or one folder with all (https://web.mit.edu/torralba/www/indoor.html)",
+    file_pattern=rf"(?P<annotation>{re.escape(_TRAIN)}|{re.escape(_TEST)})|(?P<picture>Images/[^/]+/[^/]+)",
+    source_help=f"indoorCVPR_09.tar or the Images folder unpacked from it, and a folder with {_TRAIN} and {_TEST}, "
+    "each with a --from of its own, or one folder with all (https://web.mit.edu/torralba/www/indoor.html)",
     categories=True,
 )

@@ -47,16 +47,16 @@ def _read(files: SceneFiles) -> RawScenes:
     dicts = files.json(dicts_name)
     classes, predicates = (_vocabulary(dicts_name, dicts, key) for key in ("idx_to_label", "idx_to_predicate"))
     ids, sizes = _images(files)
-    held = _datasets(h5_name, files)
-    if len(ids) != len(held["split"]):
+    arrays = _datasets(h5_name, files)
+    if len(ids) != len(arrays["split"]):
         raise SourceError(
-            f"{h5_name}: split has {len(held['split']):,} rows, "
+            f"{h5_name}: split has {len(arrays['split']):,} rows, "
             f"{_IMAGE_DATA} {len(ids):,} images without the corrupt ones"
         )
-    everything, unused = _annotations(h5_name, held, ids, sizes, len(classes), len(predicates))
-    wrong = np.flatnonzero(~np.isin(held["split"], (0, 2)))
+    everything, unused = _annotations(h5_name, arrays, ids, sizes, len(classes), len(predicates))
+    wrong = np.flatnonzero(~np.isin(arrays["split"], (0, 2)))
     if len(wrong):
-        raise SourceError(f"{h5_name}: split row {wrong[0]} is {held['split'][wrong[0]]}, expected 0 or 2")
+        raise SourceError(f"{h5_name}: split row {wrong[0]} is {arrays['split'][wrong[0]]}, expected 0 or 2")
     left_out = [
         LeftOutRecord(
             what=what,
@@ -71,8 +71,8 @@ def _read(files: SceneFiles) -> RawScenes:
         classes=classes,
         predicates=predicates,
         relations="annotated",
-        train=everything.take(np.flatnonzero(held["split"] == 0)),
-        test=everything.take(np.flatnonzero(held["split"] == 2)),
+        train=everything.take(np.flatnonzero(arrays["split"] == 0)),
+        test=everything.take(np.flatnonzero(arrays["split"] == 2)),
         pictures=files.pictures(),
         left_out=tuple(left_out),
     )
@@ -136,7 +136,7 @@ def _dataset(name: str, h5: h5py.File, key: str, columns: int | None) -> NDArray
 
 def _annotations(
     name: str,
-    held: dict[str, NDArray[np.int64]],
+    arrays: dict[str, NDArray[np.int64]],
     ids: NDArray[np.int64],
     sizes: NDArray[np.int32],
     classes: int,
@@ -149,65 +149,65 @@ def _annotations(
     from data_prep.store import Annotations, offsets_from_counts
 
     for key, rows_of in (("labels", "boxes_1024"), ("predicates", "relationships")):
-        if len(held[key]) != len(held[rows_of]):
-            raise SourceError(f"{name}: {key} has {len(held[key]):,} rows, {rows_of} {len(held[rows_of]):,}")
-    objects, object_counts = _rows_of_images(name, held, "box", "boxes_1024")
-    relations, relation_counts = _rows_of_images(name, held, "rel", "relationships")
+        if len(arrays[key]) != len(arrays[rows_of]):
+            raise SourceError(f"{name}: {key} has {len(arrays[key]):,} rows, {rows_of} {len(arrays[rows_of]):,}")
+    objects, object_counts = _rows_of_images(name, arrays, "box", "boxes_1024")
+    relations, relation_counts = _rows_of_images(name, arrays, "rel", "relationships")
 
     first_object = offsets_from_counts(object_counts)
     image_of_relation = np.repeat(np.arange(len(ids)), relation_counts)
     # index into the objects of the image: absolute row minus the first row of the image
-    inner = held["relationships"][relations] - held["img_to_first_box"][image_of_relation, None]
+    inner = arrays["relationships"][relations] - arrays["img_to_first_box"][image_of_relation, None]
     wrong = np.flatnonzero(((inner < 0) | (inner >= object_counts[image_of_relation, None])).any(axis=1))
     if len(wrong):
         row, image = relations[wrong[0]], image_of_relation[wrong[0]]
-        first, last = held["img_to_first_box"][image], held["img_to_last_box"][image]
+        first, last = arrays["img_to_first_box"][image], arrays["img_to_last_box"][image]
         raise SourceError(
-            f"{name}: relationships row {row} is {held['relationships'][row].tolist()}, outside the boxes "
+            f"{name}: relationships row {row} is {arrays['relationships'][row].tolist()}, outside the boxes "
             f"{first} to {last} of its image (row {image})"
         )
 
     image_of_object = np.repeat(np.arange(len(ids)), object_counts)
     scale = (sizes.max(axis=1) / _LONG_SIDE)[image_of_object, None]
-    centre, extent = np.split(held["boxes_1024"][objects] * scale, 2, axis=1)
+    centre, extent = np.split(arrays["boxes_1024"][objects] * scale, 2, axis=1)
     annotations = Annotations(
         names=[f"{number}.jpg" for number in ids],
         ids=ids,
         sizes=sizes,
         first_object=first_object,
         boxes=as_boxes(np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)),
-        labels=_from_zero(name, held["labels"], "labels", classes)[objects],
+        labels=_from_zero(name, arrays["labels"], "labels", classes)[objects],
         difficult=np.zeros(len(objects), dtype=np.bool_),
         crowd=np.zeros(len(objects), dtype=np.bool_),
         first_relation=offsets_from_counts(relation_counts),
         relations=inner,
-        predicates=_from_zero(name, held["predicates"], "predicates", predicates)[relations],
+        predicates=_from_zero(name, arrays["predicates"], "predicates", predicates)[relations],
     )
     return annotations, {
-        "objects": np.flatnonzero(np.bincount(objects, minlength=len(held["labels"])) == 0),
-        "relations": np.flatnonzero(np.bincount(relations, minlength=len(held["predicates"])) == 0),
+        "objects": np.flatnonzero(np.bincount(objects, minlength=len(arrays["labels"])) == 0),
+        "relations": np.flatnonzero(np.bincount(relations, minlength=len(arrays["predicates"])) == 0),
     }
 
 
 def _rows_of_images(
-    name: str, held: dict[str, NDArray[np.int64]], kind: str, table: str
+    name: str, arrays: dict[str, NDArray[np.int64]], kind: str, table: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of a table in the order of their images, and the number of rows of each image."""
     import numpy as np
 
-    first, last = held[f"img_to_first_{kind}"], held[f"img_to_last_{kind}"]
-    if not len(first) == len(last) == len(held["split"]):
+    first, last = arrays[f"img_to_first_{kind}"], arrays[f"img_to_last_{kind}"]
+    if not len(first) == len(last) == len(arrays["split"]):
         raise SourceError(
             f"{name}: img_to_first_{kind} and img_to_last_{kind} have {len(first):,} and {len(last):,} rows, "
-            f"split {len(held['split']):,}"
+            f"split {len(arrays['split']):,}"
         )
     none = (first == -1) & (last == -1)
-    wrong = np.flatnonzero(~none & ~((first >= 0) & (first <= last) & (last < len(held[table]))))
+    wrong = np.flatnonzero(~none & ~((first >= 0) & (first <= last) & (last < len(arrays[table]))))
     if len(wrong):
         row = wrong[0]
         raise SourceError(
             f"{name}: row {row} of img_to_first_{kind} and img_to_last_{kind} is {first[row]} and {last[row]}, "
-            f"expected -1 twice or a range within the {len(held[table]):,} rows of {table}"
+            f"expected -1 twice or a range within the {len(arrays[table]):,} rows of {table}"
         )
     counts = np.where(none, 0, last - first + 1)
     before = np.cumsum(counts) - counts
@@ -232,9 +232,9 @@ DATASET = SceneSet(
     summary="Visual Genome (VG150): 75,651 + 32,422 photographs, 150 classes, 50 predicates, annotated relations",
     official_counts={"train": 75_651, "test": 32_422},
     read=_read,
-    needed=r"(?P<annotation>VG-SGG(?:-with-attri)?\.h5|VG-SGG-dicts(?:-with-attri)?\.json|image_data\.json)"
+    file_pattern=r"(?P<annotation>VG-SGG(?:-with-attri)?\.h5|VG-SGG-dicts(?:-with-attri)?\.json|image_data\.json)"
     r"|(?P<picture>\d+\.jpg)",
-    wanted=f"the folders with VG_100K/, VG_100K_2/ and {_IMAGE_DATA} of Visual Genome 1.2 "
+    source_help=f"the folders with VG_100K/, VG_100K_2/ and {_IMAGE_DATA} of Visual Genome 1.2 "
     f"(https://homes.cs.washington.edu/~ranjay/visualgenome), and with {_H5[0]} and {_DICTS[0]} as scene-graph papers "
     "publish them",
 )

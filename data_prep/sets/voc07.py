@@ -129,10 +129,10 @@ DATASET = SceneSet(
     summary="PASCAL VOC 2007: 5,011 + 4,952 photographs, objects of 20 classes",
     official_counts={"train": 5011, "test": 4952},
     read=_read,
-    needed=r"VOC2007/(?:(?P<annotation>ImageSets/Main/(?:trainval|test)\.txt|Annotations/\w+\.xml)"
+    file_pattern=r"VOC2007/(?:(?P<annotation>ImageSets/Main/(?:trainval|test)\.txt|Annotations/\w+\.xml)"
     r"|(?P<picture>JPEGImages/\w+\.jpg))",
-    wanted="VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, each with a --from of its own, or the VOCdevkit "
-    f"folder unpacked from both ({_SERVER}/)",
+    source_help="VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, each with a --from of its own, or the "
+    f"VOCdevkit folder unpacked from both ({_SERVER}/)",
     archives=(
         Archive(f"{_SERVER}/VOCtrainval_06-Nov-2007.tar", "c52e279531787972c589f7e41ab4ae64", 460_032_000),
         Archive(f"{_SERVER}/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800),

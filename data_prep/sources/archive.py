@@ -112,7 +112,7 @@ class _Selection:
 
 
 def tar_index(path: Path) -> dict[str, tuple[int, int]]:
-    """Return where each file of an uncompressed tar archive is stored.
+    """Return the position of each file in an uncompressed tar archive.
 
     Args:
         path: The archive.
@@ -171,12 +171,12 @@ class _CappedStream:
     def __init__(self, stream: BinaryIO | gzip.GzipFile, limit: int) -> None:
         self._stream = stream
         self._limit = limit
-        self._given = 0
+        self._bytes_read = 0
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
-        self._given += len(data)
-        if self._given > self._limit:
+        self._bytes_read += len(data)
+        if self._bytes_read > self._limit:
             raise SourceError(f"unpacks to more than {self._limit:,} bytes; refused")
         return data
 
@@ -191,7 +191,7 @@ def _read_tar(stream: BinaryIO | gzip.GzipFile, origin: Origin) -> dict[str, byt
             if chosen and member.isreg():
                 content = archive.extractfile(member)
                 files[chosen] = content.read() if content else b""
-    while capped.read(1 << 20):  # to the end, where gzip has its checksum
+    while capped.read(1 << 20):  # to the end: gzip's checksum is the last field
         pass
     selection.finish()
     return files

@@ -99,7 +99,7 @@ def _check_instructions(name: str, pickled: bytes) -> None:
             if count > _MAX_INSTRUCTIONS:
                 raise SourceError(f"{name}: a pickle of more than {_MAX_INSTRUCTIONS:,} instructions is no CIFAR batch")
             if kind not in _KNOWN:
-                raise SourceError(f"{name}: pickle instruction {kind} has no place in a CIFAR batch; refused")
+                raise SourceError(f"{name}: pickle instruction {kind} does not occur in CIFAR batches; refused")
             if kind in _PUT:
                 if argument > _MAX_INSTRUCTIONS:
                     raise SourceError(f"{name}: pickle memo index {argument:,} is too large; refused")
@@ -196,7 +196,7 @@ def _array(name: str, call: _Call) -> NDArray[np.uint8]:
             raw, dtype, shape, order = call.arguments
             fortran = order == "F"
         else:
-            raise SourceError(f"{name}: a {call.function!r} where an array should be")
+            raise SourceError(f"{name}: a {call.function!r} instead of an array")
         kind = dtype.arguments[0]
         kind = kind.decode("latin-1") if isinstance(kind, bytes) else kind
         if dtype.function != _DTYPE or kind not in ("u1", "|u1", "uint8"):

@@ -148,12 +148,12 @@ def read_image_manifest(folder: Path) -> ImageManifest:
     return manifest
 
 
-def read_scene_manifest(folder: Path, needed: Literal["objects", "categories"] = "objects") -> SceneManifest:
+def read_scene_manifest(folder: Path, annotation: Literal["objects", "categories"] = "objects") -> SceneManifest:
     """Read the manifest of a data set of scenes.
 
     Args:
         folder: The prepared data set.
-        needed: The annotations that are required: objects, or the category of each image.
+        annotation: The annotations that are required: objects, or the category of each image.
 
     Raises:
         AffsupError: See `read_manifest`.
@@ -163,11 +163,11 @@ def read_scene_manifest(folder: Path, needed: Literal["objects", "categories"] =
     expected = {
         "objects": "expected one of scenes with annotated objects such as shapes or voc07",
         "categories": "expected one of scenes with a category each such as shape-scenes or mit67",
-    }[needed]
+    }[annotation]
     if isinstance(manifest, ImageManifest):
         found = "holds labelled images"
-    elif not (manifest.classes if needed == "objects" else manifest.categories):
-        found = f"holds scenes without {needed}"
+    elif not (manifest.classes if annotation == "objects" else manifest.categories):
+        found = f"holds scenes without {annotation}"
     else:
         return manifest
     raise UsageError(f"data set {manifest.dataset!r} {found}, {expected}: choose another with --dataset")

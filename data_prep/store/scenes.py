@@ -131,9 +131,9 @@ class SceneManifest(CommonManifest):
                 raise ValueError(f"splits.{name}.per_category does not add up to {categorised} over the categories")
         return self
 
-    def for_a_run(self) -> dict[str, Any]:
+    def run_record(self) -> dict[str, Any]:
         """Return the description of the data set that a run folder keeps."""
-        return super().for_a_run() | ({"categories": self.categories} if self.categories else {})
+        return super().run_record() | ({"categories": self.categories} if self.categories else {})
 
     def image_counts(self) -> dict[str, int]:
         """Return the number of images of each split."""
@@ -257,10 +257,10 @@ class Annotations:
 
     def _class_pairs(self, classes: int) -> NDArray[np.int64]:
         """Count ordered pairs of different classes: g^2 - sum n_c^2 for g objects, n_c of them of class c."""
-        taking_part = ~(self.difficult | self.crowd)
-        image = self.image_of_object()[taking_part]
+        counted = ~(self.difficult | self.crowd)
+        image = self.image_of_object()[counted]
         objects = np.bincount(image, minlength=len(self))
-        keys, of_class = np.unique(image * classes + self.labels[taking_part], return_counts=True)
+        keys, of_class = np.unique(image * classes + self.labels[counted], return_counts=True)
         same = np.zeros(len(self), dtype=np.int64)
         np.add.at(same, keys // classes, of_class**2)
         return objects**2 - same
@@ -284,7 +284,7 @@ class Objects:
     crowd: NDArray[np.bool_]
     relations: NDArray[np.int64]
 
-    def taking_part(self) -> Objects:
+    def without_ignored(self) -> Objects:
         """Return the objects that are neither difficult nor a crowd, and the relations among them."""
         kept = ~(self.difficult | self.crowd)
         number = np.cumsum(kept) - 1
@@ -330,16 +330,16 @@ class Scenes:
 
     def objects(self, index: int) -> Objects:
         """Return the objects of an image."""
-        held = self.annotations
-        rows = slice(*held.first_object[index : index + 2])
-        labels, difficult, crowd = held.labels[rows], held.difficult[rows], held.crowd[rows]
+        annotations = self.annotations
+        rows = slice(*annotations.first_object[index : index + 2])
+        labels, difficult, crowd = annotations.labels[rows], annotations.difficult[rows], annotations.crowd[rows]
         if self.kind == "annotated":
-            relations = held.relations[slice(*held.first_relation[index : index + 2])]
+            relations = annotations.relations[slice(*annotations.first_relation[index : index + 2])]
         else:
-            taking_part = ~(difficult | crowd)
+            counted = ~(difficult | crowd)
             different = labels[:, None] != labels
-            relations = np.argwhere(different & taking_part[:, None] & taking_part).astype(np.int64)
-        return Objects(held.boxes[rows], labels, difficult, crowd, relations)
+            relations = np.argwhere(different & counted[:, None] & counted).astype(np.int64)
+        return Objects(annotations.boxes[rows], labels, difficult, crowd, relations)
 
     def encoded(self, index: int) -> bytes:
         """Return the original image file.
@@ -503,39 +503,43 @@ def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
     verify_content(folder, manifest, SCENES_FILE, digest.hexdigest())
 
 
-def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: int, manifest: SceneManifest) -> str:
+def _inconsistency(
+    annotations: Annotations, first_byte: NDArray[np.int64], capacity: int, manifest: SceneManifest
+) -> str:
     """Return what is wrong with shapes or ranges, or "" if nothing is."""
-    images, objects, relations = len(held.ids), len(held.labels), len(held.predicates)
+    images, objects, relations = len(annotations.ids), len(annotations.labels), len(annotations.predicates)
     shapes = (
-        (held.sizes, (images, 2)),
-        (held.boxes, (objects, 4)),
-        (held.difficult, (objects,)),
-        (held.crowd, (objects,)),
-        (held.relations, (relations, 2)),
-        (held.category, (images if manifest.categories else 0,)),
+        (annotations.sizes, (images, 2)),
+        (annotations.boxes, (objects, 4)),
+        (annotations.difficult, (objects,)),
+        (annotations.crowd, (objects,)),
+        (annotations.relations, (relations, 2)),
+        (annotations.category, (images if manifest.categories else 0,)),
     )
-    if len(held.names) != images or any(array.shape != shape for array, shape in shapes):
+    if len(annotations.names) != images or any(array.shape != shape for array, shape in shapes):
         return "arrays of different lengths"
     for key, first, total in (
-        ("first_object", held.first_object, objects),
-        ("first_relation", held.first_relation, relations),
+        ("first_object", annotations.first_object, objects),
+        ("first_relation", annotations.first_relation, relations),
         ("first_byte", first_byte, min(capacity, int(first_byte.max(initial=0)))),
     ):
         if first.shape != (images + 1,) or first[0] != 0 or (np.diff(first) < 0).any() or first[-1] != total:
             return f"{key} that does not count up to {total}"
-    if objects and (held.labels.min() < 0 or held.labels.max() >= len(manifest.classes)):
+    if objects and (annotations.labels.min() < 0 or annotations.labels.max() >= len(manifest.classes)):
         return f"labels outside 0..{len(manifest.classes) - 1}"
-    if held.category.size and (held.category.min() < 0 or held.category.max() >= len(manifest.categories)):
+    if annotations.category.size and (
+        annotations.category.min() < 0 or annotations.category.max() >= len(manifest.categories)
+    ):
         return f"categories outside 0..{len(manifest.categories) - 1}"
-    x1, y1, x2, y2 = held.boxes.T
-    width, height = held.sizes[held.image_of_object()].T
+    x1, y1, x2, y2 = annotations.boxes.T
+    width, height = annotations.sizes[annotations.image_of_object()].T
     if not ((x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= width) & (y2 <= height)).all():
         return "boxes that are empty or outside their image"
     if relations:
-        in_image = np.diff(held.first_object)[held.image_of_relation(), None]
-        if not ((held.relations >= 0) & (held.relations < in_image)).all():
-            return "relations of objects that are not there"
-        if held.predicates.min() < 0 or held.predicates.max() >= len(manifest.predicates):
+        in_image = np.diff(annotations.first_object)[annotations.image_of_relation(), None]
+        if not ((annotations.relations >= 0) & (annotations.relations < in_image)).all():
+            return "relations of objects that do not exist"
+        if annotations.predicates.min() < 0 or annotations.predicates.max() >= len(manifest.predicates):
             return f"predicates outside 0..{len(manifest.predicates) - 1}"
     return ""
 

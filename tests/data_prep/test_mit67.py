@@ -165,7 +165,7 @@ def test_a_hostile_archive_is_refused(official: OfficialFiles, tmp_path: Path) -
 
 @pytest.mark.real_data
 def test_the_real_lists_have_the_official_counts_and_categories(real_data: Path) -> None:
-    read = DATASET.read(SceneFiles([real_data / "mit67"], DATASET.needed, DATASET.wanted))
+    read = DATASET.read(SceneFiles([real_data / "mit67"], DATASET.file_pattern, DATASET.source_help))
     assert len(read.categories) == 67
     assert (read.categories[0], read.categories[-1]) == ("airport_inside", "winecellar")
     for part, count, fewest, most in ((read.train, 5360, 77, 83), (read.test, 1340, 17, 23)):

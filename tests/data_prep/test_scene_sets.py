@@ -94,7 +94,7 @@ def test_links_to_folders_are_followed_once(devkit: dict[str, bytes], official: 
     assert prepared("voc07", tmp_path, tmp_path / "given").manifest.image_counts() == {"train": 2, "test": 1}
     dataset = data_prep.get("voc07")
     assert isinstance(dataset, SceneSet)
-    found = list(_in_folder(tmp_path / "given", re.compile(rf".*/(?:{dataset.needed})")))
+    found = list(_in_folder(tmp_path / "given", re.compile(rf".*/(?:{dataset.file_pattern})")))
     assert len(found) == len(devkit)
 
 
