@@ -77,6 +77,11 @@ def write(
             for name, (images, rows) in plan.items()
         }
         content = write_images(folder, raw.classes, raw.image_shape, splits)
+        if 0 in content.channel_std:
+            raise SourceError(
+                f"channel {content.channel_std.index(0) + 1} has the same value in all training pixels; "
+                "images cannot be normalised"
+            )
         counts = {"train": len(raw.train.labels), "test": len(raw.test.labels)}
         manifest = ImageManifest(
             format=1,
@@ -93,6 +98,7 @@ def write(
             source=record,
             files={IMAGES_FILE: checksums(folder / IMAGES_FILE)[0]},
             digest=content.digest,
+            checksums=content.checksums,
             affsup=__version__,
         )
         write_manifest(folder, manifest)

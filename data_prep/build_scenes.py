@@ -174,6 +174,7 @@ def write(
             source=record,
             files={SCENES_FILE: checksums(folder / SCENES_FILE)[0]},
             digest=written.digest,
+            checksums=written.checksums,
             affsup=__version__,
         )
         write_manifest(folder, manifest)

@@ -13,7 +13,6 @@ from data_prep.errors import SourceError
 from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
-    import h5py
     import numpy as np
     from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ _LONG_SIDE = 1024
 _H5 = ("VG-SGG.h5", "VG-SGG-with-attri.h5")
 _DICTS = ("VG-SGG-dicts.json", "VG-SGG-dicts-with-attri.json")
 _IMAGE_DATA = "image_data.json"
+_MAX_BYTES = 400_000_000  # of one data set in memory; the official 1.1 million boxes take 37 million as int64
 _COLUMNS = {  # of each HDF5 data set that is read
     "split": None,
     "boxes_1024": 4,
@@ -109,29 +109,18 @@ def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 
 
 def _datasets(name: str, files: SceneFiles) -> dict[str, NDArray[np.int64]]:
-    import h5py
-
-    content = io.BytesIO(files.annotation(name))
-    try:
-        with h5py.File(content, "r") as h5:
-            return {key: _dataset(name, h5, key, columns) for key, columns in _COLUMNS.items()}
-    except (OSError, RuntimeError) as error:
-        raise SourceError(f"{name}: truncated or damaged ({error}); get it again") from None
-
-
-def _dataset(name: str, h5: h5py.File, key: str, columns: int | None) -> NDArray[np.int64]:
     import numpy as np
 
-    if key not in h5:
-        raise SourceError(f"{name}: has no data set {key!r}; found {', '.join(sorted(h5)) or 'nothing'}")
+    from data_prep.hdf5 import Hdf5Error, open_hdf5, read
+
     try:
-        read = np.asarray(h5[key])
-    except (OSError, RuntimeError) as error:
-        raise SourceError(f"{name}: data set {key!r} is truncated or damaged ({error}); get it again") from None
-    if read.dtype.kind not in "iu" or read.shape[1:] != (() if columns is None else (columns,)):
-        expected = "[n]" if columns is None else f"[n, {columns}]"
-        raise SourceError(f"{name}: data set {key!r} is {read.dtype} {list(read.shape)}, expected integers {expected}")
-    return read.astype(np.int64)
+        with open_hdf5(io.BytesIO(files.annotation(name))) as h5:
+            return {
+                key: read(h5, key, "iu", (None,) if columns is None else (None, columns), _MAX_BYTES).astype(np.int64)
+                for key, columns in _COLUMNS.items()
+            }
+    except Hdf5Error as error:
+        raise SourceError(f"{name}: truncated or damaged ({error}); get it again") from None
 
 
 def _annotations(

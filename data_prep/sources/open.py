@@ -137,11 +137,16 @@ class _FolderFiles(Mapping[str, bytes]):
         present = [name for name in origin.members if self.path(name).is_file()]
         require_members(present, (entry.name for entry in self._root.iterdir()), origin)
         self._names = sorted(set(present).union(select(self._walk(), origin)) if origin.images else present)
-        self._max_bytes = origin.max_bytes
-        size = sum(self.path(name).stat().st_size for name in self._names)
-        if size > origin.max_bytes:
+        self._known = frozenset(self._names)
+        total = 0
+        for name in self._names:
+            size = self.path(name).stat().st_size
+            if size > origin.max_member_bytes:
+                raise SourceError(f"{name} has {size:,} bytes, expected at most {origin.max_member_bytes:,}")
+            total += size
+        if total > origin.max_bytes:
             raise SourceError(
-                f"contains {size:,} bytes, more than the maximum of {origin.max_bytes:,} for this data set"
+                f"contains {total:,} bytes, more than the maximum of {origin.max_bytes:,} for this data set"
             )
 
     def path(self, name: str) -> Path:
@@ -154,6 +159,9 @@ class _FolderFiles(Mapping[str, bytes]):
 
     def __getitem__(self, name: str) -> bytes:
         return self.path(name).read_bytes()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
