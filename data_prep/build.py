@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep import build_images, build_scenes
-from data_prep.errors import AffsupError, SourceError, UsageError
+from data_prep.errors import AffsupError, SourceError, UsageError, quote
 from data_prep.origin import ProgressCallback
 from data_prep.raw import AnyDataSet, SceneSet
 from data_prep.sources.open import RawSource, check_sources, checksums, open_scene_source, open_source
@@ -97,8 +97,8 @@ def _require_no_foreign_files(destination: Path) -> None:
     foreign = {path.name for path in destination.iterdir()} - ours if destination.exists() else set()
     if foreign:
         raise AffsupError(
-            f"{destination} contains {min(foreign)!r}, which affsup did not write, and preparing replaces the folder: "
-            "move it away, or choose another place with --data"
+            f"{destination} contains {quote(min(foreign))}, which affsup did not write, and preparing replaces the "
+            "folder: move it away, or choose another place with --data"
         )
 
 

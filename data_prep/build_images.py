@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import SourceError
 from data_prep.origin import ProgressCallback
-from data_prep.raw import ImageSet, RawImages, RawSplit
+from data_prep.raw import MAX_NAME, ImageSet, RawImages, RawSplit, check_names
 from data_prep.sources.open import checksums
 from data_prep.store import (
     IMAGES_FILE,
@@ -68,6 +68,7 @@ def write(
         UsageError: The limit is larger than the data set.
         SourceError: There are too few images.
     """
+    check_names("class", raw.classes, MAX_NAME)
     plan = _plan(raw, limit)
     total = sum(len(rows) for _, rows in plan.values())
     with replace_folder(destination, total * (int(np.prod(raw.image_shape)) + 16)) as folder:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_prep.decode.pictures import PictureError, check_picture
 from data_prep.errors import SourceError
 from data_prep.origin import ProgressCallback
-from data_prep.raw import Pictures, RawScenes, SceneSet
+from data_prep.raw import MAX_NAME, Pictures, RawScenes, SceneSet, check_names
 from data_prep.sources.open import checksums
 from data_prep.store import (
     MAX_EXAMPLES,
@@ -37,6 +37,8 @@ from data_prep.version import __version__
 _What = Literal["images", "objects", "relations"]
 _BATCH = 64  # pictures in memory at the same time
 _MAX_MISSING = 0.01
+_MAX_PATH = 1000  # characters of the path of an image
+_MAX_PICTURE = 50_000_000  # bytes of an image file
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -137,6 +139,9 @@ def write(
         UsageError: The limit is larger than the data set.
         SourceError: Too many pictures are missing.
     """
+    for kind, names in (("class", raw.classes), ("predicate", raw.predicates), ("category", raw.categories)):
+        check_names(kind, names, MAX_NAME)
+    check_names("image", [*raw.train.names, *raw.test.names], _MAX_PATH)
     log = LeftOutLog()
     counts = {"train": len(raw.train), "test": len(raw.test)}
     if not all(counts.values()):
@@ -213,6 +218,8 @@ def _usable_pictures(
         name = part.names[row]
         if name not in pictures:
             return PictureError("missing", f"expected {pictures.location(name)}")
+        if pictures.size(name) > _MAX_PICTURE:
+            return PictureError("too large", f"has {pictures.size(name):,} bytes, expected at most {_MAX_PICTURE:,}")
         encoded = pictures[name]
         try:
             check_picture(encoded, (int(part.sizes[row, 0]), int(part.sizes[row, 1])))

@@ -44,7 +44,7 @@ def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
         Hdf5Error: It does not exist, or is a soft or external link, or its values are stored in other files.
     """
     link = group.get(name, getlink=True)
-    path = f"{group.name.rstrip('/')}/{name}"
+    path = _path(group, name)
     if link is None:
         found = ", ".join(map(shorten, sorted(group)[:8])) or "nothing"
         raise Hdf5Error(f"has no {quote(path)}; found {found}")
@@ -82,7 +82,7 @@ def dataset(group: h5py.Group, name: str, kinds: str, shape: Sequence[int | None
         Hdf5Error: See `member`; also if it is a group, or has another type or shape, or is too large.
     """
     item = member(group, name)
-    path = quote(f"{group.name.rstrip('/')}/{name}")
+    path = quote(_path(group, name))
     if not isinstance(item, h5py.Dataset):
         raise Hdf5Error(f"{path} is a group, expected a data set")
     expected = "[" + ", ".join("n" if length is None else str(length) for length in shape) + "]"
@@ -120,6 +120,10 @@ def text_attribute(group: h5py.Group, name: str) -> str:
     if not isinstance(value, str):
         raise Hdf5Error(f"has no text attribute {quote(name)}")
     return value
+
+
+def _path(group: h5py.Group, name: str) -> str:
+    return f"{group.name}/{name}".lstrip("/")
 
 
 def _words(kinds: str) -> str:

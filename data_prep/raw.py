@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from data_prep.errors import SourceError, printable, quote
 from data_prep.origin import Archive, Files, Origin
 
 if TYPE_CHECKING:
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 
     from data_prep.sources.scene_files import SceneFiles
     from data_prep.store import Annotations, LeftOutRecord
+
+
+MAX_NAME = 200  # characters of the name of a class, category or predicate
+
+
+def check_names(kind: str, names: Sequence[str], longest: int) -> None:
+    """Check that names can be stored and shown.
+
+    Raises:
+        SourceError: A name is empty, longer than `longest` characters, or has control characters or line breaks.
+    """
+    for number, name in enumerate(names, start=1):
+        if not 0 < len(name) <= longest or printable(name) != name or len(name.splitlines()) > 1:
+            expected = f"1 to {longest} characters without control characters"
+            raise SourceError(f"the name of {kind} {number} is {quote(name)}, expected {expected}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from data_prep.errors import SourceError
+from data_prep.errors import SourceError, quote, shorten
 from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def _read(files: SceneFiles) -> RawScenes:
     train, test = _read_list(files, _TRAIN), _read_list(files, _TEST)
     both = set(train).intersection(test)
     if both:
-        raise SourceError(f"{_TRAIN} and {_TEST} both list {min(both)}; no official image is in both")
+        raise SourceError(f"{_TRAIN} and {_TEST} both list {shorten(min(both))}; no official image is in both")
     categories = sorted({_category(name) for name in (*train, *test)})
     pictures = files.pictures("Images/")
     scenes = [
@@ -51,9 +51,9 @@ def _read_list(files: SceneFiles, listing: str) -> list[str]:
         if not name:
             continue
         if not re.fullmatch(r"[^/.][^/]*/[^/]+", name):
-            raise SourceError(f"{listing} line {number}: {name!r} is not an image such as bookstore/CIMG2743.jpg")
+            raise SourceError(f"{listing} line {number}: {quote(name)} is not an image such as bookstore/CIMG2743.jpg")
         if name in names:
-            raise SourceError(f"{listing} line {number}: {name} is already in line {names[name]}")
+            raise SourceError(f"{listing} line {number}: {shorten(name)} is already in line {names[name]}")
         names[name] = number
     return list(names)
 

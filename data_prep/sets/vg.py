@@ -87,7 +87,11 @@ def _vocabulary(name: str, dicts: Any, key: str) -> tuple[str, ...]:
     entries = dicts.get(key) if isinstance(dicts, dict) else None
     if not isinstance(entries, dict) or set(entries) != {str(i + 1) for i in range(len(entries))} or not entries:
         raise SourceError(f"{name}: {key!r} is not a table of names numbered from 1")
-    return tuple(str(entries[str(i + 1)]) for i in range(len(entries)))
+    names = [entries[str(i + 1)] for i in range(len(entries))]
+    wrong = [i + 1 for i, value in enumerate(names) if not isinstance(value, str)]
+    if wrong:
+        raise SourceError(f"{name}: the name of {key!r} number {wrong[0]} is not text")
+    return tuple(names)
 
 
 def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

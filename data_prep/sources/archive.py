@@ -153,7 +153,9 @@ def tar_index(path: Path) -> dict[str, tuple[int, int]]:
                 if name in index:
                     raise SourceError(f"member {quote(member.name)} occurs twice; refused")
                 if member.offset_data + member.size > size:
-                    raise SourceError(f"truncated archive: member {quote(member.name)} is incomplete; get it again")
+                    raise SourceError(
+                        f"truncated or damaged archive ({quote(member.name)} is incomplete); get it again"
+                    )
                 if len(index) == _MAX_TAR_MEMBERS:
                     raise SourceError(f"more than {_MAX_TAR_MEMBERS:,} members; refused")
                 if member.isreg():

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.errors import AffsupError, SourceError
+from data_prep.errors import AffsupError, SourceError, shorten
 from data_prep.sources.archive import tar_index
 from data_prep.store import FileRecord
+
+_MAX_ANNOTATION = 600_000_000  # bytes; the training annotations of COCO have 470 million
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class SceneFiles:
         """
         if name not in self._annotations:
             raise SourceError(f"has no {name}; expected {self._source_help}")
-        return self._annotations[name].read()
+        location = self._annotations[name]
+        if location.size > _MAX_ANNOTATION:
+            raise SourceError(f"{name} has {location.size:,} bytes, expected at most {_MAX_ANNOTATION:,}; refused")
+        return location.read()
 
     def json(self, name: str) -> Any:
         """Return the parsed content of an annotation file in JSON.
@@ -80,7 +85,7 @@ class SceneFiles:
         try:
             return json.loads(self.annotation(name))
         except (ValueError, RecursionError) as error:
-            raise SourceError(f"{name}: is not JSON ({error})") from None
+            raise SourceError(f"{name}: is not JSON ({shorten(error)})") from None
 
     def pictures(self, prefix: str = "") -> FoundPictures:
         """Return the pictures whose names begin with `prefix`, by their names without it."""

@@ -204,7 +204,7 @@ def read_split(folder: Path, manifest: CommonManifest, split: str) -> ImageSplit
         UsageError: There is no such split, or the data set does not contain labelled images.
     """
     if not isinstance(manifest, ImageManifest):
-        raise UsageError(f"data set {manifest.dataset!r} holds scenes, expected labelled images")
+        raise UsageError(f"data set {quote(manifest.dataset)} holds scenes, expected labelled images")
     if split not in SPLITS:
         raise UsageError(f"no split {quote(split)}: choose one of {', '.join(SPLITS)}")
     path = folder / IMAGES_FILE

@@ -478,7 +478,7 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
         UsageError: There is no such split, or the data set does not contain scenes.
     """
     if not isinstance(manifest, SceneManifest):
-        raise UsageError(f"data set {manifest.dataset!r} holds labelled images, expected scenes")
+        raise UsageError(f"data set {quote(manifest.dataset)} holds labelled images, expected scenes")
     if split not in SCENE_SPLITS:
         raise UsageError(f"no split {quote(split)}: choose one of {', '.join(SCENE_SPLITS)}")
     path = folder / SCENES_FILE

@@ -134,7 +134,7 @@ def test_other_line_ends_and_blank_lines_are_read(prepare: Preparing) -> None:
         (b"bar/test.jpg\ntest.jpg\n", "TestImages.txt line 2: 'test.jpg' is not an image such as"),
         (b"a/bar/test.jpg\n", "TestImages.txt line 1: 'a/bar/test.jpg' is not an image such as"),
         (b"../test.jpg\n", "TestImages.txt line 1: '../test.jpg' is not an image such as"),
-        (b"\xff\xfe/\0\n", "1 of 7 images are missing"),
+        (b"\xff\xfe/\0\n", "the name of image 7 is"),
         (b"bar/test.jpg\ncasino/1.jpg\n", "1 of 8 images are missing, more than 1%; expected "),
         (b"bar/TEST.jpg\n", "Images/bar/TEST.jpg"),
     ],

@@ -165,7 +165,7 @@ def test_a_file_of_another_shape_is_not_the_prepared_format(prepared: Path) -> N
     with h5py.File(prepared / "images.h5", "r+") as h5:
         del h5["train/labels"]
         h5["train/labels"] = np.zeros(3)
-    with pytest.raises(AffsupError, match=r"'/train/labels' is float64 \[3\], expected integers"):
+    with pytest.raises(AffsupError, match=r"'train/labels' is float64 \[3\], expected integers"):
         read(prepared)
 
 
@@ -236,7 +236,7 @@ def test_verify_sees_content_that_the_manifest_does_not_describe(
 
 def test_verify_sees_a_wrong_image_shape(prepared: Path) -> None:
     change_manifest(prepared, image_shape=[3, 16, 64])
-    with pytest.raises(AffsupError, match=r"'/train/images' has shape \[90, 32, 32, 3\], expected \[90, 16, 64, 3\]"):
+    with pytest.raises(AffsupError, match=r"'train/images' has shape \[90, 32, 32, 3\], expected \[90, 16, 64, 3\]"):
         verify(prepared)
 
 
@@ -330,7 +330,7 @@ def test_labels_elsewhere_or_of_another_kind_are_refused(
     with h5py.File(prepared / "images.h5", "r+") as h5:
         del h5["train/labels"]
         make(h5["train"], tmp_path)
-    with pytest.raises(AffsupError, match=rf"images\.h5 is damaged \(.*'/train/labels'.*{what}"):
+    with pytest.raises(AffsupError, match=rf"images\.h5 is damaged \(.*'train/labels'.*{what}"):
         read(prepared)
 
 
