@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.options import DATA_DIR, DataDir
+from affsup_cli.options import DATA_DIR, DataDir, expand_user
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,7 @@ def prepare(
         typer.Option(
             "--from",
             metavar="PATH",
+            callback=expand_user,
             help="The official archive, or the folder extracted from it; for scenes one or more folders or archives "
             "with all official files. Without it, the archives are downloaded if that is possible.",
         ),
