@@ -16,7 +16,7 @@ from data_prep.decode.pictures import PictureError, check_picture
 from data_prep.errors import SourceError
 from data_prep.origin import ProgressCallback
 from data_prep.raw import MAX_NAME, Pictures, RawScenes, SceneSet, check_names
-from data_prep.sources.open import checksums
+from data_prep.sources.open import checksums, definition_record
 from data_prep.store import (
     MAX_EXAMPLES,
     SCENE_SPLITS,
@@ -143,7 +143,8 @@ def write(
         check_names(kind, names, MAX_NAME)
     check_names("image", [*raw.train.names, *raw.test.names], _MAX_PATH)
     log = LeftOutLog()
-    counts = {"train": len(raw.train), "test": len(raw.test)}
+    counts: dict[Literal["train", "test"], int] = {"train": len(raw.train), "test": len(raw.test)}
+    official_counts = dict(dataset.official_counts) or counts
     if not all(counts.values()):
         raise SourceError(
             f"contains {counts['train']} training and {counts['test']} test images; expected at least one of each"
@@ -174,8 +175,9 @@ def write(
             splits=written.splits,
             left_out=[*raw.left_out, *log.records()],
             limit=limit,
-            official_counts=dict(dataset.official_counts),
-            complete={name: split.images for name, split in written.splits.items()} == dataset.official_counts,
+            official_counts=official_counts,
+            definition=definition_record(dataset),
+            complete={name: split.images for name, split in written.splits.items()} == official_counts,
             source=record,
             files={SCENES_FILE: checksums(folder / SCENES_FILE)[0]},
             digest=written.digest,
