@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from affsup_cli.distributed import collectives
-from affsup_cli.models import CLASSIFIERS
+from affsup_cli.models.classifiers.build import CLASSIFIERS
 from affsup_cli.models.classifiers.cifar_resnet import cifar_resnet
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder

@@ -1,4 +1,4 @@
-"""What scene a trained network takes anyone's own pictures for."""
+"""Scene categories of pictures, from a trained scene classifier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.errors import AffsupError
 
 
 class ScenePredictor:
-    """A trained scene classifier, ready for pictures; its data set need not be there.
+    """A trained scene classifier for pictures; needs no prepared data set.
 
     Args:
         trained: the run.
@@ -26,7 +26,7 @@ class ScenePredictor:
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device does not exist.
         AffsupError: the weights cannot be read.
     """
 
@@ -55,4 +55,4 @@ class ScenePredictor:
         described = describe(self._model, batch, self._recipe)
         probabilities = self._model(described[None]).softmax(dim=1)[0]
         order = probabilities.argsort(descending=True).tolist()
-        return {self._categories[place]: probabilities[place].item() for place in order}
+        return {self._categories[index]: probabilities[index].item() for index in order}

@@ -38,8 +38,7 @@ from affsup_cli.tasks.background import map_in_background
 from affsup_cli.tasks.detection import task as detection_task
 from affsup_cli.tasks.detection.network import ranking_graph
 from affsup_cli.tasks.detection.task import DetectionTask, _mass
-from affsup_cli.tasks.evaluation import evaluate_run
-from affsup_cli.tasks.launch import train_run
+from affsup_cli.tasks.launch import evaluate_run, train_run
 from affsup_cli.training.step import clipped_step, optimizer
 from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError, UsageError
