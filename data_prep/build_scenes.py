@@ -150,7 +150,8 @@ def write(
             f"contains {counts['train']} training and {counts['test']} test images; expected at least one of each"
         )
     parts: dict[SceneSplitName, Annotations] = {"train": _limited(raw.train, limit), "test": raw.test}
-    _refuse_missing([name for part in parts.values() for name in part.names], raw.pictures)
+    advice = "Put them there" if dataset.layout else "Give each folder that contains some with --from"
+    _refuse_missing([name for part in parts.values() for name in part.names], raw.pictures, advice)
     parts = {name: clean_annotations(part, log) for name, part in parts.items()}
     done = ImageCounter(progress, sum(map(len, parts.values())))
     new = {
@@ -197,13 +198,13 @@ def _limited(train: Annotations, limit: int | None) -> Annotations:
     return train.take(np.sort(order[:limit]))
 
 
-def _refuse_missing(names: Sequence[str], pictures: Pictures) -> None:
+def _refuse_missing(names: Sequence[str], pictures: Pictures, advice: str) -> None:
     missing = [name for name in names if name not in pictures]
     if len(missing) > _MAX_MISSING * len(names):
         shown = ", ".join(pictures.location(name) for name in missing[:MAX_EXAMPLES])
         raise SourceError(
             f"{len(missing):,} of {len(names):,} images are missing, more than {_MAX_MISSING:.0%}; expected {shown}"
-            f"{', ...' if len(missing) > MAX_EXAMPLES else ''}. Give each folder that contains some with --from"
+            f"{', ...' if len(missing) > MAX_EXAMPLES else ''}. {advice}"
         )
 
 

@@ -71,7 +71,7 @@ def prepare(
     affsup prepare folder --from photos --name mine --size 64
     affsup prepare coco-json --from DIR --name mine
     affsup prepare voc-xml --from DIR --name mine
-    affsup prepare flowers.py --from DIR
+    affsup prepare letters.py --from DIR
     """
     import data_prep
     from affsup_cli.views.console import console
