@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
+from affsup_cli.options import expand_user
+
 TABLES = ("demo-relations", "demo")
 REPORTS = ("demo-relations", "demo-recall", "demo-attention", "demo", "demo-mass")
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's data, runs, tables and figures.")] = Path(
-        "demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", callback=expand_user, help="Folder for the demo's data, runs, tables and figures.")
+    ] = Path("demo"),
 ) -> None:
     """Run both halves of the paper in small, and print their tables.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.options import RUNS_DIR, Device, RunsDir, model_path
+from affsup_cli.options import RUNS_DIR, Device, RunsDir, expand_user, model_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,15 +26,17 @@ def predict(
             help="Run folder of frcnn, relnet, relpn or scene, its name under --runs, or a file of `affsup export`."
         ),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, ...")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", callback=expand_user, help="Pictures: JPEG, PNG, ...")
+    ],
     reference: Annotated[
         str | None,
         typer.Option(help="Class of the object whose partners are shown; without it, of the most confident one."),
     ] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.3,
-    out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for pictures and JSON.")] = Path(
-        "predictions"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, callback=expand_user, help="Folder for pictures and JSON.")
+    ] = Path("predictions"),
     device: Device = None,
     runs: RunsDir = RUNS_DIR,
 ) -> None:

@@ -265,7 +265,7 @@ def _unprepared(steps: Sequence[Step], data_dir: Path) -> list[str]:
     """Say which data sets are missing or damaged; those that ship with the install are prepared when needed."""
     said = []
     for name in dict.fromkeys(step.recipe.flat()["data.name"] for step in steps if step.state != "finished"):
-        if data_prep.get(name).embedded and not (data_dir / name).exists():
+        if data_prep.get(name, data_dir).embedded and not (data_dir / name).exists():
             continue
         try:
             read_manifest(data_dir / name)
