@@ -16,8 +16,8 @@ from torch import Tensor
 from affsup_cli.runs.folder import RESUME, atomic_file
 from data_prep.errors import AffsupError
 
-ANEW = "begin the run anew with another --name"
-"""What to do when something that a run keeps is damaged."""
+NEW_RUN = "begin a new run with another --name"
+"""What to do when a file of a run is lost."""
 
 _ONE_KEY = re.compile(r'(?:Missing|Unexpected) key\(s\) in state_dict: "[^"]*"')
 
@@ -59,7 +59,7 @@ class BackgroundSaver:
 
     def save(self, path: Path, state: dict[str, Any], check: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         """Copy `state` on its device, and write the copy to `path` in the background unless `check` of it raises."""
-        copied = copied_state(state)
+        copied = clone_state(state)
         copy_made = torch.cuda.current_stream(self._device).record_event() if self._stream else None
         before = self._writes[-1] if self._writes else None
 
@@ -85,14 +85,14 @@ class BackgroundSaver:
         del self._writes[:-1]
 
 
-def copied_state(state: Any) -> Any:
+def clone_state(state: Any) -> Any:
     """Return a copy of nested dictionaries, lists and tuples, with each tensor copied on its device."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):
-        return {key: copied_state(value) for key, value in state.items()}
+        return {key: clone_state(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(copied_state(value) for value in state)
+        return type(state)(clone_state(value) for value in state)
     return state
 
 
@@ -107,14 +107,14 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: the run has finished no epoch yet; --resume continues it") from None
     except Exception as error:  # torch raises errors of many kinds: zip, pickle, key and runtime errors
-        raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {ANEW}") from error
+        raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {NEW_RUN}") from error
     if not isinstance(state, dict):
-        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {ANEW}")
+        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {NEW_RUN}")
     return state
 
 
 @contextlib.contextmanager
-def fitting(path: Path, cure: str = ANEW) -> Iterator[None]:
+def explain_mismatch(path: Path, cure: str = NEW_RUN) -> Iterator[None]:
     """Turn an error in using the content of a checkpoint into one message about `path`.
 
     Args:

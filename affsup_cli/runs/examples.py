@@ -46,8 +46,8 @@ class Example:
 
     def partners(self, reference: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the boxes [p, 4] and weights [p] of the partners that object `reference` has."""
-        there = np.isfinite(self.partner_weights[reference])
-        return self.partner_boxes[reference, there], self.partner_weights[reference, there]
+        valid = np.isfinite(self.partner_weights[reference])
+        return self.partner_boxes[reference, valid], self.partner_weights[reference, valid]
 
 
 _SHAPES: dict[str, tuple[type[np.generic], tuple[str | int, ...]]] = {

@@ -22,26 +22,26 @@ from safetensors.torch import save
 from torch import Tensor
 
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe
-from affsup_cli.runs.checkpoint import ANEW, load_checkpoint
+from affsup_cli.runs.checkpoint import NEW_RUN, load_checkpoint
 from affsup_cli.runs.folder import RunFolder, write_out
 from affsup_cli.runs.results import read_train_result
 from data_prep.errors import AffsupError, UsageError
 
 SUFFIX = ".safetensors"
-_ENTRY = "affsup"
+_METADATA_KEY = "affsup"
 _FORMAT = 1
 _EXPORT_AGAIN = "export the run again with `affsup export`"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained model and the record of its run.
 
     Attributes:
         path: the file that holds the weights.
         name: the run's name.
-        recipe: what was trained.
-        environment: what it was trained on, as the run's environment.json has it.
+        recipe: the recipe of the run.
+        environment: the content of the run's environment.json.
         metrics: the finished run's numbers by name; empty while it is not finished.
     """
 
@@ -66,7 +66,7 @@ class Trained:
     @property
     def cure(self) -> str:
         """What to do when the weights do not fit the recipe."""
-        return _EXPORT_AGAIN if self.path.suffix == SUFFIX else ANEW
+        return _EXPORT_AGAIN if self.path.suffix == SUFFIX else NEW_RUN
 
     @cached_property
     def digest(self) -> str:
@@ -87,7 +87,7 @@ class Trained:
             return _read_weights(self.path, device)
         state = load_checkpoint(self.path, device).get("model")
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise AffsupError(f"{self.path} holds no model: {ANEW}")
+            raise AffsupError(f"{self.path} holds no model: {NEW_RUN}")
         return state
 
 
@@ -100,11 +100,11 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def open_trained(path: Path) -> Trained:
+def open_trained(path: Path) -> TrainedModel:
     """Open a run folder (its best model) or a file that `export_trained` wrote.
 
     Raises:
-        UsageError: there is nothing of that kind at `path`, or the run trains no model.
+        UsageError: `path` is neither, or the run trains no model.
         AffsupError: there is no model yet, or something is damaged.
     """
     if path.suffix == SUFFIX and not path.is_dir():
@@ -115,10 +115,10 @@ def open_trained(path: Path) -> Trained:
     metrics = read_train_result(run).metrics if run.finished else {}
     if not run.best.is_file():
         raise AffsupError(f"{run.best} is missing: the run has finished no epoch yet; train --resume continues it")
-    return Trained(run.best, run.name, run.recipe(), run.environment(), metrics)
+    return TrainedModel(run.best, run.name, run.recipe(), run.environment(), metrics)
 
 
-def export_trained(trained: Trained, path: Path) -> None:
+def export_trained(trained: TrainedModel, path: Path) -> None:
     """Write weights and their record into one file; the same model gives the same bytes.
 
     Raises:
@@ -129,7 +129,7 @@ def export_trained(trained: Trained, path: Path) -> None:
         raise UsageError(f"{path}: expected a name that ends in {SUFFIX}")
     if path.exists() and not _is_export(path):
         raise UsageError(f"{path} is no file that `affsup export` wrote, and is not overwritten: take another --out")
-    known = {
+    record = {
         "format": _FORMAT,
         "name": trained.name,
         "recipe": trained.recipe.to_toml(),
@@ -139,7 +139,7 @@ def export_trained(trained: Trained, path: Path) -> None:
         "categories": trained.environment["data"].get("categories", []),
     }
     state = {name: value.contiguous() for name, value in trained.state(torch.device("cpu")).items()}
-    content = save(state, metadata={_ENTRY: json.dumps(known)})
+    content = save(state, metadata={_METADATA_KEY: json.dumps(record)})
     write_out(path, content)
 
 
@@ -159,9 +159,9 @@ def _metadata(path: Path) -> str:
             entries = file.metadata() or {}
     except SafetensorError as error:
         raise AffsupError(f"{path} is damaged or no safetensors file ({error}): {_EXPORT_AGAIN}") from error
-    if _ENTRY not in entries:
+    if _METADATA_KEY not in entries:
         raise UsageError(f"{path} was written by another program: expected a file of `affsup export`")
-    return str(entries[_ENTRY])
+    return str(entries[_METADATA_KEY])
 
 
 class _Data(BaseModel):
@@ -178,7 +178,7 @@ class _Environment(BaseModel):
     data: _Data
 
 
-class _Known(BaseModel):
+class _ExportRecord(BaseModel):
     """The metadata of an exported file."""
 
     format: int
@@ -188,15 +188,15 @@ class _Known(BaseModel):
     metrics: dict[str, float]
 
 
-def _open_export(path: Path) -> Trained:
+def _open_export(path: Path) -> TrainedModel:
     text = _metadata(path)
     try:
-        known = _Known.model_validate_json(text)
-        if known.format != _FORMAT:
-            raise AffsupError(f"{path} has format {known.format}, this affsup reads {_FORMAT}: {_EXPORT_AGAIN}")
-        fields = tomllib.loads(known.recipe)
+        record = _ExportRecord.model_validate_json(text)
+        if record.format != _FORMAT:
+            raise AffsupError(f"{path} has format {record.format}, this affsup reads {_FORMAT}: {_EXPORT_AGAIN}")
+        fields = tomllib.loads(record.recipe)
         recipe = RECIPE_OF_TASK[fields["task"]].model_validate(fields)
-        return Trained(path, known.name, recipe, known.environment.model_dump(), known.metrics)
+        return TrainedModel(path, record.name, recipe, record.environment.model_dump(), record.metrics)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         fault = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise AffsupError(

@@ -1,4 +1,4 @@
-"""A run folder: all files of one training run, and all that reports read. No torch.
+"""A run folder: all files of one training run; reports read nothing else. No torch.
 
 recipe.toml        the resolved recipe
 environment.json   versions, device, git commit, the data's digest and limit
@@ -6,7 +6,7 @@ metrics.jsonl      one line an epoch
 last.pt            the newest checkpoint: continues the run
 best.pt            the model of the best epoch on the validation split
 features.npz       test features of that model (figure 6)
-examples.h5        a few test images and what is related in them (figures 1, 7 and 9)
+examples.h5        a few test images with their attention between objects (figures 1, 7 and 9)
 detections-SPLIT.json    detections in COCO's results format
 relationships-SPLIT.h5   the strongest pairs of proposals of each image
 result.json        written last: its presence says that the run is finished
@@ -42,8 +42,8 @@ def atomic_file(path: Path, then: str = "call again") -> Iterator[Path]:
     """Yield a temporary path; on success it atomically replaces `path`, on failure `path` stays as it was.
 
     Args:
-        path: what is to be written.
-        then: what to do after making room on a full disk, for the message.
+        path: the file to write.
+        then: the action after making room on a full disk, for the message.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -140,7 +140,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was started here; true where the folder may not be read."""
+        """Whether a run was started in this folder; true where it may not be read."""
         return _is_file(self._recipe, unseen=True)
 
     @property
@@ -244,7 +244,7 @@ class RunFolder:
         if len(kept) < epochs:
             raise AffsupError(
                 f"{self._metrics} has {len(kept)} of the {epochs} epochs that {self.checkpoint.name} has behind it: "
-                "the run's record is lost, begin it anew with another --name"
+                "the run's record is lost, begin a new run with another --name"
             )
         self._write(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
 

@@ -18,7 +18,7 @@ from affsup_cli.runs.environment import environment
 from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.tasks import build_task
-from affsup_cli.training.cost import peak_megabytes, time_in_turns
+from affsup_cli.training.cost import peak_megabytes, time_alternating
 from affsup_cli.training.observers import Observer, TensorBoard
 from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError, UsageError
@@ -26,13 +26,13 @@ from data_prep.store import read_manifest
 
 
 def data_digest(recipe: Recipe, data_dir: Path) -> str | None:
-    """Return what stands for the content of the recipe's prepared data set; None where it is not prepared."""
+    """Return the digest of the recipe's prepared data set; None where it is not prepared."""
     folder = data_dir / str(recipe.flat()["data.name"])
     return read_manifest(folder).digest if folder.exists() else None
 
 
 def run_name(recipe: Recipe, data: str | None, network_data: str | None = None) -> str:
-    """Return a folder name that says what the run is and is unique to its recipe and data.
+    """Return a readable folder name that is unique to recipe and data.
 
     Args:
         recipe: of the run.
@@ -54,14 +54,14 @@ def train_run(
 ) -> RunFolder:
     """Train `recipe` in the folder `run`; a folder whose run is finished is left as it is.
 
-    Several processes (`engine.distributed`) that all call this train one model: `train.batch_size` and
+    Several processes (`distributed.collectives`) that all call this train one model: `train.batch_size` and
     `train.learning_rate` are those of the global batch. Rank 0 alone writes and has observers; all processes must be
     able to read the folder.
 
     Args:
-        recipe: what to train.
-        data_dir: where the data sets are prepared.
-        run: where to; need not exist.
+        recipe: the recipe to train.
+        data_dir: the folder of the prepared data sets.
+        run: the run folder; need not exist.
         resume: continue an unfinished run.
         observers: makes the observers, once everything has been checked.
         pretrained: the run folder, or an exported file, of the recipe's `prerequisite`.
@@ -73,7 +73,7 @@ def train_run(
     """
     if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
         return run
-    processes = division(recipe, collectives.world_size())
+    processes = batch_shards(recipe, collectives.world_size())
     fresh = not collectives.broadcast_from_rank0(run.checkpoint.exists)
     begin = open_trained(pretrained) if pretrained and fresh else None
     task = build_task(recipe, data_dir, fresh=fresh, network=begin)
@@ -112,8 +112,8 @@ def train_run(
     return run
 
 
-def division(recipe: Recipe, count: int) -> dict[str, Any]:
-    """Return how many processes train, and how many images of a whole batch each of them has.
+def batch_shards(recipe: Recipe, count: int) -> dict[str, Any]:
+    """Return the number of processes, and the number of images in each one's shard of a batch.
 
     Raises:
         UsageError: some would have none.
@@ -134,7 +134,7 @@ def _note_processes(run: RunFolder, count: int) -> None:
 
 
 def _is_finished(recipe: Recipe, run: RunFolder, resume: bool) -> bool:
-    """Say whether nothing is left to do; refuse what must not go on in this folder."""
+    """Return whether the run is finished; refuse a folder that holds another run."""
     if not run.exists:
         if resume:
             raise UsageError(_nothing_to_resume(recipe, run))
@@ -155,7 +155,7 @@ def _refuse_other_recipe(recipe: Recipe, run: RunFolder) -> None:
 
 
 def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
-    """Refuse to go on with `run` on other data than it was begun on.
+    """Refuse to continue `run` on other data than it was begun on.
 
     Raises:
         UsageError: the digests differ.
@@ -197,12 +197,12 @@ def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
 def measure_run(
     baseline: Recipe, treatment: Recipe, data_dir: Path, run: RunFolder, rounds: int, progress: Callable[[int], None]
 ) -> RunFolder:
-    """Measure time and memory of two recipes in turns (table 4); the result is kept as a run folder of `treatment`."""
+    """Measure time and memory of two recipes in alternation (table 4); the result is a run folder of `treatment`."""
     builders = [partial(build_task, recipe, data_dir) for recipe in (baseline, treatment)]
     with run.lock():
         task = build_task(treatment, data_dir)
         now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
-        measured = time_in_turns(builders[0], lambda: task, treatment, rounds, progress)
+        measured = time_alternating(builders[0], lambda: task, treatment, rounds, progress)
         for variant, builder in zip(("baseline", "treatment"), builders, strict=True):
             measured[variant]["peak_megabytes"] = peak_megabytes(builder, treatment)
         run.write_environment(now)

@@ -34,7 +34,7 @@ class Progress:
 
 
 class Observer:
-    """Callbacks of a run; they do nothing here, subclasses override those that they need."""
+    """Callbacks of a run; subclasses override the ones they need."""
 
     def progressed(self, progress: Progress) -> None:
         """The run has made progress; called a few times a second at most."""

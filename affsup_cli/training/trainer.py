@@ -13,7 +13,13 @@ import torch
 
 from affsup_cli.distributed import collectives
 from affsup_cli.recipe import Recipe
-from affsup_cli.runs.checkpoint import BackgroundSaver, fitting, load_checkpoint, random_state, set_random_state
+from affsup_cli.runs.checkpoint import (
+    BackgroundSaver,
+    explain_mismatch,
+    load_checkpoint,
+    random_state,
+    set_random_state,
+)
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.stop import Stopped, StopRequest
 from affsup_cli.training.cuda_graph import side_stream
@@ -195,7 +201,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         self._saver.wait()
         if self._writes:
-            with fitting(self._run.best):
+            with explain_mismatch(self._run.best):
                 self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
         collectives.broadcast_model(self._task.model)
         best = collectives.broadcast_from_rank0(self._best_record)
@@ -249,7 +255,7 @@ class Trainer:
 
     def _load(self) -> None:
         state = load_checkpoint(self._run.checkpoint, self._device)
-        with fitting(self._run.checkpoint):
+        with explain_mismatch(self._run.checkpoint):
             self._task.model.load_state_dict(state["model"])
             self._steps.load_state_dict(state["optimizer"])
             self._steps.averages.load_state_dict(state["averages"])

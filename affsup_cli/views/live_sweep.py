@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from affsup_cli.sweeps.messages import Epoch
+from affsup_cli.sweeps.messages import EpochEnded
 from affsup_cli.sweeps.plan import Step
-from affsup_cli.sweeps.schedule import Outcome, Watcher
+from affsup_cli.sweeps.schedule import Outcome, SweepObserver
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.training.observers import Progress
 from affsup_cli.views.console import HEADLINES, metric_text
@@ -32,7 +32,7 @@ class _Job:
     validated: str = ""
 
 
-class SweepView(Watcher):
+class SweepView(SweepObserver):
     """Shows who runs where, how far they are, and what is done, left and failed.
 
     Args:
@@ -74,7 +74,7 @@ class SweepView(Watcher):
         """Remember it for the next look."""
         self._jobs[step].progress = progress
 
-    def epoch_ended(self, step: Step, epoch: Epoch) -> None:
+    def epoch_ended(self, step: Step, epoch: EpochEnded) -> None:
         """Remember its validation, and how long it took."""
         self._speeds.add(step.recipe, epoch.record["seconds"])
         if "val_accuracy" in epoch.record:

@@ -15,7 +15,7 @@ import torch
 
 from affsup_cli.runs.checkpoint import (
     BackgroundSaver,
-    fitting,
+    explain_mismatch,
     load_checkpoint,
     random_state,
     save_checkpoint,
@@ -189,7 +189,7 @@ def test_a_loaded_state_outlives_its_file(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_named_with_the_cure(change: dict[str, Any], said: str) -> None:
     layer = torch.nn.Linear(3, 2)
-    with pytest.raises(AffsupError) as error, fitting(Path("c.pt"), "take another"):
+    with pytest.raises(AffsupError) as error, explain_mismatch(Path("c.pt"), "take another"):
         layer.load_state_dict(layer.state_dict() | change)
     assert str(error.value).startswith("c.pt is not of this run (")
     assert said in str(error.value)
@@ -197,5 +197,5 @@ def test_what_does_not_fit_is_named_with_the_cure(change: dict[str, Any], said: 
 
 
 def test_a_fault_without_words_is_named_by_its_kind() -> None:
-    with pytest.raises(AffsupError, match="ValueError"), fitting(Path("c.pt")):
+    with pytest.raises(AffsupError, match="ValueError"), explain_mismatch(Path("c.pt")):
         raise ValueError
