@@ -175,8 +175,8 @@ class SceneModel(Section):
 class Training(Section):
     """`[train]`: schedule, optimiser and arithmetic (section 6.2)."""
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1, description="images a step")
+    epochs: int = Field(ge=1, le=10**6)
+    batch_size: int = Field(ge=1, le=10**6, description="images a step")
     learning_rate: float = Field(gt=0)
     milestones: tuple[int, ...] = Field(
         strict=False, description="epochs after which the learning rate is divided by 10"
@@ -201,7 +201,7 @@ class NetworkTraining(Training):
 class ClassifierTraining(NetworkTraining):
     """`[train]` of a classifier."""
 
-    batch_size: int = Field(ge=2, description="images a step")
+    batch_size: int = Field(ge=2, le=10**6, description="images a step")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the cross entropy's target that is spread over all classes"
     )
@@ -235,7 +235,7 @@ class Recipe(Section):
     CELL_FIELDS: ClassVar[frozenset[str]] = frozenset()
     """Fields of this class alone (dotted keys) that `defines_cell`."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=100)
     task: str
     seed: int = Field(ge=0, lt=2**63)
     train: Training

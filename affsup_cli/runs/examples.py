@@ -87,7 +87,7 @@ def read_examples(path: Path) -> tuple[tuple[str, ...], list[Example]]:
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: `affsup evaluate` writes it") from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise AffsupError(f"{path} is damaged ({error}): `affsup evaluate` writes it anew") from error
+        raise AffsupError(f"{path} is damaged ({error}): `affsup evaluate` writes it again") from error
 
 
 def _read(group: h5py.Group, classes: int) -> Example:

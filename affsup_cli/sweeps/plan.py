@@ -51,6 +51,13 @@ class Step:
         """What it is called in messages."""
         return f"{self.cells[0]} seed {self.recipe.seed}"
 
+    @property
+    def damage(self) -> str:
+        """The message for a damaged folder."""
+        return (
+            f"{self.folder.path} is damaged: `affsup check {self.folder.path}` says what; moved away, it is run again"
+        )
+
     def seconds(self, speeds: Speeds) -> float | None:
         """Return how long the rest of it takes, None if that is not known."""
         of_epoch = None if self.baseline else speeds.epoch(self.recipe)
@@ -77,6 +84,17 @@ class Plan:
     def to_do(self) -> tuple[Step, ...]:
         """The steps that are not finished."""
         return tuple(step for step in self.steps if step.state != "finished")
+
+    @property
+    def blocked(self) -> dict[Step, str]:
+        """The steps that cannot be run because a run folder is damaged, each with a message."""
+        found: dict[Step, str] = {}
+        for step in self.steps:  # a step comes after the one that it needs
+            if step.state == "damaged":
+                found[step] = step.damage
+            elif step.needs in found:
+                found[step] = f"needs {step.needs.label}"
+        return found
 
     def by_cells(self) -> dict[tuple[str, ...], list[Step]]:
         """Return the steps of each cell; cells with the same steps share an entry."""
@@ -193,7 +211,7 @@ class _Planner:
             known.experiment = _merged(known.experiment, experiment)
             known.found = known.found if key[0] == "finished" else self._find(known.experiment)
             return key
-        begun = found is not None and found.checkpoint.exists()
+        begun = found is not None and found.resumable
         before = experiment.recipe.prerequisite() if key[0] == "train" and not begun else None
         needs = None
         if before is not None:
@@ -221,7 +239,7 @@ class _Planner:
             digest = self._digest(recipe)
             network = self._digest(needs.recipe) if needs else None
             folder = RunFolder(self._index.root / f"{prefix}{run_name(recipe, digest, network)}")
-            if folder.exists and folder.path not in self._readable:
+            if folder.remains or (folder.exists and folder.path not in self._readable):
                 state = "damaged"
         elif folder.finished:
             state = "finished"
@@ -279,7 +297,7 @@ def _missing_weights(steps: Sequence[Step]) -> list[str]:
     cells: dict[str, list[str]] = {}
     for step in steps:
         weights = step.recipe.flat().get("model.weights", "none")
-        begun = step.state == "finished" or step.folder.checkpoint.exists()
+        begun = step.state == "finished" or step.folder.resumable
         if not begun and weights not in _NO_FILE and not Path(weights).is_file():
             cells.setdefault(weights, []).extend(step.cells)
     return [

@@ -155,7 +155,7 @@ def _ready(step: Step, outcomes: dict[Step, Outcome]) -> bool:
 def _blocked_outcome(step: Step, outcomes: dict[Step, Outcome]) -> Outcome | None:
     """Return the outcome of a step that can never begin, None if it may yet begin."""
     if step.state == "damaged":
-        return Outcome("failed", f"{step.folder.path} is damaged: move it away, then sweep again")
+        return Outcome("failed", step.damage)
     needs = step.needs
     if needs is not None and needs in outcomes and outcomes[needs].how != "finished":
         return Outcome("not run", f"needs {needs.label}")

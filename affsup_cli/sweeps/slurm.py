@@ -125,7 +125,8 @@ def _value(key: str, text: str) -> int | str | Literal[True]:
 def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any]) -> dict[Step, str]:
     """Submit the runs that are neither finished nor in the queue; jobs with equal parameters are one array.
 
-    A run that needs another begins when that is finished; if that fails, Slurm drops the dependent job.
+    A run that needs another begins when that is finished; if that fails, Slurm drops the dependent job. Runs with a
+    damaged folder, and those that need them, are left out (`Plan.blocked`).
 
     Args:
         plan: what is to be done.
@@ -137,11 +138,8 @@ def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any])
         The submitted runs, each with the id of its job.
 
     Raises:
-        AffsupError: Slurm is not installed or refuses, or a run folder is damaged.
+        AffsupError: Slurm is not installed or refuses.
     """
-    damaged = [str(step.folder.path) for step in plan.to_do if step.state == "damaged"]
-    if damaged:
-        raise AffsupError(f"damaged: {', '.join(damaged)}. Move what is damaged away, then sweep again")
     from submitit import SlurmExecutor
 
     new: dict[Step, str] = {}
@@ -149,7 +147,7 @@ def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any])
         queue = queued_jobs()
         jobs, shutting_down = _active(plan, queue), _cancelled_but_running(plan, queue)
         executor = SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES)
-        while left := [step for step in plan.to_do if step not in jobs]:
+        while left := [step for step in plan.to_do if step not in jobs and step not in plan.blocked]:
             ready = [step for step in left if step.needs is None or step.needs not in left]
             for parameters, steps in _arrays(ready, jobs, shutting_down, asked):
                 executor.parameters = {}
@@ -293,7 +291,7 @@ def _status(
         case "finished":
             return RunStatus("finished", job)
         case "damaged":
-            return RunStatus("failed", job, f"{step.folder.path} is damaged: move it away, then sweep again")
+            return RunStatus("failed", job, step.damage)
     if record is None or job is None:
         return RunStatus("to do")
     queued = queue.get(job)

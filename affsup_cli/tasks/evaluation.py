@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from affsup_cli.recipe import Recipe
-from affsup_cli.runs.checkpoint import explain_mismatch, load_checkpoint
+from affsup_cli.runs.checkpoint import explain_mismatch, load_weights
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.launch import refuse_other_data
@@ -24,9 +24,9 @@ def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dic
     recipe: Recipe = stored.model_copy(update={"run": stored.run.model_copy(update={"device": device})})
     task = build_task(recipe, data_dir, fresh=False)
     refuse_other_data(run, task.data)
-    with explain_mismatch(run.best):
-        best = load_checkpoint(run.best, next(task.model.parameters()).device)
-        task.model.load_state_dict(best["model"])
+    weights = load_weights(run.best, next(task.model.parameters()).device, run.best_cure)
+    with explain_mismatch(run.best, run.best_cure):
+        task.model.load_state_dict(weights)
     metrics = task.evaluate(split)
     task.export(run.path, split)
     return {f"{split}_{name}": value for name, value in metrics.items()}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ def train_run(
     if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
         return run
     processes = batch_shards(recipe, collectives.world_size())
-    fresh = not collectives.broadcast_from_rank0(run.checkpoint.exists)
+    fresh = not collectives.broadcast_from_rank0(lambda: run.resumable)
     begin = open_trained(pretrained) if pretrained and fresh else None
-    task = build_task(recipe, data_dir, fresh=fresh, network=begin)
+    with _out_of_memory_explained():
+        task = build_task(recipe, data_dir, fresh=fresh, network=begin)
     writes = collectives.rank() == 0
     with run.lock() if writes else nullcontext():
         # Another process may have finished the run meanwhile.
@@ -98,18 +99,25 @@ def train_run(
             run.write_recipe(recipe)
         attached = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
         try:
-            Trainer(task, recipe, run, attached).run()
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            raise AffsupError(
-                "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side or "
-                f"model.proposals, needs less ({str(error).splitlines()[0]})"
-            ) from error
+            with _out_of_memory_explained():
+                Trainer(task, recipe, run, attached).run()
         finally:
             for observer in attached:
                 observer.close()
     return run
+
+
+@contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise AffsupError(
+            "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side, model.width or "
+            f"model.proposals, needs less ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from error
 
 
 def batch_shards(recipe: Recipe, count: int) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
     if stored["digest"] != data["digest"]:
         raise UsageError(
             f"{run.path} was begun on other data: {stored['name']} with digest {stored['digest'][:12]}, prepared now "
-            f"is {data['digest'][:12]}. Prepare the data set as it was, or begin a new run with another --name"
+            f"is {data['digest'][:12]}. Prepare the data set as it was, or {run.new_run}"
         )
 
 
@@ -177,7 +185,7 @@ def _refuse_other_weights(run: RunFolder, begun_from: Mapping[str, Any]) -> None
         if was != now:
             raise UsageError(
                 f"{run.path} was begun from pretrained {what} with SHA-256 {was}, those given now have {now}: put back "
-                "the former, or begin a new run with another --name"
+                f"the former, or {run.new_run}"
             )
 
 

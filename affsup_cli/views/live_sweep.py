@@ -99,7 +99,7 @@ class SweepView(SweepObserver):
         if outcome.how == "finished":
             self._say(f"{step.label} finished{took}{_headlines(step)}")
         elif outcome.how == "stopped":
-            saved = step.baseline is None and step.folder.checkpoint.exists()
+            saved = step.baseline is None and step.folder.resumable
             self._say(f"{step.label} stopped{', its checkpoint is saved' if saved else ': it begins anew next time'}")
         else:
             self._say(f"{step.label} {outcome.how}: {outcome.reason}", style="red")

@@ -49,11 +49,11 @@ def replace_folder(home: Path, size: int) -> Iterator[Path]:
             new.mkdir()
             yield new
             for path in (*new.iterdir(), new):
-                _to_disk(path)
+                fsync_path(path)
             if home.exists():
                 home.rename(old)
             new.rename(home)
-            _to_disk(home.parent)
+            fsync_path(home.parent)
         finally:
             recover(home)
 
@@ -119,9 +119,13 @@ def _beside(home: Path, suffix: str) -> Path:
     return home.with_name(f".{home.name}.{suffix}")
 
 
-def _to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Write a file, or the names in a folder, to the disk; some file systems cannot do the latter."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)

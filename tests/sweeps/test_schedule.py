@@ -96,7 +96,7 @@ def test_a_step_whose_folder_is_damaged_is_refused_by_name_and_the_others_run() 
     outcomes = run([step("broken", state="damaged"), step("other")], Machine(room=1))
     how, reason = outcomes["broken"]
     assert how == "failed"
-    assert reason.startswith("runs/broken is damaged: move it away")
+    assert reason.startswith("runs/broken is damaged: `affsup check runs/broken`")
     assert outcomes["other"] == ("finished", "")
 
 

@@ -72,7 +72,7 @@ def test_files_of_another_run_without_its_recipe_are_not_taken_over(digits: Path
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / remains).write_text("{}")
-    with pytest.raises(AffsupError, match=rf"holds {remains} of some run without its recipe\.toml"):
+    with pytest.raises(AffsupError, match=rf"holds {remains} of a run without its recipe\.toml"):
         train_run(load_recipe("minibatch", SHORT), digits, RunFolder(folder))
     assert [path.name for path in folder.iterdir()] == [remains]
 

@@ -30,7 +30,7 @@ from affsup_cli.recipe import SceneRecipe
 from affsup_cli.runs.export import weights_digest
 from affsup_cli.runs.folder import atomic_file
 from affsup_cli.runtime.devices import autocast, device_name, memory_format
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, AffsupWarning
 
 FOLDER = ".described"
 FORMAT = 1  # raise this when the computation or the file format changes
@@ -154,6 +154,7 @@ class CacheFile:
             pass
         warnings.warn(
             f"{self.path} is damaged or was written by another program: the features are computed again",
+            AffsupWarning,
             stacklevel=2,
         )
         return None
@@ -167,7 +168,7 @@ class CacheFile:
             with atomic_file(self.path, "later runs are faster") as temporary:
                 temporary.write_bytes(content)
         except (AffsupError, OSError) as error:
-            warnings.warn(f"the features are not cached for other runs: {error}", stacklevel=2)
+            warnings.warn(f"the features are not cached for other runs: {error}", AffsupWarning, stacklevel=2)
 
     def _record(self, features: Tensor) -> dict[str, Any]:
         return {"cache_key": self._basis, "sha256": hashlib.sha256(features.numpy().data).hexdigest()}
