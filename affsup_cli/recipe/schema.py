@@ -207,18 +207,34 @@ class ClassifierTraining(NetworkTraining):
     )
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
 class Execution(Section):
     """`[run]`: where and how the run executes. Not part of what the run *is*: a resumed run may change these."""
 
     device: str = Field(description="auto, cpu, cuda or cuda:N")
     checkpoint_seconds: float = Field(gt=0, description="longest time between two checkpoints")
-    tensorboard: bool = Field(description="write TensorBoard events into the run folder")
+    tensorboard: bool = Field(False, description='the older form of trackers = ["tensorboard"]')
+    trackers: tuple[Tracker, ...] = Field(
+        (), strict=False, description="where each epoch's numbers go as well, such as tensorboard,wandb"
+    )
     graph: Literal["auto", "off"] = Field(
         "auto", description="auto: where steps are all alike, on CUDA, record one as a CUDA graph and repeat it"
+    )
+    deterministic: bool = Field(
+        False, description="use deterministic kernels only: two runs on one kind of GPU are bit-identical, and slower"
     )
     channels_last: bool = Field(
         True, description="keep images and weights pixel by pixel in memory (NHWC); false: channel by channel (NCHW)"
     )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names_after_commas(cls, trackers: Any) -> Any:
+        if not isinstance(trackers, str):
+            return trackers
+        return [name.strip() for name in trackers.split(",") if name.strip()]
 
 
 class DetectionExecution(Execution):

@@ -1,8 +1,8 @@
 """Digests of a run's files: XXH3 (64 bits), about ten times as fast as CRC-32, checked when a file is read. No torch.
 
-JSON objects hold the digest of their other entries as `xxh3`, TOML files that of the lines below in a first comment, and
-checkpoints (zip archives) that of the bytes before it in the archive's comment. A file without a digest was written by
-an older version: text is then read unchecked, and of a checkpoint the CRC-32 of each zip member is checked.
+JSON objects hold the digest of their other entries as `xxh3`, TOML files that of the lines below in a first comment,
+and checkpoints (zip archives) that of the bytes before it in the archive's comment. A file without a digest was written
+by an older version: text is then read unchecked, and of a checkpoint the CRC-32 of each zip member is checked.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 from affsup_cli.recipe import Recipe
 from affsup_cli.runs.checkpoint import explain_mismatch, load_weights
 from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.devices import configure_determinism
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.launch import refuse_other_data
 
@@ -22,6 +23,7 @@ def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dic
     """
     stored = run.recipe()
     recipe: Recipe = stored.model_copy(update={"run": stored.run.model_copy(update={"device": device})})
+    configure_determinism(recipe.run.deterministic)
     task = build_task(recipe, data_dir, fresh=False)
     refuse_other_data(run, task.data)
     weights = load_weights(run.best, next(task.model.parameters()).device, run.best_cure)

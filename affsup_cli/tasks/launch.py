@@ -17,9 +17,11 @@ from affsup_cli.recipe import Recipe, differences, in_words
 from affsup_cli.runs.environment import environment
 from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder, run_folders
+from affsup_cli.runtime.devices import configure_determinism
 from affsup_cli.tasks import build_task
 from affsup_cli.training.cost import peak_megabytes, time_alternating
-from affsup_cli.training.observers import Observer, TensorBoard
+from affsup_cli.training.observers import Observer
+from affsup_cli.training.trackers import trackers
 from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError, UsageError
 from data_prep.store import read_manifest
@@ -76,7 +78,8 @@ def train_run(
     processes = batch_shards(recipe, collectives.world_size())
     fresh = not collectives.broadcast_from_rank0(lambda: run.resumable)
     begin = open_trained(pretrained) if pretrained and fresh else None
-    with _out_of_memory_explained():
+    configure_determinism(recipe.run.deterministic)
+    with _torch_errors_explained():
         task = build_task(recipe, data_dir, fresh=fresh, network=begin)
     writes = collectives.rank() == 0
     with run.lock() if writes else nullcontext():
@@ -97,9 +100,9 @@ def train_run(
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
-        attached = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
+        attached = [*observers(), *trackers(run, recipe)] if writes else []
         try:
-            with _out_of_memory_explained():
+            with _torch_errors_explained():
                 Trainer(task, recipe, run, attached).run()
         finally:
             for observer in attached:
@@ -108,10 +111,17 @@ def train_run(
 
 
 @contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
+def _torch_errors_explained() -> Iterator[None]:
+    """Turn torch's errors of lacking memory, and of a lacking deterministic kernel, into messages for the user."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if "does not have a deterministic implementation" in str(error):
+            operation = str(error).split()[0]
+            raise AffsupError(
+                f"{operation} has no deterministic kernel on this device: --set run.deterministic=false trains without "
+                "that promise"
+            ) from error
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         raise AffsupError(
