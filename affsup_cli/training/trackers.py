@@ -51,6 +51,7 @@ class WeightsAndBiases(Observer):
             dir=str(run.path),
             config=recipe.flat(),
             mode=os.environ.get("WANDB_MODE", "offline"),
+            settings={"silent": True, "console": "off"},
         )
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
@@ -63,12 +64,13 @@ class WeightsAndBiases(Observer):
 
 
 class MLflow(Observer):
-    """Logs to MLflow, where MLFLOW_TRACKING_URI says; a resumed run continues its MLflow run."""
+    """Logs to MLflow, at MLFLOW_TRACKING_URI or in `mlflow.db` beside the run folder; resumed with the run."""
 
     def __init__(self, run: RunFolder, recipe: Recipe) -> None:
         from mlflow.tracking import MlflowClient
 
-        self._client = MlflowClient()
+        beside_runs = f"sqlite:///{run.path.parent.absolute() / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", beside_runs))
         experiment = self._client.get_experiment_by_name(PROJECT)
         number = experiment.experiment_id if experiment else self._client.create_experiment(PROJECT)
         same = self._client.search_runs([number], f"tags.affsup_id = '{_stable_id(run)}'")
