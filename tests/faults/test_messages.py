@@ -23,7 +23,7 @@ from affsup_cli.runs.export import export_trained, open_trained
 from affsup_cli.runs.features import read_features
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.sweeps.plan import plan_sweep, wanted_experiments
-from affsup_cli.tasks.evaluation import evaluate_run
+from affsup_cli.tasks.launch import evaluate_run
 from data_prep.errors import AffsupError, UsageError
 from tests.reporting.fake_runs import BASE, RunMaker
 
