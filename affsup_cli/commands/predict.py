@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from affsup_cli.recipe import SceneRecipe
-    from affsup_cli.runs.export import Trained
+    from affsup_cli.runs.export import TrainedModel
     from affsup_cli.tasks.detection.prediction import Prediction
 
 _CATEGORIES_SAID = 3
@@ -93,7 +93,7 @@ def _each(images: Sequence[Path], predict_one: Callable[[Path], None]) -> None:
 
 
 def _predicting_objects(
-    trained: Trained, device: str, reference: str | None, score: float, out: Path
+    trained: TrainedModel, device: str, reference: str | None, score: float, out: Path
 ) -> Callable[[Path], None]:
     from affsup_cli.tasks.detection.prediction import Predictor
     from affsup_cli.views.console import console, counted
@@ -111,7 +111,7 @@ def _predicting_objects(
     return predict_one
 
 
-def _predicting_category(trained: Trained, recipe: SceneRecipe, device: str, out: Path) -> Callable[[Path], None]:
+def _predicting_category(trained: TrainedModel, recipe: SceneRecipe, device: str, out: Path) -> Callable[[Path], None]:
     from affsup_cli.tasks.scene.prediction import ScenePredictor
     from affsup_cli.views.console import console
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,9 @@ from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, s
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import EmbeddingSpec, KeyedVariant
+from affsup_cli.runs.features import read_features
 from affsup_cli.runs.index import RunIndex, TrainedRun
+from data_prep.errors import AffsupError
 
 _POINT_COLUMNS = ("panel", "index", "x", "y", "label")
 _SCORE_COLUMNS = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")
@@ -79,20 +80,13 @@ def _caption(which: str) -> str:
     )
 
 
-def _load_features(run: TrainedRun) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    with run.folder.features.open("rb") as stored, np.load(stored) as file:
-        return file["features"].astype(np.float32), file["labels"].astype(np.int64)
-
-
 def _features_fault(run: TrainedRun) -> str | None:
     try:
-        features, labels = _load_features(run)
+        features, labels = read_features(run.folder.features)
     except FileNotFoundError:
         return "no features.npz"
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        return f"features.npz is damaged: {error}"
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        return f"features.npz holds features {features.shape} with labels {labels.shape}"
+    except AffsupError as error:
+        return str(error)
     if not np.isfinite(features).all():
         return "features.npz holds numbers that are not finite"
     if len(features) < _MIN_IMAGES or not 1 < len(np.unique(labels)) < len(labels):
@@ -106,7 +100,7 @@ def _embed(variant: KeyedVariant, run: TrainedRun) -> _Embedding:
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
 
-    features, labels = _load_features(run)
+    features, labels = read_features(run.folder.features)
     nearest = NearestNeighbors(n_neighbors=1).fit(features).kneighbors(return_distance=False)[:, 0]
     reduced = features
     if min(features.shape) > 50:

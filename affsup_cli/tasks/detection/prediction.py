@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from affsup_cli.data.scenes import SceneBatches, SinglePicture
 from affsup_cli.models.detection.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe
-from affsup_cli.runs.checkpoint import fitting
-from affsup_cli.runs.export import Trained
+from affsup_cli.runs.checkpoint import explain_mismatch
+from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, resolve_device
 from affsup_cli.tasks.detection.examples import strongest_partners
 from affsup_cli.tasks.detection.network import build_network, find_regions, ranking_graph
@@ -72,7 +72,7 @@ class Predictor:
         AffsupError: the weights cannot be read.
     """
 
-    def __init__(self, trained: Trained, device: str) -> None:
+    def __init__(self, trained: TrainedModel, device: str) -> None:
         recipe = trained.recipe
         if not isinstance(recipe, DetectionRecipe):
             raise UsageError(
@@ -83,7 +83,7 @@ class Predictor:
         configure_cuda(recipe.train.precision)
         self.classes: Sequence[str] = trained.classes
         self._model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
-        with fitting(trained.path, trained.cure):
+        with explain_mismatch(trained.path, trained.cure):
             self._model.load_state_dict(trained.state(self._device))
 
     def predict(self, path: Path, reference: str | None, least: float) -> Prediction:
