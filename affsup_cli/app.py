@@ -1,4 +1,4 @@
-"""The command `affsup`: its subcommands put together, and how they fail."""
+"""The command `affsup`: its subcommands, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def root(
 
 def main() -> None:
     """Run the command line. Exit 0: done; 1: the work failed; 2: the call was wrong."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as after Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" gets a question mark
@@ -87,7 +87,7 @@ def main() -> None:
         _leave("interrupted", 1)
     except AffsupError as error:
         _leave(str(error), error.exit_code)
-    except OSError as error:  # a folder that may not be written, a disk that is full: the system's words name it
+    except OSError as error:  # such as missing permission or a full disk
         _leave(str(error), 1)
 
 

@@ -1,4 +1,4 @@
-"""`affsup compare`: runs side by side."""
+"""`affsup compare`: a comparison of runs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def compare(
     out: OutDir = REPORTS_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Show runs side by side: where recipes and machines differ, the numbers, the curves.
+    """Compare runs: differences of recipes and machines, metrics, curves.
 
-    The best number is bold, the difference to the first run in brackets. Writes compare.png, the curves that all of the
-    runs have, and their numbers as compare.csv. A run may be unfinished: its curves go as far as it has come.
+    The best number is bold, the difference to the first run in brackets. Writes compare.png with the curves of all
+    runs, and their numbers as compare.csv. Unfinished runs are shown up to their newest epoch.
 
     \b
     affsup compare runs/base runs/with-affinity
@@ -68,27 +68,27 @@ def _differences(title: str, rows: Mapping[str, tuple[Any, ...]], runs: int) -> 
     from affsup_cli.views.inventory import plain, table
 
     if not rows:
-        return f"[bold]{title}[/bold]: all the same"
+        return f"[bold]{title}[/bold]: no difference"
     shown = [(key, *(escape(_short(plain(value))) for value in row)) for key, row in rows.items()]
-    return table(f"{title}: what differs", ("", *map(str, range(1, runs + 1))), shown)
+    return table(f"{title}: differences", ("", *map(str, range(1, runs + 1))), shown)
 
 
 def _short(value: str) -> str:
-    """Return a checksum or commit by its first digits."""
+    """Return a checksum or commit shortened to 12 digits."""
     return value[:12] if len(value) in (40, 64) and set(value) <= set("0123456789abcdef") else value
 
 
 def _metrics(comparison: Comparison) -> RenderableType:
-    from affsup_cli.reporting.compare import best_of
+    from affsup_cli.reporting.compare import best_runs
     from affsup_cli.views.inventory import table
 
     rows = []
     for metric, values in comparison.metrics.items():
-        best = best_of(comparison, metric)
+        best = best_runs(comparison, metric)
         cells = [_number(metric, value, None if place == 0 else values[0]) for place, value in enumerate(values)]
         rows.append((metric, *(f"[bold]{cell}[/bold]" if place in best else cell for place, cell in enumerate(cells))))
     if not rows:
-        return "[bold]numbers[/bold]: none that these runs share"
+        return "[bold]numbers[/bold]: none in common"
     heads = tuple(str(number) for number in range(1, len(comparison.runs) + 1))
     return table("numbers (difference to 1)", ("", *heads), rows, right=heads)
 

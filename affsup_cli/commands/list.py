@@ -1,4 +1,4 @@
-"""`affsup list`: what there is."""
+"""`affsup list`: recipes, tables, data sets and runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ListingKind(StrEnum):
-    """What can be listed."""
+    """Kinds of entries."""
 
     RECIPES = "recipes"
     TABLES = "tables"
@@ -30,15 +30,16 @@ def list_(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Runs whose recipe has this value, such as data.name=voc07; * and ? stand for anything. Repeatable.",
+            help="Only runs whose recipe has this value, such as data.name=voc07; * and ? are wildcards. Repeatable.",
         ),
     ] = None,
-    state: Annotated[RunState | None, typer.Option(help="Runs in this state.")] = None,
+    state: Annotated[RunState | None, typer.Option(help="Only runs in this state.")] = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Runs by name, started, seconds or a metric.  [default: name]")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Sort runs by name, started, seconds or a metric.  [default: name]"),
     ] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Runs from the largest.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many runs.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Sort runs from the largest.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of runs.")] = None,
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
@@ -53,7 +54,7 @@ def list_(
     """
     given = {"--where": where, "--state": state, "--sort": sort, "--reverse": reverse, "--limit": limit}
     if kind != ListingKind.RUNS and (misplaced := [option for option, value in given.items() if value]):
-        raise UsageError(f"{misplaced[0]} chooses among runs: affsup list runs {misplaced[0]} …")
+        raise UsageError(f"{misplaced[0]} is an option of `affsup list runs`: affsup list runs {misplaced[0]} …")
     from affsup_cli.views import inventory
     from affsup_cli.views.console import console
     from affsup_cli.views.run_list import run_list

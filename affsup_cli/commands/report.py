@@ -1,4 +1,4 @@
-"""`affsup report`: tables and figures from the runs there are."""
+"""`affsup report`: tables and figures from the finished runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from affsup_cli.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir
 if TYPE_CHECKING:
     from affsup_cli.reporting.render.document import Report, Table
 
-# Of a report, where there are several: its page holds all.
+# Limits where several reports are printed: the page of each has everything.
 _NOTES_SHOWN = 4
 _FOOTNOTE_SHOWN = 160  # characters
 
@@ -23,21 +23,21 @@ def report(
         typer.Argument(
             metavar="[TABLE|FIGURE|all]...",
             show_default=False,
-            help="`affsup list tables` names them; all, or none named: those of the paper.",
+            help="A name of `affsup list tables`; all or nothing: those of the paper.",
         ),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", metavar="csv,md,tex", help="In what to write the tables, after commas.")
+        str, typer.Option("--format", metavar="csv,md,tex", help="Formats of the tables, separated by commas.")
     ] = "csv,md",
     out: OutDir = REPORTS_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Print and write tables and figures, and index.html with all of this call, their runs and curves.
+    """Print and write tables and figures, and index.html with all of them, their runs and curves.
 
-    The paper's numbers and, beside them, those of the runs there are. A cell without runs is a dash. Runs that depart
-    from a cell's recipe, such as a shorter schedule or a part of the data, fill it under a mark and a footnote. Runs
-    that stand together differ in their seed only: faithful ones if there are any, else those that fill the most cells
-    of a column, then the longest.
+    Tables show the paper's numbers and those of the finished runs. A cell without runs is a dash. Runs that depart
+    from a cell's recipe, such as a shorter schedule or a part of the data, fill it with a mark and a footnote. The
+    runs that are compared differ only in their seed: those that follow the recipe if there are any, else those that
+    fill the most cells of a column, then the longest.
 
     \b
     affsup report
@@ -55,7 +55,7 @@ def report(
 
 
 def print_reports(names: list[str], runs: Path, out: Path, formats: tuple[str, ...] = ("csv", "md")) -> None:
-    """Make reports of the runs in `runs`, print them and the paths of their files in `out`."""
+    """Build reports of the runs in `runs`, print them and the paths of their files in `out`."""
     from affsup_cli.reporting.report import build_report, write_index
     from affsup_cli.runs.index import RunIndex
     from affsup_cli.views.console import console
@@ -63,19 +63,19 @@ def print_reports(names: list[str], runs: Path, out: Path, formats: tuple[str, .
     index = RunIndex(runs)
     made = []
     for name in names:
-        with console.status(f"making {name}"):
+        with console.status(f"building {name}"):
             made.append(build_report(name, index, out, formats))
         _print_report(made[-1], alone=len(names) == 1)
-    with console.status("making the page"):
+    with console.status("building the page"):
         page = write_index(made, index, out)
     console.print()
     for warning in index.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
-    console.print(f"all of it, with runs and curves: {page}", style="green", markup=False)
+    console.print(f"all reports with their runs and curves: {page}", style="green", markup=False)
 
 
 def _print_report(made: Report, *, alone: bool) -> None:
-    """Print a report; among others without what the page says once for all, and of long notes their beginning."""
+    """Print a report; one of several without provenance, and with shortened footnotes and notes."""
     import textwrap
 
     from affsup_cli.views.console import console
@@ -89,9 +89,9 @@ def _print_report(made: Report, *, alone: bool) -> None:
         console.print(shown, markup=False)
     notes = [*made.provenance, *made.notes] if alone else list(made.notes)
     if not alone and len(notes) > _NOTES_SHOWN:
-        # The last says what fills the table.
+        # The last note names the command that fills the table.
         left = len(notes) - _NOTES_SHOWN
-        notes = [*notes[: _NOTES_SHOWN - 1], f"{left} more such notes on its page", notes[-1]]
+        notes = [*notes[: _NOTES_SHOWN - 1], f"{left} more notes on its page", notes[-1]]
     for note in notes:
         console.print(f"- {note}", markup=False)
     if made.paths:
@@ -116,6 +116,6 @@ def _print_table(table: Table) -> None:
             label, *fields = table.rows[row]
             texts = [label if row == rows[0] else "", *fields]
             shown.add_row(*map(Text, texts), end_section=row == rows[-1] > rows[0])
-    if not console.is_terminal:  # A file or a pipe has no width to fit.
+    if not console.is_terminal:  # A file or pipe has no width limit.
         shown.width = console.measure(shown, options=console.options.update(max_width=10_000)).maximum
     console.print(shown, soft_wrap=False, crop=False)

@@ -1,4 +1,4 @@
-"""`affsup show`: one thing in full."""
+"""`affsup show`: details of a recipe, table, data set or run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ def show(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Show one thing in full.
-
-    A recipe's fields, a table's cells, a data set's splits, a run's numbers.
+    """Show the fields of a recipe, the cells of a table, the splits of a data set or the numbers of a run.
 
     \b
     affsup show minibatch

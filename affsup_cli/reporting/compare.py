@@ -1,4 +1,4 @@
-"""Training runs side by side, finished or not: where recipes and machines differ, the numbers, the curves."""
+"""Comparison of training runs: differing recipe fields and machines, metrics, curves. Runs may be unfinished."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from affsup_cli.runs.folder import RunFolder, write_out
 from affsup_cli.runs.results import read_train_result
 from data_prep.errors import UsageError, printable
 
-_PANELS = (
+_CURVE_PANELS = (
     ("training loss", ("train_loss",)),
     ("accuracy", ("test_accuracy", "val_accuracy", "train_accuracy")),
     ("mAP@0.5", ("test_map_50",)),
@@ -24,23 +24,23 @@ _PANELS = (
 )
 _DASHES = ("-", "--", "-.", ":")
 _SPLITS = ("test_", "val_", "train_")
-_OWN_TO_A_RUN = ("started", "data.classes", "data.categories")
+_IGNORED_KEYS = ("started", "data.classes", "data.categories")
 
 Row = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class ComparedRun:
-    """One of the runs.
+    """One run of a comparison.
 
     Attributes:
         label: the folder's name; its path where two have the same name.
-        task: its recipe's.
-        finished: whether it has come to its end.
-        epochs: how many it has done.
-        planned: how many its recipe asks for.
-        metrics: of a finished run its result, else those of its newest epoch.
-        records: the lines of its metrics, an epoch each.
+        task: the task of its recipe.
+        finished: whether the run is finished.
+        epochs: number of finished epochs.
+        planned: number of epochs in its recipe.
+        metrics: the result of a finished run, else the metrics of its newest epoch.
+        records: its metrics, one record per epoch.
     """
 
     label: str
@@ -54,15 +54,15 @@ class ComparedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs side by side: a value a run in every row, None where it has none.
+    """A comparison of runs: each row has one value per run, None where the run has none.
 
     Attributes:
         runs: the runs, in the order given.
-        recipes: the recipe's fields that differ. Of runs of different tasks only fields that all have.
-        environments: what differs of machines, code and data.
-        metrics: the numbers, by name. Of runs of different tasks only those that all have.
-        curves: what is drawn: title of the panel to the metric in `ComparedRun.records` that all have.
-        notes: what is left out, and why.
+        recipes: recipe fields that differ. For different tasks only fields of all runs.
+        environments: differences in machine, code and data.
+        metrics: values by name. For different tasks only metrics of all runs.
+        curves: the drawn metric of `ComparedRun.records` by title of its panel.
+        notes: what was left out, and why.
     """
 
     runs: tuple[ComparedRun, ...]
@@ -74,56 +74,56 @@ class Comparison:
 
 
 def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
-    """Put training runs side by side.
+    """Compare training runs.
 
     Raises:
-        UsageError: there are fewer than two, one is named twice, or one compares costs.
+        UsageError: there are fewer than two runs, one is named twice, or one is a cost comparison.
         AffsupError: a run is damaged.
     """
     paths = [folder.path.resolve() for folder in folders]
     if repeated := [folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1]:
         raise UsageError(f"{repeated[0].path} is named twice: name different runs")
     if len(folders) < 2:
-        raise UsageError("compare takes two runs or more: `affsup list runs` names those there are")
+        raise UsageError("compare needs two or more runs: `affsup list runs` lists them")
     names = [folder.name for folder in folders]
     runs = tuple(
         _read(folder, folder.name if names.count(folder.name) == 1 else str(folder.path)) for folder in folders
     )
     recipes = [folder.recipe().identity() for folder in folders]
-    environments = [_flat(folder.environment()) for folder in folders]
+    environments = [_flatten(folder.environment()) for folder in folders]
     tasks = list(dict.fromkeys(run.task for run in runs))
     alike = len(tasks) == 1
     begun = [run for run in runs if run.records]
-    notes = [] if alike else [f"different tasks ({', '.join(tasks)}): only what all of these runs have is shown"]
+    notes = [] if alike else [f"different tasks ({', '.join(tasks)}): only what all runs have is shown"]
     notes += [f"{run.label} has finished no epoch yet" for run in runs if not run.records]
     if any(run.records and not run.finished for run in runs):
-        notes.append("the numbers of an unfinished run are those of its newest epoch, and never the best")
+        notes.append("numbers of an unfinished run are those of its newest epoch, and are never marked as best")
     return Comparison(
         runs=runs,
         recipes=_differing(recipes, shared=not alike),
         environments=_differing(environments, shared=False),
-        metrics=_by_split(_side_by_side([run.metrics for run in runs], shared=not alike)),
+        metrics=_sorted_by_split(_rows_by_key([run.metrics for run in runs], shared=not alike)),
         curves=_curves(begun),
         notes=tuple(notes),
     )
 
 
-def better(metric: str) -> Literal["higher", "lower"] | None:
-    """Return which way a metric is good; None for those, such as M, that are not good or bad by themselves."""
+def metric_direction(metric: str) -> Literal["higher", "lower"] | None:
+    """Return which values of a metric are better; None for metrics such as M that have no better direction."""
     if any(word in metric for word in ("accuracy", "map_", "recall")):
         return "higher"
     return "lower" if metric.endswith("loss") else None
 
 
-def best_of(comparison: Comparison, metric: str) -> frozenset[int]:
-    """Return which runs have the best value of a metric: finished ones only, none where all have the same."""
+def best_runs(comparison: Comparison, metric: str) -> frozenset[int]:
+    """Return the finished runs with the best value of a metric; none where all values are equal."""
     row = comparison.metrics[metric]
     values = {
         place: value
         for place, (run, value) in enumerate(zip(comparison.runs, row, strict=True))
         if run.finished and value is not None
     }
-    direction = better(metric)
+    direction = metric_direction(metric)
     if direction is None or len(set(values.values())) < 2:
         return frozenset()
     best = max(values.values()) if direction == "higher" else min(values.values())
@@ -131,10 +131,10 @@ def best_of(comparison: Comparison, metric: str) -> frozenset[int]:
 
 
 def write_curves(comparison: Comparison, out: Path) -> tuple[Path, ...]:
-    """Write `compare.png`, a panel for each curve that all runs have, and its numbers as `compare.csv`.
+    """Write `compare.png`, with one panel for each curve of all runs, and its numbers as `compare.csv`.
 
     Returns:
-        The files written; none where the runs have no curve in common.
+        The written files; none if the runs have no curve in common.
 
     Raises:
         AffsupError: they cannot be written there.
@@ -166,17 +166,17 @@ def _read(folder: RunFolder, label: str) -> ComparedRun:
     return ComparedRun(label, recipe.task, folder.finished, len(records), recipe.train.epochs, numbers, records)
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif prefix + key not in _OWN_TO_A_RUN:
+            found |= _flatten(value, f"{prefix}{key}.")
+        elif prefix + key not in _IGNORED_KEYS:
             found[prefix + key] = value
     return found
 
 
-def _side_by_side(tables: Sequence[Mapping[str, Any]], *, shared: bool) -> dict[str, Row]:
+def _rows_by_key(tables: Sequence[Mapping[str, Any]], *, shared: bool) -> dict[str, Row]:
     keys = dict.fromkeys(key for table in tables for key in table)
     return {
         key: tuple(table.get(key) for table in tables)
@@ -185,26 +185,26 @@ def _side_by_side(tables: Sequence[Mapping[str, Any]], *, shared: bool) -> dict[
     }
 
 
-def _by_split(rows: Mapping[str, Row]) -> dict[str, Row]:
-    """Return the same rows, those of the test split first."""
+def _sorted_by_split(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Return the rows in the order of the splits, test first."""
     return {key: row for split in _SPLITS for key, row in rows.items() if key.startswith(split)}
 
 
 def _differing(tables: Sequence[Mapping[str, Any]], *, shared: bool) -> dict[str, Row]:
-    rows = _side_by_side(tables, shared=shared)
+    rows = _rows_by_key(tables, shared=shared)
     return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
 
 def _curves(runs: Sequence[ComparedRun]) -> dict[str, str]:
     found = {}
-    for title, metrics in _PANELS:
-        metric = next((each for each in metrics if runs and all(_has(run, each) for run in runs)), None)
+    for title, metrics in _CURVE_PANELS:
+        metric = next((each for each in metrics if runs and all(_has_metric(run, each) for run in runs)), None)
         if metric:
             found[title] = metric
     return found
 
 
-def _has(run: ComparedRun, metric: str) -> bool:
+def _has_metric(run: ComparedRun, metric: str) -> bool:
     return any(_is_number(record.get(metric)) for record in run.records)
 
 

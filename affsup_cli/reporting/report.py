@@ -1,4 +1,4 @@
-"""One call from a table's or figure's name to its files."""
+"""Build the files of a table or figure by its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from affsup_cli.runs.index import Run, RunIndex
 from data_prep.errors import UsageError, printable
 
 FORMATS = ("csv", "md", "tex")
-"""In what the tables can be written."""
+"""File formats of tables."""
 
 INDEX = "index.html"
 
@@ -44,10 +44,10 @@ def read_formats(text: str) -> tuple[str, ...]:
 
 
 def build_report(name: str, runs: RunIndex, out: Path, formats: Iterable[str] = ("csv", "md")) -> Report:
-    """Write a table's or figure's files into `out` and return what to show: the same runs always give the same bytes.
+    """Write the files of a table or figure into `out` and return the report: the same runs always give the same bytes.
 
-    A report has a page `NAME.md`, numbers in `NAME.csv` and other endings, what its marks mean in
-    `NAME.footnotes.csv`, and its tables as LaTeX in `NAME.tex`, as `formats` asks; a figure has a `NAME.png` as well.
+    Depending on `formats` these are the page `NAME.md`, numbers in `NAME.csv` and further CSV files, footnotes in
+    `NAME.footnotes.csv`, and tables as LaTeX in `NAME.tex`; a figure has a `NAME.png` as well.
 
     Raises:
         UsageError: there is no such table or figure.
@@ -59,8 +59,8 @@ def build_report(name: str, runs: RunIndex, out: Path, formats: Iterable[str] = 
     wanted = len(experiments(spec))
     notes = [*content.notes, *_unfinished(spec, runs)]
     if missing:
-        lacking = f"{missing} of {wanted} runs without any departure are not there yet"
-        notes.append(f"{lacking}: `affsup sweep {name}` makes them")
+        lacking = f"{missing} of {wanted} runs of this recipe are missing"
+        notes.append(f"{lacking}: `affsup sweep {name}` trains them")
     report = Report(name, spec.title, content, tuple(_provenance(content.used)), tuple(notes), missing)
     paths = []
     for ending, data in _files(report, formats).items():
@@ -71,7 +71,7 @@ def build_report(name: str, runs: RunIndex, out: Path, formats: Iterable[str] = 
 
 
 def write_index(reports: Iterable[Report], runs: RunIndex, out: Path) -> Path:
-    """Write the page that holds `reports` and their runs into `out`, and return its path.
+    """Write the page of `reports` and their runs into `out`, and return its path.
 
     Raises:
         AffsupError: `out` cannot be written to.
@@ -84,7 +84,7 @@ def write_index(reports: Iterable[Report], runs: RunIndex, out: Path) -> Path:
 
 
 def _files(report: Report, formats: Iterable[str]) -> dict[str, bytes]:
-    """Return a report's files by their endings."""
+    """Return the content of a report's files by file name suffix."""
     content = report.content
     files = {".md": printable(markdown(report)).encode()} if "md" in formats else {}
     files |= {ending: data for ending, data in content.files.items() if "csv" in formats or not ending.endswith(".csv")}
@@ -99,7 +99,7 @@ def _files(report: Report, formats: Iterable[str]) -> dict[str, bytes]:
 
 
 def _build(spec: Spec, runs: RunIndex) -> Content:
-    # Each kind loads its own heavy libraries: a table must not wait for matplotlib.
+    # Each kind imports its own large libraries: a table does not need matplotlib.
     match spec:
         case GridSpec():
             from affsup_cli.reporting.kinds.grid import build_grid
@@ -132,7 +132,7 @@ def _build(spec: Spec, runs: RunIndex) -> Content:
 
 
 def _provenance(used: Iterable[Run]) -> list[str]:
-    """Say on what machines, with which code and when the runs were made."""
+    """Return lines with the machines, code versions and dates of the runs."""
     environments = [run.environment for run in used]
     if not environments:
         return []
@@ -147,19 +147,19 @@ def _provenance(used: Iterable[Run]) -> list[str]:
 
 
 def _unfinished(spec: Spec, runs: RunIndex) -> list[str]:
-    """Name the runs of this report's cells that have not come to their end, and how to go on with them."""
+    """Return a line for each unfinished run of the report's cells, with the command that continues it."""
     if isinstance(spec, CostSpec):
         return []
     cells = spec_cells(spec)
     stopped = [run for run in runs.unfinished if any(changed_fields(cell, run) is not None for cell in cells)]
     return [
-        f"Not finished: {run.folder.name}. Unless it is still going on, continue it with "
+        f"Not finished: {run.folder.name}. Unless it is still running, continue it with "
         f"`affsup train {run.folder.path / 'recipe.toml'} --name {run.folder.name} --resume`"
         for run in stopped
     ]
 
 
 def _missing(spec: Spec, runs: RunIndex) -> int:
-    """Count the runs of the full table that are not there."""
+    """Count the runs that the full table lacks."""
     found = [runs.find(experiment.recipe, experiment.kind) for experiment in experiments(spec)]
     return sum(folder is None or not folder.finished for folder in found)

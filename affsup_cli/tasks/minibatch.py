@@ -57,7 +57,7 @@ class MinibatchTask:
         self.steps = self._epochs.steps
         self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._shard == WHOLE else 0
         self.captured = CapturedCalls(None)
-        self.data = manifest.for_a_run()
+        self.data = manifest.run_record()
         self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(

@@ -1,4 +1,4 @@
-"""The terminal, and how a run's numbers are printed on it."""
+"""The console of all commands, and the printing of metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_prep.errors import printable
 
 
 class _Console(Console):
-    """A console on which names of files and folders cannot steer the terminal."""
+    """A console that escapes control characters, for example in file names."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
@@ -23,13 +23,13 @@ class _Console(Console):
 console = _Console(soft_wrap=True, highlight=False)
 
 HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5"}
-"""The metric that stands for a run where one number must do, whatever its task, and its name there."""
+"""The main metric of each task, with its short name."""
 
 _SHARES = ("accuracy", "map_", "recall")
 
 
 def metric_text(name: str, value: float) -> str:
-    """Return a metric as people read it: accuracies, precisions and recalls in percent."""
+    """Return a metric as text: accuracies, precisions and recalls in percent."""
     return f"{value:.2%}" if any(share in name for share in _SHARES) else f"{value:.4f}"
 
 
@@ -39,7 +39,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """Print numbers, a line each; those at several K, such as recall@100, on one line."""
+    """Print metrics, one per line; those at several K, such as recall@100, on one line."""
     lines: dict[str, list[str]] = {}
     for name, value in metrics.items():
         family, _, k = name.partition("@")
@@ -50,7 +50,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 
 def print_result(run: RunFolder) -> None:
-    """Print the numbers of a finished run, and where its files are."""
+    """Print the metrics of a finished run, and the paths of its files."""
     result = read_train_result(run)
     print_metrics({name: value for name, value in result.metrics.items() if not name.startswith("train_")})
     chosen = "the last" if run.recipe().train.select == "last" else "the best on the validation split"

@@ -1,4 +1,4 @@
-"""Data sets that ship with the install need no `affsup prepare` of their own."""
+"""Automatic preparation of the data sets that need no files: digits and the generated scenes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.raw import SceneSet
 
 
 def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
-    """Prepare the data sets of `recipes` that take no files, and say so.
+    """Prepare those data sets of `recipes` that need no files, and print a line for each.
 
     Raises:
         UsageError: a recipe, or that of the run which it builds on, names a data set that does not exist, or that is
@@ -23,7 +23,7 @@ def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
     for recipe in asked:
         for each in (recipe, recipe.prerequisite()):
             if each is not None:
-                _refuse_other_kind(each)
+                _check_kind(each)
     for name in dict.fromkeys(recipe.flat()["data.name"] for recipe in asked):
         dataset = data_prep.get(name)
         if dataset.embedded and not (data_dir / name).exists():
@@ -31,7 +31,7 @@ def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
             console.print(f"prepared {name} in {data_dir}: {dataset.summary}")
 
 
-def _refuse_other_kind(recipe: Recipe) -> None:
+def _check_kind(recipe: Recipe) -> None:
     name = recipe.flat()["data.name"]
     dataset = data_prep.get(name)
     if isinstance(dataset, SceneSet) != isinstance(recipe, SceneSetRecipe):

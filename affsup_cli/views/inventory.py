@@ -1,4 +1,4 @@
-"""What there is on this machine, as rich tables: `affsup list`, `show` and `doctor` print them. Runs: `run_list`."""
+"""Recipes, tables, data sets and single runs as rich tables, for `affsup list`, `show` and `doctor`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from data_prep.store import AnyManifest, read_manifest
 
 
 def recipes() -> Table:
-    """Recipes and what they are about."""
+    """Return the table of recipes."""
     rows = ((name, inspect.getdoc(type(load_recipe(name))) or "") for name in recipe_names())
     return table("recipes", ("name", "what it trains"), rows)
 
 
 def tables() -> Table:
-    """Tables and figures."""
+    """Return the table of tables and figures."""
     rows = []
     for name in report_names():
         spec = load_spec(name)
@@ -41,7 +41,7 @@ def tables() -> Table:
 
 
 def datasets(data_dir: Path) -> Table:
-    """Data sets, and which are prepared."""
+    """Return the table of data sets, with those that are prepared."""
     rows = []
     for name, dataset in data_prep.datasets().items():
         folder = data_dir / name
@@ -54,7 +54,7 @@ def datasets(data_dir: Path) -> Table:
 
 
 def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableType]:
-    """Return what there is to say about anything that has a name.
+    """Return the description of a recipe, table, figure, data set or run.
 
     Raises:
         UsageError: nothing has that name.
@@ -90,7 +90,7 @@ def _describe_table(name: str) -> Iterable[RenderableType]:
         data = str(cell.recipe.flat()["data.name"])
         sets = _changes(load_recipe(cell.recipe.name, {"data.name": data}), cell.recipe)
         if cell.baseline:
-            sets += ["measured in turns with", *_changes(cell.recipe, cell.baseline)]
+            sets += ["timed in alternation with", *_changes(cell.recipe, cell.baseline)]
         rows.append((cell.key, cell.recipe.name, data, "\n".join(sets) or "–", str(cell.seeds)))
     yield table(spec.title, ("cell (for --only)", "recipe", "data", "sets", "runs"), rows, right=("runs",))
     total = len(experiments(spec))
@@ -99,7 +99,7 @@ def _describe_table(name: str) -> Iterable[RenderableType]:
 
 
 def _changes(first: Recipe, second: Recipe) -> list[str]:
-    """Return what must be set in the first recipe to make it the second, as KEY=VALUE."""
+    """Return the settings KEY=VALUE that turn the first recipe into the second."""
     changed = differences(first.identity(), second.identity())
     return [f"{key}={plain(value)}" for key, (_, value) in changed.items()]
 
@@ -118,7 +118,7 @@ def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
     ran_on = run.environment()
     data = ran_on.pop("data")
     rows = [*ran_on.items(), *((f"data.{key}", value) for key, value in data.items())]
-    yield table("ran on", ("what", "value"), [(key, plain(value)) for key, value in rows])
+    yield table("environment", ("field", "value"), [(key, plain(value)) for key, value in rows])
     if run.finished:
         result = read_result(run)
         metrics = result.metrics if isinstance(result, TrainResult) else {}
@@ -138,14 +138,14 @@ def _counts(manifest: AnyManifest) -> str:
 
 
 def plain(value: object) -> str:
-    """Return a recipe's or an environment's value as people read it."""
+    """Return a value of a recipe or environment as text."""
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    """Return rows of text under column heads; what is too long for its column goes on below."""
+    """Return a table of text; long fields continue on the next line."""
     drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for column in columns:
         drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")

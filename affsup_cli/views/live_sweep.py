@@ -1,4 +1,4 @@
-"""A sweep while it goes on: on a terminal one table of all that run, elsewhere a line as runs begin and end."""
+"""Progress of a sweep: a live table of the current runs on a terminal, else one line for each start and end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from affsup_cli.training.observers import Progress
 from affsup_cli.views.console import HEADLINES, metric_text
 from affsup_cli.views.live_training import duration, numbers
 
-SECONDS_BETWEEN_SUMMARIES = 30.0
+SUMMARY_SECONDS = 30.0
 REDRAW_SECONDS = 0.5
-_SAID_AT_END = {**HEADLINES, "test_mass": "M"}
+_FINAL_METRICS = {**HEADLINES, "test_mass": "M"}
 
 
 @dataclasses.dataclass
-class _Job:
+class _RunningStep:
     where: str
     begun: float
     progress: Progress | None = None
@@ -33,13 +33,13 @@ class _Job:
 
 
 class SweepView(Watcher):
-    """Shows who runs where, how far they are, and what is done, left and failed.
+    """Shows the current runs with device and progress, and the numbers of finished, waiting and failed runs.
 
     Args:
-        console: where to.
-        steps: all that are to be done.
-        speeds: what is known of their length; epochs that end add to it.
-        parallel: how many run at the same time.
+        console: the output.
+        steps: all runs to do.
+        speeds: known durations; finished epochs are added.
+        parallel: number of runs at the same time.
     """
 
     def __init__(self, console: Console, steps: Sequence[Step], speeds: Speeds, parallel: int) -> None:
@@ -47,8 +47,8 @@ class SweepView(Watcher):
         self._waiting = list(steps)
         self._speeds = speeds
         self._parallel = parallel
-        self._elsewhere: set[Step] = set()  # they wait too
-        self._jobs: dict[Step, _Job] = {}
+        self._elsewhere: set[Step] = set()  # part of `_waiting`
+        self._jobs: dict[Step, _RunningStep] = {}
         self._counts = dict.fromkeys(("finished", "failed", "not run", "stopped"), 0)
         self._shown = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -63,25 +63,25 @@ class SweepView(Watcher):
             self._live.stop()
 
     def started(self, step: Step, where: str) -> None:
-        """Say where."""
+        """Print the device and the run folder."""
         self._waiting.remove(step)
         self._elsewhere.discard(step)
-        self._jobs[step] = _Job(where, time.monotonic())
+        self._jobs[step] = _RunningStep(where, time.monotonic())
         begins = "goes on" if step.state == "unfinished" else "begins"
         self._say(f"{step.label} {begins} on {where}: {step.folder.path}")
 
     def progressed(self, step: Step, progress: Progress) -> None:
-        """Remember it for the next look."""
+        """Store it for the next redraw."""
         self._jobs[step].progress = progress
 
     def epoch_ended(self, step: Step, epoch: Epoch) -> None:
-        """Remember its validation, and how long it took."""
+        """Store its validation accuracy and its duration."""
         self._speeds.add(step.recipe, epoch.record["seconds"])
         if "val_accuracy" in epoch.record:
             self._jobs[step].validated = f"val {metric_text('val_accuracy', epoch.record['val_accuracy'])}"
 
     def run_elsewhere(self, step: Step) -> None:
-        """Say so, once."""
+        """Print it once."""
         if self._jobs.pop(step, None):
             self._waiting.append(step)
         if step not in self._elsewhere:
@@ -89,7 +89,7 @@ class SweepView(Watcher):
             self._say(f"{step.label} is run by another process; waiting for it: {step.folder.path}")
 
     def ended(self, step: Step, outcome: Outcome) -> None:
-        """Say how, and with what result."""
+        """Print the outcome and the main metrics."""
         self._counts[outcome.how] += 1
         job = self._jobs.pop(step, None)
         if job is None:
@@ -109,13 +109,16 @@ class SweepView(Watcher):
         self._say(line)
 
     def stopping(self) -> None:
-        """Say what is waited for."""
-        self._say(f"stopping: {len(self._jobs)} running save and leave; Ctrl-C again kills them", style="yellow")
+        """Print how many runs still save."""
+        self._say(
+            f"stopping: {len(self._jobs)} runs save and stop; a second Ctrl-C kills them",
+            style="yellow",
+        )
 
     def ticked(self) -> None:
-        """Redraw, or print a summary, if it is time to."""
+        """Redraw, or print a summary, if it is due."""
         now = time.monotonic()
-        if now - self._shown < (REDRAW_SECONDS if self._live else SECONDS_BETWEEN_SUMMARIES):
+        if now - self._shown < (REDRAW_SECONDS if self._live else SUMMARY_SECONDS):
             return
         self._shown = now
         if self._live:
@@ -140,7 +143,7 @@ class SweepView(Watcher):
         return " · ".join(counted)
 
     def _seconds_left(self) -> float | None:
-        """Return the time to the end of the sweep, None while one of its runs is of unknown length."""
+        """Return the seconds to the end of the sweep, None while the duration of one run is unknown."""
         left = [step.seconds(self._speeds) for step in self._waiting]
         for step, job in self._jobs.items():
             left.append(job.progress.seconds_left if job.progress else step.seconds(self._speeds))
@@ -157,7 +160,7 @@ class SweepView(Watcher):
         return shown
 
 
-def _columns(step: Step, job: _Job) -> tuple[str, ...]:
+def _columns(step: Step, job: _RunningStep) -> tuple[str, ...]:
     progress = job.progress
     if progress is None:
         return ("starting", "", "", "", "")
@@ -178,5 +181,5 @@ def _reached(step: Step, progress: Progress) -> str:
 
 def _headlines(step: Step) -> str:
     metrics = step.folder.result().get("metrics", {})
-    said = [f"{label} {metric_text(name, metrics[name])}" for name, label in _SAID_AT_END.items() if name in metrics]
+    said = [f"{label} {metric_text(name, metrics[name])}" for name, label in _FINAL_METRICS.items() if name in metrics]
     return f": {', '.join(said)}" if said else ""

@@ -1,4 +1,4 @@
-"""The live line of a run on a terminal, cut where the terminal ends; elsewhere a plain line a minute and an epoch."""
+"""Progress of a run: a live line on a terminal, else one line per minute and per epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from affsup_cli.training.observers import Observer, Progress
 
-SECONDS_BETWEEN_LINES = 60.0
+LINE_SECONDS = 60.0
 DAYS_FROM = 48 * 3600
 
 
@@ -29,7 +29,7 @@ class LiveLine(Observer):
 
     def progressed(self, progress: Progress) -> None:
         """Redraw."""
-        if not self._live and time.monotonic() - self._printed < SECONDS_BETWEEN_LINES:
+        if not self._live and time.monotonic() - self._printed < LINE_SECONDS:
             return
         done = f"{self._label}epoch {progress.epoch}/{progress.epochs}, {progress.step / progress.steps:.0%}"
         rest = [
@@ -45,7 +45,7 @@ class LiveLine(Observer):
             self._printed = time.monotonic()
 
     def epoch_ended(self, record: Mapping[str, Any]) -> None:
-        """Print the epoch's line, which stays."""
+        """Print a permanent line for the epoch."""
         validation = [
             text.format(record[key])
             for key, text in (("val_accuracy", "val accuracy {:.2%}"), ("val_mass", "M {:.3f}"))
@@ -65,7 +65,7 @@ class LiveLine(Observer):
 
 
 def numbers(split: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what there is to say of a split's M and losses, each in words."""
+    """Return M, the losses and the gradient share of a split as texts."""
     said = [
         (f"{split}_mass", "M {:.3f}"),
         (f"{split}_loss", "loss {:.3f}"),
@@ -81,7 +81,7 @@ def numbers(split: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people read it: 0:59, 1:02:03, from two days on 3 d 4 h."""
+    """Return a duration as text: 0:59, 1:02:03, from two days on 3 d 4 h."""
     if seconds >= DAYS_FROM:
         days, hours = divmod(round(seconds / 3600), 24)
         return f"{days} d {hours} h"

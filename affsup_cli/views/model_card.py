@@ -1,4 +1,4 @@
-"""The page beside an exported model: what it is, how it came to be, what it is good for, how to load it."""
+"""The model card of an exported model: task, results, data, training, loading, limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from affsup_cli.views.console import counted, metric_text
 from data_prep.errors import printable
 
 HEAD = "---\nlibrary_name: affsup\n"
-"""How every card begins: the front matter that sites of models read."""
+"""Front matter of every card, which model hubs read."""
 
 _PAPER = "*Affinity Graph Supervision for Visual Recognition* (CVPR 2020)"
 
@@ -28,8 +28,8 @@ def model_card(trained: Trained, result: TrainResult, file: str) -> str:
 
     Args:
         trained: the model.
-        result: what its run came to.
-        file: name of the exported file, beside which the card lies.
+        result: the result of its run.
+        file: name of the exported file, in the same folder.
 
     Raises:
         AffsupError: the weights cannot be read.

@@ -1,4 +1,4 @@
-"""The runs of a folder as `affsup list runs` shows them: chosen by state and recipe, sorted."""
+"""The table of `affsup list runs`: runs filtered by state and recipe, sorted."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from affsup_cli.views.inventory import plain, table
 from data_prep.errors import AffsupError, UsageError, did_you_mean
 
 _DASH = "–"
-_FEW = 5  # metrics that a message names
-_NARROW = {"on the test split": 8, "started": 10}  # so that they break at their space
+_MAX_NAMED = 5  # metrics that a message names
+_NARROW_WIDTHS = {"on the test split": 8, "started": 10}  # so that they break at their space
 
 
 @dataclasses.dataclass(frozen=True)
 class ListedRun:
-    """What the list shows of a run, and what it is chosen and sorted by.
+    """The fields of a run that the list shows, filters and sorts by.
 
     Attributes:
         name: the folder's.
-        state: damaged if something of it could not be read.
+        state: damaged if one of its files could not be read.
         fields: its recipe, by dotted key; empty if that is damaged.
-        metrics: of its result.
-        epochs: done; None for a cost comparison.
-        seconds: of training; None unless finished.
-        started: date and time, ISO 8601; empty if not known.
-        fault: what is damaged.
+        metrics: the metrics of its result.
+        epochs: finished epochs; None for a cost comparison.
+        seconds: training time; None unless finished.
+        started: date and time, ISO 8601; empty if unknown.
+        fault: description of the damage.
     """
 
     name: str
@@ -63,19 +63,19 @@ def run_list(
     """Return the runs under `runs_dir` as a table.
 
     Args:
-        runs_dir: where they are.
+        runs_dir: the folder of run folders.
         where: conditions `KEY=VALUE` on recipe fields, all of which hold; the value may have `*` and `?`.
-        state: in this state only.
-        sort: name, started, seconds or a metric; runs without it come last.
-        reverse: from the largest.
-        limit: at most so many.
+        state: only runs in this state.
+        sort: name, started, seconds or a metric; runs without a value come last.
+        reverse: largest first.
+        limit: maximum number of runs.
 
     Raises:
-        UsageError: a condition or what is sorted by is not known.
+        UsageError: a condition or `sort` is invalid.
     """
-    found = [_read(folder) for folder in run_folders(runs_dir)]
+    found = [_read_run(folder) for folder in run_folders(runs_dir)]
     if not found:
-        return f"no runs in {runs_dir} yet: `affsup train minibatch` makes one"
+        return f"no runs in {runs_dir} yet: `affsup train minibatch` trains one"
     chosen = [run for run in found if state in (None, run.state)]
     for condition in where:
         holds = _condition(condition, found)
@@ -86,7 +86,7 @@ def run_list(
     return Group(shown, *(f"{escape(run.name)} is damaged: {escape(run.fault)}" for run in chosen if run.fault))
 
 
-def _read(folder: RunFolder) -> ListedRun:
+def _read_run(folder: RunFolder) -> ListedRun:
     known: dict[str, Any] = {}
     try:
         known["fields"] = folder.recipe().flat()
@@ -139,17 +139,17 @@ def _sorted(runs: Sequence[ListedRun], known: Sequence[ListedRun], by: str, reve
     if by not in keys and by not in metrics:
         raise UsageError(
             f"--sort {by}{did_you_mean(by, [*keys, *metrics])}: expected name, started, seconds or a metric "
-            f"of these runs ({_a_few(metrics) or 'none is finished'})"
+            f"of these runs ({_named_examples(metrics) or 'none is finished'})"
         )
     key: Callable[[ListedRun], Any] = keys.get(by) or (lambda run: run.metrics.get(by))
-    there = sorted((run for run in runs if _sortable(key(run))), key=key, reverse=reverse)
-    return there + [run for run in runs if not _sortable(key(run))]
+    sortable = sorted((run for run in runs if _sortable(key(run))), key=key, reverse=reverse)
+    return sortable + [run for run in runs if not _sortable(key(run))]
 
 
-def _a_few(metrics: Set[str]) -> str:
-    """Name metrics, those of the test split first; of many a few."""
+def _named_examples(metrics: Set[str]) -> str:
+    """Return names of metrics, those of the test split first; only the first few of many."""
     names = sorted(metrics, key=lambda metric: (not metric.startswith("test_"), metric))
-    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")
 
 
 def _sortable(value: Any) -> bool:
@@ -157,7 +157,7 @@ def _sortable(value: Any) -> bool:
 
 
 def _fitting_table(title: str, rows: Sequence[Mapping[str, str]], sort: str) -> Table:
-    """Return the rows as a table in which names, which people copy, stay whole if columns that can go make room."""
+    """Return the rows as a table; optional columns are dropped so that names fit on one line."""
     heads = list(_row(ListedRun("", RunState.DAMAGED), sort))
     sorted_by = "M" if sort == "test_mass" else sort
     can_go = [head for head in ("started", "M") if head != sorted_by]
@@ -173,7 +173,7 @@ def _drawn(title: str, heads: Sequence[str], rows: Sequence[Mapping[str, str]], 
     shown = table(title, heads, [[row[head] for head in heads] for row in rows], right=right)
     for column in shown.columns:
         column.no_wrap = column.header in ("epochs", "state", "M")
-        column.max_width = _NARROW.get(str(column.header)) if narrow else None
+        column.max_width = _NARROW_WIDTHS.get(str(column.header)) if narrow else None
     return shown
 
 

@@ -1,4 +1,4 @@
-"""What is in each split, as `affsup prepare` and `affsup show` print it."""
+"""The images, objects and classes of each split, as `affsup prepare` and `affsup show` print them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from rich.table import Table
 
 from data_prep.store import MAX_EXAMPLES, AnyManifest, ImageManifest, SceneManifest
 
-LONGEST = 20
+MAX_CLASS_ROWS = 20
 
 
 def split_table(manifest: AnyManifest) -> Table:
-    """Return the table; where there are many classes, the range of their counts in place of a row for each."""
+    """Return the table; many classes are shown as one range of counts."""
     return _scenes_table(manifest) if isinstance(manifest, SceneManifest) else _images_table(manifest)
 
 
 def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
-    """Say what the publisher's files hold and the prepared data set does not, and why."""
+    """Yield a line for each kind of entry that was left out of the official files, with the reason."""
     for entry in manifest.left_out if isinstance(manifest, SceneManifest) else ():
         what = entry.what if entry.count > 1 else entry.what.removesuffix("s")
         more = "; ..." if entry.count > len(entry.examples) >= MAX_EXAMPLES else ""
@@ -26,7 +26,7 @@ def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
 
 
 def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
-    """Say which categories cannot be learned."""
+    """Yield a line on categories without training images."""
     table = manifest.category_table() if isinstance(manifest, SceneManifest) else []
     empty = [name for name, train, _ in table if not train]
     if empty:
@@ -44,7 +44,7 @@ def _images_table(manifest: ImageManifest) -> Table:
 
 
 def _scenes_table(manifest: SceneManifest) -> Table:
-    table = _table(f"{manifest.dataset}: what is in each split", "", manifest)
+    table = _table(f"{manifest.dataset}: content of each split", "", manifest)
     for row in manifest.split_table():
         _add(table, *row)
     categories = [(f"category {name}", train, test) for name, train, test in manifest.category_table()]
@@ -64,7 +64,7 @@ def _table(title: str, first: str, manifest: AnyManifest) -> Table:
 
 
 def _add_classes(table: Table, rows: Sequence[tuple[str, *tuple[int, ...]]], what: str = "classes") -> None:
-    if len(rows) <= LONGEST:
+    if len(rows) <= MAX_CLASS_ROWS:
         for row in rows:
             _add(table, *row)
     else:

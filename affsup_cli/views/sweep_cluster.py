@@ -52,7 +52,7 @@ def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) ->
     if new:
         console.print(f"submitted {counted(len(new), 'run')}: {_of_jobs(new.values())}", markup=False)
     if plan.to_do:
-        console.print("the same call with --status shows how they stand, with --cancel takes them back")
+        console.print("the same command with --status shows their state, with --cancel cancels them")
 
 
 def cancel_jobs(plan: Plan, runs: Path) -> None:
@@ -65,7 +65,7 @@ def cancel_jobs(plan: Plan, runs: Path) -> None:
         console.print("no run of this sweep is in the queue")
         return
     console.print(f"cancelled {counted(len(cancelled), 'run')}: {_of_jobs(cancelled.values())}", markup=False)
-    console.print("those that run save their checkpoints; sweep again to go on")
+    console.print("running jobs save their checkpoints; the same sweep continues them")
 
 
 def print_status(plan: Plan, title: str, runs: Path) -> None:

@@ -57,8 +57,8 @@ def test_what_does_not_differ_is_said(make: RunMaker) -> None:
     for name in ("one", "two"):
         make.train(BASE, 0.5, name=name)
     result = invoke(compare, "one", str(make.root / "two"), *places(make))
-    assert "recipes: all the same" in result.output
-    assert "machines, code and data: all the same" in result.output
+    assert "recipes: no difference" in result.output
+    assert "machines, code and data: no difference" in result.output
     assert "no curves" in result.output
 
 
@@ -84,7 +84,7 @@ def test_brackets_in_a_recipe_are_printed_as_they_are(make: RunMaker) -> None:
 
 @pytest.mark.parametrize(
     ("named", "said"),
-    [(["one"], "two runs or more"), (["one", "one"], "named twice"), (["one", "nowhere"], "is not a run folder")],
+    [(["one"], "two or more runs"), (["one", "one"], "named twice"), (["one", "nowhere"], "is not a run folder")],
 )
 def test_a_mistake_is_named(make: RunMaker, named: list[str], said: str) -> None:
     make.train(BASE, 0.5, name="one")

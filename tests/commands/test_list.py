@@ -92,9 +92,9 @@ def test_what_is_sorted_by_is_shown(make: RunMaker) -> None:
         (["runs", "--where", "gamma"], "expected KEY=VALUE"),
         (["runs", "--where", "affinity.gama=2"], "did you mean 'affinity.gamma'"),
         (["runs", "--sort", "test_acuracy"], "did you mean 'test_accuracy'"),
-        (["tables", "--where", "task=relnet"], "--where chooses among runs"),
-        (["--limit", "2"], "--limit chooses among runs"),
-        (["datasets", "--reverse"], "--reverse chooses among runs"),
+        (["tables", "--where", "task=relnet"], "--where is an option of `affsup list runs`"),
+        (["--limit", "2"], "--limit is an option of `affsup list runs`"),
+        (["datasets", "--reverse"], "--reverse is an option of `affsup list runs`"),
     ],
 )
 def test_a_mistake_is_named(make: RunMaker, arguments: list[str], said: str) -> None:
@@ -136,7 +136,7 @@ def test_a_table_is_shown_with_what_each_cell_sets() -> None:
 
 def test_a_cost_comparison_is_shown_with_both_sides() -> None:
     found = invoke(show, "table4").output
-    assert "measured in turns with" in found
+    assert "timed in alternation with" in found
     assert "affinity.loss=none" in found
 
 

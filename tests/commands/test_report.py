@@ -96,8 +96,8 @@ def test_of_several_reports_long_footnotes_and_notes_are_shortened(make: RunMake
     assert alone.count("Not finished") == 6
     assert "data.flip = false instead of true" in alone
     assert among.count("Not finished") == 3
-    assert "- 3 more such notes on its page" in among
-    assert "`affsup sweep table3` makes them" in among
+    assert "- 3 more notes on its page" in among
+    assert "`affsup sweep table3` trains them" in among
     assert "data.flip" not in among
     assert "Machine" not in among
 

@@ -84,5 +84,5 @@ def test_an_unknown_architecture_is_refused_with_those_known() -> None:
         build_classifier("vgg16", 3, 10)
 
 
-def test_all_six_networks_of_table_3_are_there() -> None:
-    assert set(CLASSIFIERS) == {"resnet20", "resnet56", "resnet110", "resnet18", "resnet50", "resnet101"}
+def test_the_six_networks_of_table_3_are_included() -> None:
+    assert set(CLASSIFIERS) >= {"resnet20", "resnet56", "resnet110", "resnet18", "resnet50", "resnet101"}

@@ -87,7 +87,7 @@ def test_a_recipe_file_of_ones_own_works_by_path(tmp_path: Path) -> None:
         ({"train.epochs": "many"}, "train.epochs = 'many': input should be a valid integer"),
         ({"train.epochs": 2.0}, "train.epochs = 2.0"),
         ({"train.epochs": 0}, "train.epochs = 0"),
-        ({"affinity.loss": "hinge"}, "'focal', 'log', 'l2'"),
+        ({"affinity.loss": "hinge"}, "affinity.loss = 'hinge': input should be 'none', 'focal'"),
         ({"affinity.gamma": 0.5}, "must be 0 or at least 1"),
         ({"affinity.gamma": -1.0}, "must be 0 or at least 1"),
         ({"affinity.gamma": float("nan")}, "affinity.gamma = nan"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.reporting.compare import best_of, better, compare_runs, write_curves
+from affsup_cli.reporting.compare import best_runs, compare_runs, metric_direction, write_curves
 from affsup_cli.reporting.render.figure import PALETTE
 from affsup_cli.runs.folder import RunFolder
 from data_prep.errors import AffsupError, UsageError
@@ -72,7 +72,7 @@ def test_numbers_stand_side_by_side_those_of_the_test_split_first(make: RunMaker
     ],
 )
 def test_what_is_better(metric: str, direction: str | None) -> None:
-    assert better(metric) == direction
+    assert metric_direction(metric) == direction
 
 
 def test_the_best_is_marked_where_there_is_one(make: RunMaker) -> None:
@@ -82,9 +82,9 @@ def test_the_best_is_marked_where_there_is_one(make: RunMaker) -> None:
         for v, loss in zip(values, (0.3, 0.2, 0.1), strict=True)
     ]
     found = compare_runs(runs)
-    assert best_of(found, "train_loss") == {1, 2}
-    assert best_of(found, "val_accuracy") == {0}
-    assert best_of(found, "test_mass") == best_of(found, "test_accuracy") == frozenset()
+    assert best_runs(found, "train_loss") == {1, 2}
+    assert best_runs(found, "val_accuracy") == {0}
+    assert best_runs(found, "test_mass") == best_runs(found, "test_accuracy") == frozenset()
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_is_and_never_the_best(make: RunMaker) -> None:
@@ -93,7 +93,7 @@ def test_an_unfinished_run_is_compared_as_far_as_it_is_and_never_the_best(make: 
     found = compare_runs([make.finish(BASE, {"val_accuracy": 0.5}), make.finish(BASE, {"val_accuracy": 0.4}), going])
     assert (found.runs[2].finished, found.runs[2].epochs, found.runs[2].planned) == (False, 1, 2)
     assert found.metrics["val_accuracy"] == (0.5, 0.4, 0.9)
-    assert best_of(found, "val_accuracy") == {0}
+    assert best_runs(found, "val_accuracy") == {0}
     assert any("newest epoch" in note for note in found.notes)
 
 
@@ -156,7 +156,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(make: RunMaker, tmp_path
 def test_what_cannot_be_compared_is_refused(make: RunMaker) -> None:
     run, cost = make.train(BASE, 0.5), make.measure(AFFINITY, [1.0], [1.0])
     for runs, said in (
-        ([run], "two runs or more"),
+        ([run], "two or more runs"),
         ([run, RunFolder(run.path.parent / "." / run.name)], "named twice"),
         ([run, cost], "compares costs"),
     ):

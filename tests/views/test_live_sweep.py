@@ -52,7 +52,7 @@ def test_off_a_terminal_there_is_a_line_for_each_beginning_and_end_and_a_summary
             "cell seed 2 begins on cuda:1: runs/2",
             "cell seed 2 failed: diverged",
         ]
-        view._shown -= live_sweep.SECONDS_BETWEEN_SUMMARIES
+        view._shown -= live_sweep.SUMMARY_SECONDS
         view.ticked()
     # 50 s of the first; 60 s of the second and of each that waits, as the first's epoch took 6 s; two at a time.
     assert shown.getvalue().splitlines()[4:] == ["0 done · 2 running · 2 waiting · 1 failed · 1:55 left · epoch 2/10"]
@@ -79,11 +79,11 @@ def test_a_run_of_another_process_is_named_once_and_counted_apart_until_it_begin
         view.run_elsewhere(first)
         view.started(second, "cuda:0")
         view.run_elsewhere(second)
-        view._shown -= live_sweep.SECONDS_BETWEEN_SUMMARIES
+        view._shown -= live_sweep.SUMMARY_SECONDS
         view.ticked()
         view.started(second, "cuda:1")
         view.ended(first, Outcome("stopped"))
-        view._shown -= live_sweep.SECONDS_BETWEEN_SUMMARIES
+        view._shown -= live_sweep.SUMMARY_SECONDS
         view.ticked()
     assert shown.getvalue().splitlines() == [
         "cell seed 0 is run by another process; waiting for it: runs/0",

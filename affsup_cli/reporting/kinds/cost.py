@@ -15,7 +15,7 @@ from affsup_cli.reporting.select.statistics import summarize
 from affsup_cli.runs.index import MeasuredRun, RunIndex
 from affsup_cli.runs.results import Measurement
 
-_NUMBERS = (
+_CSV_COLUMNS = (
     *("block", "row", "unit", "statistic", "runtime", "runtime_std", "runtime_min", "runtime_max", "rounds"),
     *("memory", "paper_runtime", "paper_memory", "marks", "device", "run"),
 )
@@ -24,15 +24,15 @@ _CAPTION = "Ours: mean ± sample standard deviation (rounds); ratio: median [low
 
 
 @dataclasses.dataclass(frozen=True)
-class _Comparison:
-    """The measurement that fills a block."""
+class _BlockMeasurement:
+    """The measurement that fills a block, and how it departs from the recipe."""
 
     run: MeasuredRun
     departures: tuple[str, ...]
 
     @property
     def ratios(self) -> list[float]:
-        """Treatment over baseline, a value a round: the two of a round were measured back to back."""
+        """Treatment over baseline, one value for each round; both were timed directly after each other."""
         result = self.run.result
         rounds = zip(result.treatment.seconds_per_epoch, result.baseline.seconds_per_epoch, strict=True)
         return [treatment / baseline for treatment, baseline in rounds]
@@ -45,10 +45,10 @@ class _Comparison:
 
 
 def build_cost(spec: CostSpec, runs: RunIndex) -> Content:
-    """Work out a cost comparison from the measurements there are.
+    """Build a cost comparison from the finished measurements.
 
-    `.csv` has three lines a block: the two variants (mean over the rounds, seconds and megabytes) and their ratio
-    (median over the rounds).
+    `.csv` has three lines for each block: the two variants (mean over the rounds, seconds and megabytes)
+    and their ratio (median over the rounds).
     """
     footnotes = Footnotes()
     tables: list[Table] = []
@@ -56,39 +56,41 @@ def build_cost(spec: CostSpec, runs: RunIndex) -> Content:
     used: list[MeasuredRun] = []
     notes: list[str] = []
     for block, cell in zip(spec.blocks, spec_cells(spec), strict=True):
-        found = _comparisons(cell, runs)
-        comparison = found[0] if found else None
+        found = _measurements(cell, runs)
+        measurement = found[0] if found else None
         notes += [
-            f"{block.key}: left out (another measurement stands here): {other.run.folder.name}" for other in found[1:]
+            f"{block.key}: left out (another measurement is shown): {other.run.folder.name}" for other in found[1:]
         ]
-        used += [comparison.run] if comparison else []
-        marks = footnotes.mark_departures(comparison.departures, comparison.run.environment.data) if comparison else ""
-        tables.append(_table(block, comparison, marks))
-        numbers += _numbers(block, comparison, marks)
+        used += [measurement.run] if measurement else []
+        marks = (
+            footnotes.mark_departures(measurement.departures, measurement.run.environment.data) if measurement else ""
+        )
+        tables.append(_table(block, measurement, marks))
+        numbers += _csv_rows(block, measurement, marks)
     return Content(
         caption=f"{spec.caption} {_CAPTION}",
         tables=tuple(tables),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=tuple(used),
-        files={".csv": csv_bytes(numbers, _NUMBERS)},
+        files={".csv": csv_bytes(numbers, _CSV_COLUMNS)},
     )
 
 
-def _comparisons(cell: Cell, runs: RunIndex) -> list[_Comparison]:
-    """Return the measurements of a cell, the one to show first: faithful before others, then the newest."""
+def _measurements(cell: Cell, runs: RunIndex) -> list[_BlockMeasurement]:
+    """Return the measurements of a cell, best first: those that follow the recipe, then the newest."""
     found = []
     for run in reversed(runs.measured):
-        # What a run observes costs time: here no field may differ silently.
+        # Recording costs time, so fields that only observe count as departures too.
         departed = departures(cell, run, observing=frozenset())
         if departed is not None:
-            found.append(_Comparison(run, departed))
-    return sorted(found, key=lambda comparison: bool(comparison.departures))
+            found.append(_BlockMeasurement(run, departed))
+    return sorted(found, key=lambda measurement: bool(measurement.departures))
 
 
-def _table(block: CostBlock, comparison: _Comparison | None, marks: str) -> Table:
+def _table(block: CostBlock, measurement: _BlockMeasurement | None, marks: str) -> Table:
     header = (block.label, "1-epoch runtime, paper", "ours", "peak memory, paper", "ours")
-    result = comparison.run.result if comparison else None
+    result = measurement.run.result if measurement else None
     variants = [
         (block.baseline, result.baseline if result else None),
         (block.treatment, result.treatment if result else None),
@@ -96,7 +98,7 @@ def _table(block: CostBlock, comparison: _Comparison | None, marks: str) -> Tabl
     rows = [
         (
             row.label,
-            _duration(row.paper_seconds),
+            _paper_duration(row.paper_seconds),
             _ours_duration(measured) + (marks if measured else ""),
             f"{row.paper_megabytes:,.0f} MB",
             f"{measured.peak_megabytes:,.0f} MB{marks}" if measured and measured.peak_megabytes else DASH,
@@ -104,25 +106,25 @@ def _table(block: CostBlock, comparison: _Comparison | None, marks: str) -> Tabl
         for row, measured in variants
     ]
     ratio = memory = DASH
-    if comparison:
-        ratios = comparison.ratios
+    if measurement:
+        ratios = measurement.ratios
         ratio = f"{statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}] ({len(ratios)}){marks}"
-        memory = f"{comparison.memory_ratio:.3f}{marks}" if comparison.memory_ratio else DASH
+        memory = f"{measurement.memory_ratio:.3f}{marks}" if measurement.memory_ratio else DASH
     paper_time, paper_memory = _paper_ratios(block)
     rows.append(("ratio", f"{paper_time:.3f}", ratio, f"{paper_memory:.3f}", memory))
     sources = {}
-    if comparison:
-        source = Source(block.label, (comparison.run,), marks)
+    if measurement:
+        source = Source(block.label, (measurement.run,), marks)
         sources = {(row, column): source for row in range(len(rows)) for column in (2, 4) if rows[row][column] != DASH}
     return Table(header, tuple(rows), sources)
 
 
-def _unit(seconds: float) -> tuple[float, str]:
+def _time_unit(seconds: float) -> tuple[float, str]:
     return (1, "seconds") if seconds < 600 else (60, "minutes")
 
 
-def _duration(seconds: float) -> str:
-    size, unit = _unit(seconds)
+def _paper_duration(seconds: float) -> str:
+    size, unit = _time_unit(seconds)
     return f"{seconds / size:.1f} {unit}"
 
 
@@ -130,7 +132,7 @@ def _ours_duration(measured: Measurement | None) -> str:
     if measured is None:
         return DASH
     summary = summarize(measured.seconds_per_epoch)
-    size, unit = _unit(summary.mean)
+    size, unit = _time_unit(summary.mean)
     spread = "" if summary.std is None else f" ± {summary.std / size:.2f}"
     return f"{summary.mean / size:.2f}{spread} {unit} ({summary.n})"
 
@@ -140,27 +142,27 @@ def _paper_ratios(block: CostBlock) -> tuple[float, float]:
     return treatment.paper_seconds / baseline.paper_seconds, treatment.paper_megabytes / baseline.paper_megabytes
 
 
-def _numbers(block: CostBlock, comparison: _Comparison | None, marks: str) -> Iterator[dict[str, Any]]:
+def _csv_rows(block: CostBlock, measurement: _BlockMeasurement | None, marks: str) -> Iterator[dict[str, Any]]:
     origin: dict[str, Any] = {}
-    if comparison:
+    if measurement:
         origin = {
             "marks": marks.strip(),
-            "device": comparison.run.environment.device_name,
-            "run": comparison.run.folder.name,
+            "device": measurement.run.environment.device_name,
+            "run": measurement.run.folder.name,
         }
-    result = comparison.run.result if comparison else None
-    yield _variant(block, "baseline", block.baseline, result.baseline if result else None) | origin
-    yield _variant(block, "treatment", block.treatment, result.treatment if result else None) | origin
+    result = measurement.run.result if measurement else None
+    yield _variant_row(block, "baseline", block.baseline, result.baseline if result else None) | origin
+    yield _variant_row(block, "treatment", block.treatment, result.treatment if result else None) | origin
     time, memory = _paper_ratios(block)
     ratio: dict[str, Any] = {"block": block.key, "row": "ratio", "unit": "ratio", "statistic": "median"}
     ratio |= {"paper_runtime": time, "paper_memory": memory}
-    if comparison:
-        ratio |= {"runtime": statistics.median(comparison.ratios), **_spread(comparison.ratios)}
-        ratio |= {"memory": comparison.memory_ratio}
+    if measurement:
+        ratio |= {"runtime": statistics.median(measurement.ratios), **_spread(measurement.ratios)}
+        ratio |= {"memory": measurement.memory_ratio}
     yield ratio | origin
 
 
-def _variant(block: CostBlock, name: str, row: CostRow, measured: Measurement | None) -> dict[str, Any]:
+def _variant_row(block: CostBlock, name: str, row: CostRow, measured: Measurement | None) -> dict[str, Any]:
     line: dict[str, Any] = {"block": block.key, "row": name, "unit": "seconds, megabytes", "statistic": "mean"}
     line |= {"paper_runtime": row.paper_seconds, "paper_memory": row.paper_megabytes}
     if measured:

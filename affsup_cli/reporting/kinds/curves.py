@@ -23,15 +23,15 @@ from data_prep.errors import AffsupError
 
 Split = Literal["test", "val"]
 
-_NUMBERS = ("panel", "curve", "seed", "epoch", "split", "error", "mass")
+_CSV_COLUMNS = ("panel", "curve", "seed", "epoch", "split", "error", "mass")
 _SPLIT_NAMES: dict[Split, str] = {"test": "test", "val": "validation"}
 _LINES = (("#222222", "-"), ("#3f90da", "--"), ("#e76300", "-."), ("#832db6", "-"), ("#94a4a2", "--"))
 _BEST = "#d00000"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Curve:
-    """One line of a panel: error in percent and mass in 0..1, both [seeds, epochs]; mass is NaN where not recorded."""
+class _VariantCurves:
+    """The runs of a curve: error in percent and mass in 0..1, both `[seeds, epochs]`, or NaN."""
 
     variant: KeyedVariant
     runs: tuple[TrainedRun, ...]
@@ -52,39 +52,40 @@ class _Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Panel:
+class _PanelCurves:
     spec: CurvePanel
-    curves: list[_Curve]
+    curves: list[_VariantCurves]
 
     @property
-    def best(self) -> _Curve | None:
-        """The curve that ends lowest; a curve alone is not the best of anything."""
+    def best(self) -> _VariantCurves | None:
+        """The curve with the lowest final error; None for a single curve."""
         return min(self.curves, key=lambda curve: curve.final_error) if len(self.curves) > 1 else None
 
 
 def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
-    """Work out the curves from the runs there are: one group of runs and one split for the whole figure.
+    """Build the curves from the finished runs: one group of runs and one split for the whole figure.
 
-    `.csv` has a line for each panel, curve, seed and epoch, with error in percent and mass; `.png` is the picture.
-    Where there are no runs there are no files.
+    `.csv` has one line for each panel, curve, seed and epoch, with error in percent and mass; `.png` is the picture.
     """
     cells = {cell.key: cell for cell in spec_cells(spec)}
-    # A run without the test split's curve shows another quantity: here that field does not merely observe.
-    selection = select_runs(cells, runs.trained, _fault, OBSERVING - {"train.test_curve"})
+    # A run without the test curve shows another quantity, so this field counts as a departure.
+    selection = select_runs(cells, runs.trained, _curves_fault, OBSERVING - {"train.test_curve"})
     group = selection.group
     footnotes = Footnotes()
     if group is None:
-        tables = tuple(_table(_Panel(panel, []), "") for panel in spec.panels)
+        tables = tuple(_table(_PanelCurves(panel, []), "") for panel in spec.panels)
         return Content(_caption("test"), tables, (), tuple(selection.remarks(footnotes)), (), {})
     marks = footnotes.mark_departures(group.departures, group.data)
     drawn = footnotes.lines()
     notes = selection.remarks(footnotes)
     records = [record for run in group.members for record in run.folder.metrics()]
-    split: Split = "test" if all(_finite(record.get("test_accuracy")) for record in records) else "val"
+    split: Split = "test" if all(_is_finite(record.get("test_accuracy")) for record in records) else "val"
     panels = []
     for panel in spec.panels:
-        found = [_curve(curve, group.runs.get(f"{panel.key}/{curve.key}", {}), split) for curve in panel.curves]
-        panels.append(_Panel(panel, [curve for curve in found if curve]))
+        found = [
+            _variant_curves(curve, group.runs.get(f"{panel.key}/{curve.key}", {}), split) for curve in panel.curves
+        ]
+        panels.append(_PanelCurves(panel, [curve for curve in found if curve]))
         if missing := [curve.label for curve, there in zip(panel.curves, found, strict=True) if there is None]:
             notes.append(f"{panel.label}: no runs for {', '.join(missing)}")
     return Content(
@@ -94,7 +95,7 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
         notes=tuple(notes),
         used=tuple(group.members),
         files={
-            ".csv": csv_bytes([line for panel in panels for line in _numbers(panel, split)], _NUMBERS),
+            ".csv": csv_bytes([line for panel in panels for line in _csv_rows(panel, split)], _CSV_COLUMNS),
             ".png": _draw(spec.title, [panel for panel in panels if panel.curves], split, drawn),
         },
     )
@@ -107,33 +108,33 @@ def _caption(split: Split) -> str:
     )
 
 
-def _fault(run: TrainedRun) -> str | None:
+def _curves_fault(run: TrainedRun) -> str | None:
     try:
         records = run.folder.metrics()
     except AffsupError as error:
         return str(error)
     if len(records) != run.result.epochs:
         return f"metrics.jsonl has {len(records)} of {run.result.epochs} epochs"
-    if not all(_finite(record.get("val_accuracy")) for record in records):
+    if not all(_is_finite(record.get("val_accuracy")) for record in records):
         return "val_accuracy is not a number in every epoch"
     return None
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _curve(variant: KeyedVariant, by_seed: dict[int, TrainedRun], split: Split) -> _Curve | None:
+def _variant_curves(variant: KeyedVariant, by_seed: dict[int, TrainedRun], split: Split) -> _VariantCurves | None:
     if not by_seed:
         return None
     runs = tuple(run for _, run in sorted(by_seed.items()))
     records = [run.folder.metrics() for run in runs]
     accuracy = np.array([[record[f"{split}_accuracy"] for record in run] for run in records], dtype=np.float64)
     mass = np.array([[record.get(f"{split}_mass") for record in run] for run in records], dtype=np.float64)
-    return _Curve(variant, runs, 100 * (1 - accuracy), mass)
+    return _VariantCurves(variant, runs, 100 * (1 - accuracy), mass)
 
 
-def _table(panel: _Panel, marks: str) -> Table:
+def _table(panel: _PanelCurves, marks: str) -> Table:
     found = {curve.variant.key: curve for curve in panel.curves}
     rows = []
     sources: dict[tuple[int, int], Source] = {}
@@ -149,7 +150,7 @@ def _table(panel: _Panel, marks: str) -> Table:
     return Table((panel.spec.label, "last epoch's error (%)", "last epoch's M", "runs"), tuple(rows), sources)
 
 
-def _numbers(panel: _Panel, split: Split) -> Iterator[dict[str, Any]]:
+def _csv_rows(panel: _PanelCurves, split: Split) -> Iterator[dict[str, Any]]:
     for curve in panel.curves:
         for (row, seed), epoch in itertools.product(enumerate(curve.seeds), range(curve.error.shape[1])):
             mass = float(curve.mass[row, epoch])
@@ -164,8 +165,8 @@ def _numbers(panel: _Panel, split: Split) -> Iterator[dict[str, Any]]:
             }
 
 
-def _draw(title: str, panels: Sequence[_Panel], split: Split, remarks: Sequence[str]) -> bytes:
-    """Draw error over mass, a column a panel; a single panel has its two axes side by side."""
+def _draw(title: str, panels: Sequence[_PanelCurves], split: Split, remarks: Sequence[str]) -> bytes:
+    """Draw error above mass, one column per panel; a single panel has its two axes side by side."""
     with style():
         alone = len(panels) == 1
         figure = new_figure(9.0, 3.9 if alone else 6.8, title, remarks)
@@ -187,7 +188,7 @@ def _draw(title: str, panels: Sequence[_Panel], split: Split, remarks: Sequence[
             mass_axes.set_xlabel("epoch")
         for row, label in zip(axes, (f"{_SPLIT_NAMES[split]} error (%)", "target affinity mass M"), strict=True):
             row[0].set_ylabel(label)
-        axes[0, 0].set_ylim(0, _top(panels))
+        axes[0, 0].set_ylim(0, _error_axis_limit(panels))
         axes[1, 0].set_ylim(0, 1.05)
         last = max(curve.error.shape[1] for panel in panels for curve in panel.curves)
         for axis in axes.flat:
@@ -205,8 +206,8 @@ def _line(axes: Axes, values: Values, colour: str, dashes: str, label: str) -> N
     draw_mean(axes, epochs, values, color=colour, linestyle=dashes, marker=marker, label=label)
 
 
-def _top(panels: Sequence[_Panel]) -> float:
-    """Return the upper end of the error axes: the first epochs may stick out, so that the last can be told apart."""
+def _error_axis_limit(panels: Sequence[_PanelCurves]) -> float:
+    """Return the upper limit of the error axes: the first epochs may exceed it, so that the last stay readable."""
     curves = [curve for panel in panels for curve in panel.curves]
     highest = max(float(curve.error.mean(axis=0).max()) for curve in curves)
     worst_end = max(curve.final_error for curve in curves)

@@ -1,4 +1,4 @@
-"""t-SNE pictures of learned features, and how well the classes separate before it (figure 6)."""
+"""t-SNE pictures of learned features, and how well the classes separate in the features (figure 6)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import EmbeddingSpec, KeyedVariant
 from affsup_cli.runs.index import RunIndex, TrainedRun
 
-_POINTS = ("panel", "index", "x", "y", "label")
-_SCORES = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")
-_FEWEST_IMAGES = 10
+_POINT_COLUMNS = ("panel", "index", "x", "y", "label")
+_SCORE_COLUMNS = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")
+_MIN_IMAGES = 10
 _MARKERS = "os^Dv<>PX*"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Panel:
-    """One picture: `points` [n, 2] are the t-SNE of the run's features, `labels` [n] the true classes.
+class _Embedding:
+    """One picture: `points` `[n, 2]` are the t-SNE of a run's features, `labels` `[n]` the true classes.
 
-    `silhouette` (-1..1) and `neighbour_accuracy` (0..1: the nearest other image is of the same class) are those of the
-    features themselves: distances in a t-SNE picture mean little.
+    `silhouette` (-1..1) and `neighbour_accuracy` (0..1, the nearest other image has the same class) are computed on the
+    features, since distances in a t-SNE picture mean little.
     """
 
     variant: KeyedVariant
@@ -40,13 +40,12 @@ class _Panel:
 
 
 def build_embedding(spec: EmbeddingSpec, runs: RunIndex) -> Content:
-    """Work out the pictures from the runs there are, all of one seed: the lowest that the most variants have.
+    """Build the pictures from finished runs of one seed: the lowest one that most variants have.
 
-    `.csv` has a line a point, `.scores.csv` a line a variant; `.png` is the picture. Where there are no runs there are
-    no files.
+    `.csv` has one line for each point, `.scores.csv` one for each variant; `.png` is the picture.
     """
     cells = {cell.key: cell for cell in spec_cells(spec)}
-    selection = select_runs(cells, runs.trained, _fault)
+    selection = select_runs(cells, runs.trained, _features_fault)
     group = selection.group
     footnotes = Footnotes()
     if group is None:
@@ -66,8 +65,8 @@ def build_embedding(spec: EmbeddingSpec, runs: RunIndex) -> Content:
         notes=tuple(notes),
         used=tuple(panel.run for panel in panels),
         files={
-            ".csv": csv_bytes([line for panel in panels for line in _points(panel)], _POINTS),
-            ".scores.csv": csv_bytes([_score(panel, marks) for panel in panels], _SCORES),
+            ".csv": csv_bytes([line for panel in panels for line in _point_rows(panel)], _POINT_COLUMNS),
+            ".scores.csv": csv_bytes([_score_row(panel, marks) for panel in panels], _SCORE_COLUMNS),
             ".png": _draw(spec.title, panels, drawn),
         },
     )
@@ -76,18 +75,18 @@ def build_embedding(spec: EmbeddingSpec, runs: RunIndex) -> Content:
 def _caption(which: str) -> str:
     return (
         f"t-SNE of test images' features, coloured by class, of runs {which}. Silhouette and nearest-neighbour "
-        "accuracy are those of the features themselves; higher is better separated."
+        "accuracy are computed on the features; higher is better."
     )
 
 
-def _load(run: TrainedRun) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def _load_features(run: TrainedRun) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     with run.folder.features.open("rb") as stored, np.load(stored) as file:
         return file["features"].astype(np.float32), file["labels"].astype(np.int64)
 
 
-def _fault(run: TrainedRun) -> str | None:
+def _features_fault(run: TrainedRun) -> str | None:
     try:
-        features, labels = _load(run)
+        features, labels = _load_features(run)
     except FileNotFoundError:
         return "no features.npz"
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -96,25 +95,25 @@ def _fault(run: TrainedRun) -> str | None:
         return f"features.npz holds features {features.shape} with labels {labels.shape}"
     if not np.isfinite(features).all():
         return "features.npz holds numbers that are not finite"
-    if len(features) < _FEWEST_IMAGES or not 1 < len(np.unique(labels)) < len(labels):
+    if len(features) < _MIN_IMAGES or not 1 < len(np.unique(labels)) < len(labels):
         return f"features.npz holds {len(features)} images of {len(np.unique(labels))} classes, too few to compare"
     return None
 
 
-def _embed(variant: KeyedVariant, run: TrainedRun) -> _Panel:
+def _embed(variant: KeyedVariant, run: TrainedRun) -> _Embedding:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
 
-    features, labels = _load(run)
+    features, labels = _load_features(run)
     nearest = NearestNeighbors(n_neighbors=1).fit(features).kneighbors(return_distance=False)[:, 0]
     reduced = features
     if min(features.shape) > 50:
         reduced = PCA(n_components=50, random_state=0).fit_transform(features)
     perplexity = min(30.0, (len(features) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=0).fit_transform(reduced)
-    return _Panel(
+    return _Embedding(
         variant=variant,
         run=run,
         points=points.astype(np.float64),
@@ -124,7 +123,7 @@ def _embed(variant: KeyedVariant, run: TrainedRun) -> _Panel:
     )
 
 
-def _table(spec: EmbeddingSpec, panels: Sequence[_Panel], marks: str) -> Table:
+def _table(spec: EmbeddingSpec, panels: Sequence[_Embedding], marks: str) -> Table:
     found = {panel.variant.key: panel for panel in panels}
     rows = []
     sources: dict[tuple[int, int], Source] = {}
@@ -140,12 +139,12 @@ def _table(spec: EmbeddingSpec, panels: Sequence[_Panel], marks: str) -> Table:
     return Table(("features of", "silhouette", "nearest neighbour (%)", "images"), tuple(rows), sources)
 
 
-def _points(panel: _Panel) -> Iterator[dict[str, Any]]:
+def _point_rows(panel: _Embedding) -> Iterator[dict[str, Any]]:
     for index, ((x, y), label) in enumerate(zip(panel.points, panel.labels, strict=True)):
         yield {"panel": panel.variant.key, "index": index, "x": float(x), "y": float(y), "label": int(label)}
 
 
-def _score(panel: _Panel, marks: str) -> dict[str, Any]:
+def _score_row(panel: _Embedding, marks: str) -> dict[str, Any]:
     return {
         "panel": panel.variant.key,
         "seed": panel.run.recipe.seed,
@@ -157,7 +156,7 @@ def _score(panel: _Panel, marks: str) -> dict[str, Any]:
     }
 
 
-def _draw(title: str, panels: Sequence[_Panel], remarks: Sequence[str]) -> bytes:
+def _draw(title: str, panels: Sequence[_Embedding], remarks: Sequence[str]) -> bytes:
     with style():
         figure = new_figure(4.6 * len(panels) + 0.8, 5.2, title, remarks)
         classes = sorted({int(label) for panel in panels for label in panel.labels})

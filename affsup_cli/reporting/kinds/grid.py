@@ -15,7 +15,7 @@ from affsup_cli.reporting.select.spec import GridBlock, GridColumn, GridEntry, G
 from affsup_cli.reporting.select.statistics import PairedDifference, Summary, paired_difference, summarize
 from affsup_cli.runs.index import RunIndex, TrainedRun
 
-_NUMBERS = (
+_CSV_COLUMNS = (
     *("block", "column", "row", "metric", "n", "mean", "std", "ci_low", "ci_high", "paper_mean", "paper_std"),
     *("seeds", "runs", "marks", "data_digest", "data_official"),
 )
@@ -26,8 +26,8 @@ _CAPTION = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Filled:
-    """An entry with its numbers: `group` stands in its whole column or block, `values` by seed, as shown."""
+class _GridValue:
+    """An entry with its values by seed, scaled; `group` is the group of runs of its column or block."""
 
     label: str
     entry: GridEntry
@@ -49,10 +49,10 @@ class _Filled:
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """Two entries of one group that are compared by seed."""
+    """Two entries of one group, compared by seed."""
 
-    treatment: _Filled
-    baseline: _Filled
+    treatment: _GridValue
+    baseline: _GridValue
 
     @property
     def paired(self) -> PairedDifference | None:
@@ -65,12 +65,11 @@ class _Pair:
 
 
 def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
-    """Work out a grid from the runs there are.
+    """Build a grid from the finished runs.
 
-    `.csv` is the table as shown: `block, row, entry`, then a column for each column of any block (empty where the block
-    has no such column, a dash where there is no number). `.cells.csv` holds the numbers in full precision: a line for
-    each entry, and one for each paired difference, whose row (or column, where columns are compared) is
-    `TREATMENT-BASELINE`.
+    `.csv` is the table as shown: `block, row, entry`, then every column of any block (empty where the block has no such
+    column, a dash where there is no number). `.cells.csv` has the numbers in full precision: one line for each entry
+    and each paired difference, whose row (or column, where columns are compared) is `TREATMENT-BASELINE`.
     """
     cells = {cell.key: cell for cell in spec_cells(spec)}
     footnotes = Footnotes()
@@ -80,11 +79,11 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
     used: list[TrainedRun] = []
     notes: list[str] = []
     for block in spec.blocks:
-        filled: dict[tuple[str, str], _Filled] = {}
-        for place, entries in _together(spec, block):
-            group, found, remarks = _fill(spec, block, entries, cells, runs, footnotes)
+        filled: dict[tuple[str, str], _GridValue] = {}
+        for place, entries in _comparable_entries(spec, block):
+            group, found, remarks = _fill_entries(spec, block, entries, cells, runs, footnotes)
             filled |= {(each.entry.column, each.entry.row): each for each in found}
-            notes += [f"{place}: {remark}" for remark in [*remarks, *_unmeasured(block, found)]]
+            notes += [f"{place}: {remark}" for remark in [*remarks, *_missing_metrics(block, found)]]
             used += group.members if group else []
         lines = list(_lines(spec, block, filled))
         labels = [column.label for column in block.columns]
@@ -100,7 +99,7 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
         for line in lines:
             row, entry, texts = line.row, line.entry, line.texts
             shown.append({"block": block.label, "row": row, "entry": entry, **dict(zip(labels, texts, strict=True))})
-        numbers += _numbers(spec, block, filled)
+        numbers += _csv_rows(spec, block, filled)
     columns = dict.fromkeys(column.label for block in spec.blocks for column in block.columns)
     return Content(
         caption=f"{spec.caption} {_CAPTION}",
@@ -110,15 +109,15 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
         used=tuple(used),
         files={
             ".csv": csv_bytes(shown, ("block", "row", "entry", *columns)),
-            ".cells.csv": csv_bytes(numbers, _NUMBERS),
+            ".cells.csv": csv_bytes(numbers, _CSV_COLUMNS),
         },
     )
 
 
-def _together(spec: GridSpec, block: GridBlock) -> Iterator[tuple[str, list[GridEntry]]]:
-    """Yield the entries that one group of runs fills, so that they compare, under a name for notes.
+def _comparable_entries(spec: GridSpec, block: GridBlock) -> Iterator[tuple[str, list[GridEntry]]]:
+    """Yield the entries that one group of runs fills so that they are comparable, with a name for notes.
 
-    They are a column's where rows are compared and each column has runs of its own; else the whole block's.
+    These are the entries of a column where rows are compared and columns show different runs; else those of the block.
     """
     entries = spec.entries(block)
     if spec.compare == "rows" and spec.columns_differ_in_runs:
@@ -129,30 +128,30 @@ def _together(spec: GridSpec, block: GridBlock) -> Iterator[tuple[str, list[Grid
 
 
 def _runs_label(spec: GridSpec, block: GridBlock, entry: GridEntry) -> str:
-    """Return the names of what sets an entry's runs apart: its block, its column and its row."""
+    """Return the label of an entry's runs: block, column and row, as far as they distinguish runs."""
     parts = [block.label]
-    parts += [_label(block, entry.column)] if spec.columns_differ_in_runs else []
+    parts += [_column_label(block, entry.column)] if spec.columns_differ_in_runs else []
     parts += [spec.rows[entry.row].label] if spec.rows_differ_in_runs else []
     return ", ".join(parts)
 
 
-def _fill(
+def _fill_entries(
     spec: GridSpec,
     block: GridBlock,
     entries: Sequence[GridEntry],
     cells: dict[str, Cell],
     runs: RunIndex,
     footnotes: Footnotes,
-) -> tuple[Group | None, list[_Filled], list[str]]:
+) -> tuple[Group | None, list[_GridValue], list[str]]:
     metrics = list(dict.fromkeys(entry.metric for entry in entries))
-    selection = select_runs({entry.cell: cells[entry.cell] for entry in entries}, runs.trained, _fault(metrics))
+    selection = select_runs({entry.cell: cells[entry.cell] for entry in entries}, runs.trained, _metrics_fault(metrics))
     group = selection.group
     if group is None:
-        empty = [_Filled(_runs_label(spec, block, entry), entry, None, "", {}) for entry in entries]
+        empty = [_GridValue(_runs_label(spec, block, entry), entry, None, "", {}) for entry in entries]
         return None, empty, selection.remarks(footnotes)
     marks = footnotes.mark_departures(group.departures, group.data)
     filled = [
-        _Filled(
+        _GridValue(
             _runs_label(spec, block, entry),
             entry,
             group,
@@ -168,8 +167,8 @@ def _fill(
     return group, filled, selection.remarks(footnotes)
 
 
-def _fault(metrics: Sequence[str]) -> Callable[[TrainedRun], str | None]:
-    """Refuse runs with a number that is not finite, and those with none of the metrics; one may be missing."""
+def _metrics_fault(metrics: Sequence[str]) -> Callable[[TrainedRun], str | None]:
+    """Return the check of runs: every metric is finite, and at least one is present."""
 
     def fault(run: TrainedRun) -> str | None:
         found = {metric: run.result.metrics[metric] for metric in metrics if run.result.metrics.get(metric) is not None}
@@ -181,8 +180,8 @@ def _fault(metrics: Sequence[str]) -> Callable[[TrainedRun], str | None]:
     return fault
 
 
-def _unmeasured(block: GridBlock, filled: Iterable[_Filled]) -> Iterator[str]:
-    """Name the runs without a metric that is wanted of them: the paper prints it there, or nothing in that column."""
+def _missing_metrics(block: GridBlock, filled: Iterable[_GridValue]) -> Iterator[str]:
+    """Yield notes on runs without a metric that the paper prints, or any metric of a column without paper numbers."""
     paper = {column.key: column.paper for column in block.columns}
     for each in filled:
         entry = each.entry
@@ -194,7 +193,7 @@ def _unmeasured(block: GridBlock, filled: Iterable[_Filled]) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A line of a block as text: the row's label, what the line holds, and a text a column, with where it is from."""
+    """A line of a block as text: label of the row, kind of entry, and one text with its source per column."""
 
     row: str
     entry: str
@@ -202,7 +201,7 @@ class _Line:
     sources: tuple[Source | None, ...] = ()
 
 
-def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Filled]) -> Iterator[_Line]:
+def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _GridValue]) -> Iterator[_Line]:
     """Yield the lines of a block."""
     with_paper = any(column.paper for column in block.columns)
     keys = [column.key for column in block.columns]
@@ -213,12 +212,14 @@ def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Fill
             yield _Line(variant.label, "paper", tuple(map(_paper_text, line)))
         yield _Line(variant.label, "ours", tuple(map(_ours_text, line)), sources)
         if with_paper:
-            yield _Line(variant.label, f"ours {MINUS} paper", tuple(map(_gap_text, line)), sources)
+            yield _Line(variant.label, f"ours {MINUS} paper", tuple(map(_deviation_text, line)), sources)
         if spec.compare == "columns":
             pairs = [
                 _Pair(filled[key, row], filled[spec.baseline, row]) if key in spec.treatments else None for key in keys
             ]
-            yield from _difference_lines(f"{variant.label} {MINUS} {_label(block, spec.baseline)}", pairs, with_paper)
+            yield from _difference_lines(
+                f"{variant.label} {MINUS} {_column_label(block, spec.baseline)}", pairs, with_paper
+            )
     if spec.compare == "rows":
         for treatment in spec.treatments:
             label = f"{spec.rows[treatment].label} {MINUS} {spec.rows[spec.baseline].label}"
@@ -227,26 +228,26 @@ def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Fill
             )
 
 
-def _label(block: GridBlock, key: str) -> str:
+def _column_label(block: GridBlock, key: str) -> str:
     return next(column.label for column in block.columns if column.key == key)
 
 
 def _difference_lines(label: str, pairs: Sequence[_Pair | None], with_paper: bool) -> Iterator[_Line]:
-    """Yield the lines of paired differences; blank where nothing is compared."""
+    """Yield the lines of paired differences; empty text in columns that are not compared."""
     if with_paper:
         yield _Line(label, "paper", tuple(_paper_difference_text(pair) if pair else "" for pair in pairs))
     sources = tuple(pair.treatment.source if pair else None for pair in pairs)
     yield _Line(label, "ours, paired", tuple(_paired_text(pair) if pair else "" for pair in pairs), sources)
 
 
-def _paper_text(filled: _Filled) -> str:
+def _paper_text(filled: _GridValue) -> str:
     paper, digits = filled.entry.paper, filled.entry.digits
     if paper is None:
         return DASH
     return f"{paper.mean:.{digits}f}" + ("" if paper.std is None else f" ± {paper.std:.{digits}f}")
 
 
-def _ours_text(filled: _Filled) -> str:
+def _ours_text(filled: _GridValue) -> str:
     ours, digits = filled.ours, filled.entry.digits
     if ours is None:
         return DASH
@@ -254,7 +255,7 @@ def _ours_text(filled: _Filled) -> str:
     return f"{ours.mean:.{digits}f}{spread} ({ours.n}){filled.marks}"
 
 
-def _gap_text(filled: _Filled) -> str:
+def _deviation_text(filled: _GridValue) -> str:
     ours, paper = filled.ours, filled.entry.paper
     if ours is None or paper is None:
         return DASH
@@ -273,51 +274,53 @@ def _paired_text(pair: _Pair) -> str:
     return f"{paired.mean:+z.{digits}f}{interval} ({len(paired.seeds)}){pair.treatment.marks}"
 
 
-def _numbers(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Filled]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of a block: a line an entry and one a paired difference."""
+def _csv_rows(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _GridValue]) -> Iterator[dict[str, Any]]:
+    """Yield the CSV rows of a block: one for each entry and one for each paired difference."""
     for column in block.columns:
         for row in spec.rows:
-            yield {"block": block.key, "column": column.key, "row": row, **_entry_numbers(filled[column.key, row])}
+            yield {"block": block.key, "column": column.key, "row": row, **_entry_row(filled[column.key, row])}
         yield from _column_differences(spec, block, column, filled)
 
 
 def _column_differences(
-    spec: GridSpec, block: GridBlock, column: GridColumn, filled: dict[tuple[str, str], _Filled]
+    spec: GridSpec, block: GridBlock, column: GridColumn, filled: dict[tuple[str, str], _GridValue]
 ) -> Iterator[dict[str, Any]]:
     if spec.compare == "rows":
         for treatment in spec.treatments:
             pair = _Pair(filled[column.key, treatment], filled[column.key, spec.baseline])
             place = {"block": block.key, "column": column.key, "row": f"{treatment}-{spec.baseline}"}
-            yield {**place, **_pair_numbers(pair)}
+            yield {**place, **_pair_row(pair)}
     elif column.key in spec.treatments:
         for row in spec.rows:
             pair = _Pair(filled[column.key, row], filled[spec.baseline, row])
             place = {"block": block.key, "column": f"{column.key}-{spec.baseline}", "row": row}
-            yield {**place, **_pair_numbers(pair)}
+            yield {**place, **_pair_row(pair)}
 
 
-def _entry_numbers(filled: _Filled) -> dict[str, Any]:
+def _entry_row(filled: _GridValue) -> dict[str, Any]:
     ours, paper = filled.ours, filled.entry.paper
     line: dict[str, Any] = {"metric": filled.entry.metric, "n": ours.n if ours else 0}
     if ours and filled.group:
         line |= {"mean": ours.mean, "std": ours.std}
-        line |= _origin(filled, filled.group, filled.values, filled.runs(filled.values))
+        line |= _origin_columns(filled, filled.group, filled.values, filled.runs(filled.values))
     if paper:
         line |= {"paper_mean": paper.mean, "paper_std": paper.std}
     return line
 
 
-def _pair_numbers(pair: _Pair) -> dict[str, Any]:
+def _pair_row(pair: _Pair) -> dict[str, Any]:
     paired, group = pair.paired, pair.treatment.group
     line: dict[str, Any] = {"metric": pair.treatment.entry.metric, "n": len(paired.seeds) if paired else 0}
     if paired and group:
         chosen = [each.runs([seed])[0] for seed in paired.seeds for each in (pair.baseline, pair.treatment)]
         line |= {"mean": paired.mean, "ci_low": paired.low, "ci_high": paired.high}
-        line |= _origin(pair.treatment, group, paired.seeds, chosen)
+        line |= _origin_columns(pair.treatment, group, paired.seeds, chosen)
     return line | {"paper_mean": pair.paper}
 
 
-def _origin(filled: _Filled, group: Group, seeds: Iterable[int], runs: Iterable[TrainedRun]) -> dict[str, Any]:
+def _origin_columns(
+    filled: _GridValue, group: Group, seeds: Iterable[int], runs: Iterable[TrainedRun]
+) -> dict[str, Any]:
     return {
         "seeds": " ".join(map(str, seeds)),
         "runs": " ".join(run.folder.name for run in runs),

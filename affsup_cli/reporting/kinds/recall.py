@@ -22,7 +22,7 @@ from affsup_cli.runs.index import RunIndex, TrainedRun
 
 Average = Literal["micro", "macro"]
 
-_NUMBERS = ("curve", "seed", "k", "micro", "macro", "run", "marks", "data_digest")
+_CSV_COLUMNS = ("curve", "seed", "k", "micro", "macro", "run", "marks", "data_digest")
 _PREFIXES: dict[Average, str] = {"micro": "test_recall@", "macro": "test_recall_macro@"}
 _TITLES: dict[Average, str] = {"micro": "recall@K (%), all pairs", "macro": "recall@K (%), mean over images"}
 _CAPTION = (
@@ -37,8 +37,8 @@ _LINES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Curve:
-    """One line: recalls in percent `[seeds, Ks]`; macro is NaN where not recorded."""
+class _MeasuredRecall:
+    """The recall of a curve's runs, in percent, `[seeds, Ks]`; macro is NaN where not recorded."""
 
     variant: RecallCurve
     runs: tuple[TrainedRun, ...]
@@ -46,25 +46,29 @@ class _Curve:
 
 
 def build_recall(spec: RecallSpec, runs: RunIndex) -> Content:
-    """Work out the curves from the runs there are: one group of runs, at the Ks that all of them have.
+    """Build the curves from the finished runs: one group of runs, at the Ks of all of them.
 
-    `.csv` has a line for each curve, seed and K: recall in percent over all pairs (micro) and as the mean over images
-    (macro). `.png` is the picture of micro. Where there are no runs there are no files.
+    `.csv` has one line for each curve, seed and K: recall in percent over all pairs (micro) and as the mean over images
+    (macro). `.png` is the picture of micro.
     """
     cells = {cell.key: cell for cell in spec_cells(spec)}
-    selection = select_runs(cells, runs.trained, _fault)
+    selection = select_runs(cells, runs.trained, _recall_fault)
     group = selection.group
     footnotes = Footnotes()
     if group is None:
         wanted = next(iter(cells.values())).recipe.flat()["test.recall_at"]
         tables = tuple(_table(average, spec, [], wanted, "") for average in _PREFIXES)
         return Content(f"{spec.caption} {_CAPTION}", tables, (), tuple(selection.remarks(footnotes)), (), {})
-    shared = sorted(set.intersection(*(set(_recorded(run)) for run in group.members)))
-    if not shared:
+    common_ks = sorted(set.intersection(*(set(_recall_by_k(run)) for run in group.members)))
+    if not common_ks:
         names = ", ".join(run.folder.name for run in group.members)
         remarks = (*selection.remarks(footnotes), f"no K in common: {names}")
         return Content(f"{spec.caption} {_CAPTION}", (), footnotes.lines(), remarks, (), {})
-    curves = [_curve(variant, by_seed, shared) for variant in spec.curves if (by_seed := group.runs.get(variant.key))]
+    curves = [
+        _measured_recall(variant, by_seed, common_ks)
+        for variant in spec.curves
+        if (by_seed := group.runs.get(variant.key))
+    ]
     marks = footnotes.mark_departures(group.departures, group.data)
     drawn = footnotes.lines()
     notes = selection.remarks(footnotes)
@@ -72,68 +76,73 @@ def build_recall(spec: RecallSpec, runs: RunIndex) -> Content:
         notes.append(f"no runs for {', '.join(missing)}")
     return Content(
         caption=f"{spec.caption} {_CAPTION}",
-        tables=tuple(_table(average, spec, curves, shared, marks) for average in _PREFIXES),
+        tables=tuple(_table(average, spec, curves, common_ks, marks) for average in _PREFIXES),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=tuple(group.members),
         files={
-            ".csv": csv_bytes([line for curve in curves for line in _numbers(curve, shared, group, marks)], _NUMBERS),
-            ".png": _draw(spec, curves, shared, drawn),
+            ".csv": csv_bytes(
+                [line for curve in curves for line in _csv_rows(curve, common_ks, group, marks)], _CSV_COLUMNS
+            ),
+            ".png": _draw(spec, curves, common_ks, drawn),
         },
     )
 
 
-def _recorded(run: TrainedRun) -> dict[int, Any]:
+def _recall_by_k(run: TrainedRun) -> dict[int, Any]:
     """Return the run's recall over all pairs, by K."""
     metrics = run.result.metrics
     matches = {metric: re.fullmatch(rf"{_PREFIXES['micro']}(\d+)", metric) for metric in metrics}
     return {int(match[1]): metrics[metric] for metric, match in matches.items() if match}
 
 
-def _fault(run: TrainedRun) -> str | None:
-    recorded = _recorded(run)
-    if not recorded:
+def _recall_fault(run: TrainedRun) -> str | None:
+    by_k = _recall_by_k(run)
+    if not by_k:
         return "no test_recall@K"
-    for k, value in recorded.items():
+    for k, value in by_k.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
             return f"test_recall@{k} is {value}"
     return None
 
 
-def _curve(variant: RecallCurve, by_seed: dict[int, TrainedRun], shared: Sequence[int]) -> _Curve:
+def _measured_recall(variant: RecallCurve, by_seed: dict[int, TrainedRun], common_ks: Sequence[int]) -> _MeasuredRecall:
     runs = tuple(run for _, run in sorted(by_seed.items()))
     recalls = {
-        average: 100 * np.array([[run.result.metrics.get(f"{prefix}{k}") for k in shared] for run in runs], np.float64)
+        average: 100
+        * np.array([[run.result.metrics.get(f"{prefix}{k}") for k in common_ks] for run in runs], np.float64)
         for average, prefix in _PREFIXES.items()
     }
-    return _Curve(variant, runs, recalls)
+    return _MeasuredRecall(variant, runs, recalls)
 
 
-def _table(average: Average, spec: RecallSpec, curves: Sequence[_Curve], shared: Sequence[int], marks: str) -> Table:
+def _table(
+    average: Average, spec: RecallSpec, curves: Sequence[_MeasuredRecall], common_ks: Sequence[int], marks: str
+) -> Table:
     found = {curve.variant.key: curve for curve in curves}
     rows = []
     sources: dict[tuple[int, int], Source] = {}
     for row, variant in enumerate(spec.curves):
         curve = found.get(variant.key)
         if curve is None:
-            rows.append((variant.label, *[DASH] * len(shared), "0"))
+            rows.append((variant.label, *[DASH] * len(common_ks), "0"))
         else:
-            texts = [_text(column.tolist(), marks) for column in curve.recalls[average].T]
+            texts = [_cell_text(column.tolist(), marks) for column in curve.recalls[average].T]
             rows.append((variant.label, *texts, str(len(curve.runs))))
             source = Source(variant.label, curve.runs, marks)
-            sources |= {(row, column): source for column in range(1, len(shared) + 1)}
-    return Table((_TITLES[average], *(f"{k:,}" for k in shared), "runs"), tuple(rows), sources)
+            sources |= {(row, column): source for column in range(1, len(common_ks) + 1)}
+    return Table((_TITLES[average], *(f"{k:,}" for k in common_ks), "runs"), tuple(rows), sources)
 
 
-def _text(values: Sequence[float], marks: str) -> str:
+def _cell_text(values: Sequence[float], marks: str) -> str:
     if any(map(math.isnan, values)):
         return DASH
     summary = summarize(values)
     return f"{summary.mean:.1f}" + ("" if summary.std is None else f" ± {summary.std:.1f}") + marks
 
 
-def _numbers(curve: _Curve, shared: Sequence[int], group: Group, marks: str) -> Iterator[dict[str, Any]]:
-    for (row, run), (column, k) in itertools.product(enumerate(curve.runs), enumerate(shared)):
+def _csv_rows(curve: _MeasuredRecall, common_ks: Sequence[int], group: Group, marks: str) -> Iterator[dict[str, Any]]:
+    for (row, run), (column, k) in itertools.product(enumerate(curve.runs), enumerate(common_ks)):
         macro = float(curve.recalls["macro"][row, column])
         yield {
             "curve": curve.variant.key,
@@ -147,18 +156,20 @@ def _numbers(curve: _Curve, shared: Sequence[int], group: Group, marks: str) -> 
         }
 
 
-def _draw(spec: RecallSpec, curves: Sequence[_Curve], shared: Sequence[int], remarks: Sequence[str]) -> bytes:
+def _draw(
+    spec: RecallSpec, curves: Sequence[_MeasuredRecall], common_ks: Sequence[int], remarks: Sequence[str]
+) -> bytes:
     with style():
         figure = new_figure(7.2, 4.6, spec.title, remarks)
         axes = figure.subplots()
         for curve in curves:
             colour, marker = _LINES[spec.curves.index(curve.variant) % len(_LINES)]
             label = f"{curve.variant.label}, n = {len(curve.runs)}"
-            draw_mean(axes, shared, curve.recalls["micro"], color=colour, marker=marker, markersize=4.5, label=label)
+            draw_mean(axes, common_ks, curve.recalls["micro"], color=colour, marker=marker, markersize=4.5, label=label)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(list(shared)))
+        axes.xaxis.set_major_locator(FixedLocator(list(common_ks)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels([_k_text(k) for k in shared])
+        axes.set_xticklabels([_k_text(k) for k in common_ks])
         axes.set_xlabel("K pairs an image")
         axes.set_ylabel("recall (%)")
         axes.set_ylim(bottom=0)

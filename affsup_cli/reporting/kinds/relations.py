@@ -20,14 +20,14 @@ from affsup_cli.runs.examples import Example, read_examples
 from affsup_cli.runs.index import RunIndex, TrainedRun
 from data_prep.errors import AffsupError
 
-_NUMBERS = ("image_id", "image", "panel", "box", "class", "weight", "x1", "y1", "x2", "y2", "run", "marks")
+_CSV_COLUMNS = ("image_id", "image", "panel", "box", "class", "weight", "x1", "y1", "x2", "y2", "run", "marks")
 _WIDTH = 3.4  # inches of a picture
-_IMAGES_IN_A_COLUMN = 4
-_NAMED_IOU = 0.5
+_IMAGES_PER_COLUMN = 4
+_MIN_IOU = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class _Panel:
+class _RunExamples:
     """A variant with the run that shows it and that run's examples, by image."""
 
     variant: KeyedVariant
@@ -53,8 +53,8 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
     drawn = footnotes.lines()
     notes = selection.remarks(footnotes)
     notes += [f"no run of seed {seed} for {variant.label}" for variant, run in chosen if not run]
-    panels = [_load(variant, run) for variant, run in chosen if run]
-    common = _references(panels)
+    panels = [_load_examples(variant, run) for variant, run in chosen if run]
+    common = _reference_objects(panels)
     shown = dict(list(common.items())[spec.skip : spec.skip + spec.images])
     if len(shown) < spec.images:
         notes.append(
@@ -76,9 +76,9 @@ def build_relations(spec: RelationsSpec, runs: RunIndex) -> Content:
                     line | {"marks": marks.strip()}
                     for image, reference in shown.items()
                     for panel in panels
-                    for line in _boxes(panel, image, reference)
+                    for line in _csv_rows(panel, image, reference)
                 ],
-                _NUMBERS,
+                _CSV_COLUMNS,
             ),
             ".png": _draw(spec.title, panels, shown, drawn),
         },
@@ -105,12 +105,12 @@ def examples_fault(run: TrainedRun) -> str | None:
     return None if examples else f"{run.folder.examples} holds no image"
 
 
-def _load(variant: KeyedVariant, run: TrainedRun) -> _Panel:
+def _load_examples(variant: KeyedVariant, run: TrainedRun) -> _RunExamples:
     classes, examples = read_examples(run.folder.examples)
-    return _Panel(variant, run, classes, {example.image_id: example for example in examples})
+    return _RunExamples(variant, run, classes, {example.image_id: example for example in examples})
 
 
-def _references(panels: Sequence[_Panel]) -> dict[int, int]:
+def _reference_objects(panels: Sequence[_RunExamples]) -> dict[int, int]:
     """Return the reference object of every image in which all networks propose one that is subject to others."""
     found = {}
     for number, example in panels[0].examples.items():
@@ -119,13 +119,13 @@ def _references(panels: Sequence[_Panel]) -> dict[int, int]:
         subjects = np.unique(example.gt_pairs, axis=0)[:, 0]
         others = np.bincount(subjects, minlength=len(example.gt_labels))
         for panel in panels:
-            others[_overlaps(example.gt_boxes, panel.examples[number].reference_boxes).diagonal() < _NAMED_IOU] = 0
+            others[_box_iou(example.gt_boxes, panel.examples[number].reference_boxes).diagonal() < _MIN_IOU] = 0
         if others.any():
             found[number] = int(others.argmax())
     return found
 
 
-def _overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+def _box_iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
     """Intersection over union `[P, G]` of boxes `[P, 4]` and `[G, 4]`."""
     sized = []
     for corners in (boxes, others):
@@ -135,20 +135,20 @@ def _overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArra
     return overlap
 
 
-def _names(example: Example, boxes: NDArray[np.float32], classes: Sequence[str]) -> list[str]:
+def _class_names(example: Example, boxes: NDArray[np.float32], classes: Sequence[str]) -> list[str]:
     """Return for each box the class of the object that it overlaps most, if by 0.5; else ""."""
     if not len(boxes):
         return []
-    overlap = _overlaps(boxes, example.gt_boxes)
+    overlap = _box_iou(boxes, example.gt_boxes)
     of_best = zip(overlap.max(axis=1), example.gt_labels[overlap.argmax(axis=1)], strict=True)
-    return [classes[label] if best >= _NAMED_IOU else "" for best, label in of_best]
+    return [classes[label] if best >= _MIN_IOU else "" for best, label in of_best]
 
 
-def _boxes(panel: _Panel, image: int, reference: int) -> Iterator[dict[str, Any]]:
+def _csv_rows(panel: _RunExamples, image: int, reference: int) -> Iterator[dict[str, Any]]:
     """Yield a line for the reference, then one a partner."""
     example = panel.examples[image]
     boxes, weights = example.partners(reference)
-    names = _names(example, boxes, panel.classes)
+    names = _class_names(example, boxes, panel.classes)
     drawn = [("reference", panel.classes[example.gt_labels[reference]], None, example.reference_boxes[reference])]
     drawn += [
         (f"partner {place}", *values)
@@ -160,10 +160,10 @@ def _boxes(panel: _Panel, image: int, reference: int) -> Iterator[dict[str, Any]
         yield line | dict(zip(("x1", "y1", "x2", "y2"), map(float, corners), strict=True))
 
 
-def _table(panels: Sequence[_Panel], shown: Mapping[int, int], marks: str) -> Table:
+def _table(panels: Sequence[_RunExamples], shown: Mapping[int, int], marks: str) -> Table:
     rows = []
     for image, reference in shown.items():
-        lines = [list(_boxes(panel, image, reference)) for panel in panels]
+        lines = [list(_csv_rows(panel, image, reference)) for panel in panels]
         words = (
             ", ".join(f"{line['class'] or DASH} {line['weight']:.3f}" for line in of_panel[1:]) or DASH
             for of_panel in lines
@@ -177,8 +177,8 @@ def _table(panels: Sequence[_Panel], shown: Mapping[int, int], marks: str) -> Ta
     return Table(("image", "reference", *(f"{panel.variant.label}{marks}" for panel in panels)), tuple(rows), sources)
 
 
-def _draw(title: str, panels: Sequence[_Panel], shown: Mapping[int, int], remarks: Sequence[str]) -> bytes:
-    across = -(-len(shown) // _IMAGES_IN_A_COLUMN)
+def _draw(title: str, panels: Sequence[_RunExamples], shown: Mapping[int, int], remarks: Sequence[str]) -> bytes:
+    across = -(-len(shown) // _IMAGES_PER_COLUMN)
     down = -(-len(shown) // across)
     shapes = [panels[0].examples[image].image.shape for image in shown]
     heights = [
@@ -203,6 +203,6 @@ def _draw(title: str, panels: Sequence[_Panel], shown: Mapping[int, int], remark
                     boxes,
                     weights,
                     reference_name=panel.classes[example.gt_labels[reference]],
-                    partner_names=_names(example, boxes, panel.classes),
+                    partner_names=_class_names(example, boxes, panel.classes),
                 )
         return png_bytes(figure)

@@ -18,17 +18,17 @@ from affsup_cli.reporting.select.spec import TargetsSpec
 from affsup_cli.runs.examples import Example, read_examples
 from affsup_cli.runs.index import RunIndex
 
-_NUMBERS = ("image_id", "image", "target", "object", "class", "role", "x1", "y1", "x2", "y2")
+_CSV_COLUMNS = ("image_id", "image", "target", "object", "class", "role", "x1", "y1", "x2", "y2")
 _WIDTH = 4.4  # inches of a picture
 _CAPTION = (
-    "Blue: the reference a. Orange: the objects b with T[a, b] = 1. Of the images that a run keeps, the one with the "
-    "fewest objects in which a class has two and another class stands beside it; in it the largest object of such a "
+    "Blue: the reference a. Orange: the objects b with T[a, b] = 1. Of the images that a run stores: the one with the "
+    "fewest objects that has two objects of one class and one of another class; in it the largest object of such a "
     "class."
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Choice:
+class _ChosenObject:
     """An image and one of its objects."""
 
     example: Example
@@ -49,9 +49,9 @@ class _Choice:
 
 
 def build_targets(spec: TargetsSpec, runs: RunIndex) -> Content:
-    """Draw the targets on an image that a run keeps; no weight of the network plays a part.
+    """Draw the targets on an image that a run stores; the network's weights have no influence.
 
-    `.csv` has a line for each target and object; `.png` is the picture. Where there is no run there are no files.
+    `.csv` has one line for each target and object; `.png` is the picture.
     """
     (cell,) = spec_cells(spec)
     selection = select_runs({cell.key: cell}, runs.trained, examples_fault)
@@ -60,11 +60,9 @@ def build_targets(spec: TargetsSpec, runs: RunIndex) -> Content:
     if group is None:
         return Content(_CAPTION, (), (), tuple(selection.remarks(footnotes)), (), {})
     run = group.runs[cell.key][group.common_seed()]
-    choice = _choose(*read_examples(run.folder.examples))
+    choice = _choose_object(*read_examples(run.folder.examples))
     if choice is None:
-        nothing = (
-            f"{run.folder.name} keeps no image in which an object has one of its own class and one of another beside it"
-        )
+        nothing = f"{run.folder.name} stores no image with two objects of one class and one of another class"
         return Content(_CAPTION, (), (), (*selection.remarks(footnotes), nothing), (), {})
     marks = footnotes.mark_departures((), group.data)
     drawn = footnotes.lines()
@@ -76,21 +74,21 @@ def build_targets(spec: TargetsSpec, runs: RunIndex) -> Content:
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=(run,),
-        files={".csv": csv_bytes(_numbers(spec, choice), _NUMBERS), ".png": _draw(spec, choice, drawn)},
+        files={".csv": csv_bytes(_csv_rows(spec, choice), _CSV_COLUMNS), ".png": _draw(spec, choice, drawn)},
     )
 
 
-def _choose(classes: tuple[str, ...], examples: Sequence[Example]) -> _Choice | None:
+def _choose_object(classes: tuple[str, ...], examples: Sequence[Example]) -> _ChosenObject | None:
     for example in sorted(examples, key=lambda example: len(example.gt_labels)):
         labels = example.gt_labels
         fitting = [place for place, label in enumerate(labels) if 1 < np.count_nonzero(labels == label) < len(labels)]
         if fitting:
             areas = (example.gt_boxes[:, 2:] - example.gt_boxes[:, :2]).prod(axis=1)
-            return _Choice(example, max(fitting, key=lambda place: areas[place]), classes)
+            return _ChosenObject(example, max(fitting, key=lambda place: areas[place]), classes)
     return None
 
 
-def _numbers(spec: TargetsSpec, choice: _Choice) -> list[dict[str, Any]]:
+def _csv_rows(spec: TargetsSpec, choice: _ChosenObject) -> list[dict[str, Any]]:
     example = choice.example
     lines = []
     for target in spec.targets:
@@ -103,7 +101,7 @@ def _numbers(spec: TargetsSpec, choice: _Choice) -> list[dict[str, Any]]:
     return lines
 
 
-def _table(spec: TargetsSpec, choice: _Choice, source: Source, marks: str) -> Table:
+def _table(spec: TargetsSpec, choice: _ChosenObject, source: Source, marks: str) -> Table:
     rows = tuple(
         (_label(target), choice.name(choice.reference), ", ".join(map(choice.name, choice.related(target))) or DASH)
         for target in spec.targets
@@ -116,7 +114,7 @@ def _label(target: str) -> str:
     return f"{target.replace('-', ' ')} supervision"
 
 
-def _draw(spec: TargetsSpec, choice: _Choice, remarks: Sequence[str]) -> bytes:
+def _draw(spec: TargetsSpec, choice: _ChosenObject, remarks: Sequence[str]) -> bytes:
     example = choice.example
     height, width = example.image.shape[:2]
     with style():

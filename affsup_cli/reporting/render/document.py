@@ -1,4 +1,4 @@
-"""What every report is made of: tables of text, footnotes, notes, files; and the Markdown page that holds them."""
+"""The parts of a report (tables of text, footnotes, notes, files), and its page as Markdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARKS = re.compile(rf"(?: [{_LETTERS}]+)+$")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a number comes from: `label` names its place among the report's runs, `marks` is what marks `runs`."""
+    """The runs behind a number: `label` names them in the report, `marks` are their footnote marks."""
 
     label: str
     runs: tuple[Run, ...]
@@ -31,10 +31,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Text in columns, as it is shown; `rows` are as wide as `header`.
+    """A table of text as shown; `rows` have as many fields as `header`.
 
-    Where the second heading is empty, consecutive rows of one label belong together, and their second field says what
-    each holds. `sources` are the runs behind the fields, by row and column; fields of the paper have none.
+    If the second heading is empty, consecutive rows with one label form a group, and their second field names the kind
+    of entry. `sources` are the runs behind the fields, by row and column; the paper's numbers have none.
     """
 
     header: tuple[str, ...]
@@ -43,11 +43,11 @@ class Table:
 
     @property
     def grouped(self) -> bool:
-        """Whether several rows may belong together."""
+        """Whether rows form groups."""
         return self.header[1] == ""
 
     def groups(self) -> list[list[int]]:
-        """Return the numbers of the rows that belong together."""
+        """Return the row numbers of each group."""
         if not self.grouped:
             return [[row] for row in range(len(self.rows))]
         numbered = itertools.groupby(enumerate(self.rows), key=lambda row: row[1][0])
@@ -55,13 +55,13 @@ class Table:
 
 
 class Footnotes:
-    """Gives every different text a mark of its own, in the order of their first use."""
+    """Assigns one mark to each different text, in the order of first use."""
 
     def __init__(self) -> None:
         self._marks: dict[str, str] = {}
 
     def mark(self, text: str) -> str:
-        """Return the superscript letter (or letters) that stands for `text`."""
+        """Return the superscript letters that mark `text`."""
         if text not in self._marks:
             rest, mark = len(self._marks), ""
             while rest >= 0:
@@ -71,7 +71,7 @@ class Footnotes:
         return self._marks[text]
 
     def mark_departures(self, departures: tuple[str, ...], data: RunData | None = None) -> str:
-        """Return the marks of runs that depart from their recipes or hold unofficial data, each after a space."""
+        """Return the marks of runs that depart from their recipes or use unofficial data, each after a space."""
         texts = ["; ".join(departures)] if departures else []
         if data and data.official is False:
             texts.append(f"the checksum of the {data.name} archive is not the official one")
@@ -94,21 +94,21 @@ def split_marks(text: str) -> tuple[str, list[str]]:
 
 
 def plain_mark(mark: str) -> str:
-    """Return a mark in the letters a to z, to be raised by other means."""
+    """Return a mark in plain letters a to z, for formats with their own superscript."""
     return mark.translate(_PLAIN)
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What one kind of report works out.
+    """The content that one kind of report builds.
 
     Attributes:
         caption: how to read the numbers.
         tables: the numbers as text.
-        footnotes: what the marks in them mean.
-        notes: runs left out, numbers that are missing.
+        footnotes: the text of each mark.
+        notes: runs that were left out, missing numbers.
         used: the runs that the numbers came from.
-        files: what to write, by the ending of the file name (`.csv`, `.cells.csv`, `.png`).
+        files: content by file name suffix (`.csv`, `.cells.csv`, `.png`).
     """
 
     caption: str
@@ -121,16 +121,16 @@ class Content:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A finished report, for showing.
+    """A finished report.
 
     Attributes:
-        name: what `affsup report` calls it.
+        name: its name for `affsup report`.
         title: the table's or figure's name and subject.
-        content: its tables and what belongs to them.
+        content: its tables, footnotes and files.
         provenance: the machines, the code and the dates of its runs.
-        notes: what was left out or is missing, and how to fill it.
-        missing: how many of its runs are not there without any departure.
-        paths: the files written.
+        notes: what was left out or is missing, and the command that adds it.
+        missing: number of runs that the full report lacks.
+        paths: the written files.
     """
 
     name: str

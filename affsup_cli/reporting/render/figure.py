@@ -1,4 +1,4 @@
-"""How this project's figures look, and PNG bytes that repeat. matplotlib's object API: no display, no global state."""
+"""The style of all figures, and reproducible PNG bytes. matplotlib's object API: no display, no global state."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _STYLE: dict[str, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """Draw in this project's style, whatever the process or a matplotlibrc has set."""
+    """Return a context that draws in the project's style, independent of a matplotlibrc."""
     return matplotlib.style.context(_STYLE, after_reset=True)
 
 
 def new_figure(width: float, height: float, title: str, remarks: Sequence[str]) -> Figure:
-    """Return a figure of that size in inches, its title on top and `remarks` in small print at its foot.
+    """Return a figure of that size in inches, with its title at the top and `remarks` in small print at the bottom.
 
-    A remark has one line there: the report's page holds it in full.
+    A remark is cut to one line: the report's page has the full text.
     """
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     heading = "\n".join(textwrap.wrap(title, int(width * 9)))
@@ -57,7 +57,7 @@ def new_figure(width: float, height: float, title: str, remarks: Sequence[str]) 
 
 
 def draw_mean(axes: Axes, x: Sequence[int], values: Values, **line: Any) -> None:
-    """Draw the mean of `values` [runs, len(x)] as a line; from two runs on in a band of ± sample deviation."""
+    """Draw the mean of `values` `[runs, len(x)]` as a line; with two or more runs a band of ± sample deviation."""
     mean = values.mean(axis=0)
     (drawn,) = axes.plot(x, mean, linewidth=1.6, **line)
     if len(values) > 1:
@@ -66,10 +66,10 @@ def draw_mean(axes: Axes, x: Sequence[int], values: Values, **line: Any) -> None
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Return the figure as PNG, without date or version."""
+    """Return the figure as PNG without date and version."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")  # it draws a box: names say more
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")  # drawn as a box
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

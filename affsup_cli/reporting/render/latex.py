@@ -31,7 +31,7 @@ _PART = re.compile(r"\b[LF]_(?:G|S|C|in)\b|.", re.DOTALL)
 
 
 def latex_tables(report: Report) -> str:
-    """Return a report's tables as one float: caption, tables, what the marks mean in small print."""
+    """Return a report's tables as one float: caption, tables, footnotes in small print."""
     content = report.content
     size = _size(content.tables)
     parts = [
@@ -43,7 +43,7 @@ def latex_tables(report: Report) -> str:
         rf"\{size}",
         r"\setlength{\tabcolsep}{3.5pt}",
     ]
-    # In a box as wide as the line a table that is wider sticks out on both sides alike.
+    # A table wider than the line is centred.
     boxes = (f"\\makebox[\\linewidth]{{%\n{_tabular(table)}}}" for table in content.tables)
     parts.append("\n\n\\medskip\n".join(boxes))
     parts += ["", r"\medskip", r"\begin{minipage}{\linewidth}", r"\footnotesize", latex_text(content.caption)]
@@ -57,12 +57,12 @@ def latex_tables(report: Report) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Return text in which LaTeX sees nothing but text; a character that plain LaTeX lacks stands as its code point."""
+    """Return text escaped for LaTeX; a character that plain LaTeX lacks is written as its code point."""
     return "".join(_escaped(part) for part in _PART.findall(text))
 
 
 def _escaped(part: str) -> str:
-    """Escape one character, or what stands for a symbol."""
+    """Escape one character or a symbol such as L_G."""
     if len(part) > 1:
         return f"${part[0]}_{{{part[2:]}}}$"
     if part in _COMMANDS:
@@ -72,7 +72,7 @@ def _escaped(part: str) -> str:
 
 
 def _field(text: str) -> str:
-    """Return a field: a hyphen before a number is a minus, marks are raised."""
+    """Return a field with minus signs and superscript marks."""
     shown, marks = split_marks(text)
     return latex_text(with_minus(shown)) + "".join(map(_superscript, marks))
 
@@ -106,6 +106,6 @@ def _widths(table: Table) -> list[int]:
 
 
 def _size(tables: tuple[Table, ...]) -> str:
-    """Return the type size in which the widest table fits the page, as near as counting characters tells."""
+    """Return the type size in which the widest table fits the page, estimated from its characters."""
     widest = max(sum(min(width, _LONG) + 2 for width in _widths(table)) for table in tables)
     return next((size for most, size in _SIZES if widest <= most), "tiny")

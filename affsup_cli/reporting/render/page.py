@@ -14,8 +14,8 @@ from html import escape
 from pathlib import Path
 
 from affsup_cli.recipe import trains_the_same
-from affsup_cli.reporting.render.curves_svg import Curve, curves, number, ranges
 from affsup_cli.reporting.render.document import Report, Source, Table, plain_mark, split_marks, with_minus
+from affsup_cli.reporting.render.sparklines import Sparkline, number, sparklines, value_ranges
 from affsup_cli.runs.index import MeasuredRun, Run, TrainedRun
 from data_prep.errors import AffsupError
 
@@ -230,13 +230,13 @@ def _runs(links: _Links) -> str:
 
 
 def _experiment(experiment: _Experiment, links: _Links) -> str:
-    drawn: dict[str, list[Curve] | str] = {}
+    drawn: dict[str, list[Sparkline] | str] = {}
     for name, run in experiment.runs.items():
         try:
-            drawn[name] = curves(run.folder.metrics())
+            drawn[name] = sparklines(run.folder.metrics())
         except AffsupError as error:
             drawn[name] = str(error)
-    scales = ranges(curve for found in drawn.values() if not isinstance(found, str) for curve in found)
+    scales = value_ranges(curve for found in drawn.values() if not isinstance(found, str) for curve in found)
     uses = "".join(_use(report, source) for report, source in experiment.uses.values())
     parts = [
         f'<section class="experiment" id="{experiment.anchor}" aria-labelledby="{experiment.anchor}-title">',
@@ -253,7 +253,7 @@ def _use(report: Report, source: Source) -> str:
     return f'<li><a href="#{report.name}">{_inline(name)}</a>: {_field(report, source.label + source.marks)}</li>'
 
 
-def _run(run: Run, drawn: list[Curve] | str, scales: Mapping[str, tuple[float, float]], links: _Links) -> str:
+def _run(run: Run, drawn: list[Sparkline] | str, scales: Mapping[str, tuple[float, float]], links: _Links) -> str:
     ran = run.environment
     facts = {
         "seed": str(run.recipe.seed),
@@ -274,7 +274,7 @@ def _list(facts: Mapping[str, str]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _curve(curve: Curve, scales: Mapping[str, tuple[float, float]]) -> str:
+def _curve(curve: Sparkline, scales: Mapping[str, tuple[float, float]]) -> str:
     last = number(curve.points[-1][1])
     caption = f"<figcaption>{_inline(curve.label)} <b>{last}</b></figcaption>"
     return f"<figure>{curve.svg(*scales[curve.kind])}{caption}</figure>"

@@ -1,4 +1,4 @@
-"""What a table or figure is made of: its cells, and the experiments (a cell's recipe with a seed) that fill them."""
+"""The cells of a table or figure, and the experiments (a cell's recipe with a seed) that fill them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from affsup_cli.reporting.select.spec import (
 from affsup_cli.runs.index import comparable_settings, identity_key
 from data_prep.errors import UsageError
 
-_MOST_SEEDS = 10_000
-_Outline = tuple[str, str, dict[str, Any], int, dict[str, Any]]
+_MAX_SEEDS = 10_000
+_CellDefinition = tuple[str, str, dict[str, Any], int, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A place that runs of one recipe fill, whatever their seed.
+    """One cell of a table: the runs of one recipe with any seed fill it.
 
     Attributes:
         key: path of the cell in its table, such as `cifar10/resnet20/affinity`.
-        recipe: the recipe, its seed that of the file.
-        seeds: how many runs the table asks for.
-        baseline: of a cost comparison, the recipe measured in turns with `recipe`; else None.
+        recipe: the recipe, with the seed of its file.
+        seeds: number of runs that the table needs.
+        baseline: for a cost comparison, the recipe that is timed in alternation with `recipe`; else None.
     """
 
     key: str
@@ -52,9 +52,9 @@ class Experiment:
     """One run that a table needs.
 
     Attributes:
-        keys: the cells it serves; more than one where a figure shows the same curve twice.
+        keys: the cells that it fills; several where a figure shows the same curve twice.
         recipe: the recipe with its seed.
-        baseline: of a cost comparison, the recipe measured in turns with `recipe`; None for a training run.
+        baseline: for a cost comparison, the recipe that is timed in alternation with `recipe`; None for a training run.
     """
 
     keys: tuple[str, ...]
@@ -63,27 +63,27 @@ class Experiment:
 
     @property
     def key(self) -> str:
-        """The first cell it serves."""
+        """The first cell that it fills."""
         return self.keys[0]
 
     @property
     def kind(self) -> Literal["train", "cost"]:
-        """What sort of run it is, as `RunIndex.find` asks."""
+        """The kind of run, for `RunIndex.find`."""
         return "train" if self.baseline is None else "cost"
 
 
 def spec_cells(spec: Spec, extra: Mapping[str, Any] | None = None) -> list[Cell]:
-    """Return the cells of a table or figure in its order, their recipes with the overrides `extra` on top.
+    """Return the cells of a table or figure in order, with the overrides `extra` applied to their recipes.
 
-    Where recipes of several kinds stand in one table, each takes the overrides that it has a field for.
+    In a table of several kinds of recipe, each recipe takes the overrides that it has a field for.
 
     Raises:
-        UsageError: `extra` sets a field that tells the cells apart, or one that no recipe takes.
+        UsageError: `extra` sets a field that distinguishes cells, or one that no recipe has.
     """
-    outline = _outline(spec)
-    shared = _of_each_kind(outline, extra or {})
+    definitions = _cell_definitions(spec)
+    shared = _overrides_by_recipe(definitions, extra or {})
     cells = []
-    for key, recipe, overrides, seeds, baseline in outline:
+    for key, recipe, overrides, seeds, baseline in definitions:
         kind, extra = shared[recipe]
         for field in extra:
             if field in overrides or field in baseline or kind.defines_cell(field) or field == "seed":
@@ -96,18 +96,18 @@ def spec_cells(spec: Spec, extra: Mapping[str, Any] | None = None) -> list[Cell]
     return cells
 
 
-def _of_each_kind(
-    outline: Sequence[_Outline], extra: Mapping[str, Any]
+def _overrides_by_recipe(
+    definitions: Sequence[_CellDefinition], extra: Mapping[str, Any]
 ) -> dict[str, tuple[type[Recipe], dict[str, Any]]]:
-    """Return the class of every recipe in a table, and which of the overrides `extra` it has a field for.
+    """Return the class of every recipe in a table, and those of the overrides `extra` that it has a field for.
 
     Raises:
         UsageError: none of them has a field for one.
     """
-    loaded = {recipe: load_recipe(recipe, overrides) for _, recipe, overrides, _, _ in outline}
+    loaded = {recipe: load_recipe(recipe, overrides) for _, recipe, overrides, _, _ in definitions}
     for field in extra:
         if not any(field in recipe.flat() for recipe in loaded.values()):
-            _, name, overrides, _, _ = outline[0]
+            _, name, overrides, _, _ = definitions[0]
             load_recipe(name, {**overrides, field: extra[field]})
     return {
         name: (type(recipe), {field: value for field, value in extra.items() if field in recipe.flat()})
@@ -120,14 +120,14 @@ def experiments(spec: Spec, seeds: int | None = None, extra: Mapping[str, Any] |
 
     Args:
         spec: the table or figure.
-        seeds: runs a cell, in place of the table's own number. A cost comparison is one measurement all the same.
+        seeds: runs per cell instead of the table's number. A cost comparison remains one measurement.
         extra: overrides of every recipe, such as a shorter schedule.
 
     Raises:
         UsageError: `seeds` is below 1 or above 10,000, or `extra` is refused (see `spec_cells`).
     """
-    if seeds is not None and not 1 <= seeds <= _MOST_SEEDS:
-        raise UsageError(f"--seeds {seeds}: expected 1 to {_MOST_SEEDS}")
+    if seeds is not None and not 1 <= seeds <= _MAX_SEEDS:
+        raise UsageError(f"--seeds {seeds}: expected 1 to {_MAX_SEEDS}")
     cells = spec_cells(spec, extra)
     wanted = [cell.seeds if seeds is None or cell.baseline else seeds for cell in cells]
     found: dict[str, Experiment] = {}
@@ -145,11 +145,11 @@ def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"seed": seed})
 
 
-def _outline(spec: Spec) -> list[_Outline]:
-    """List the cells as (key, name of the recipe, overrides, seeds, overrides of the baseline measured beside it)."""
+def _cell_definitions(spec: Spec) -> list[_CellDefinition]:
+    """Return each cell as (key, recipe name, overrides, seeds, overrides of the baseline of a cost comparison)."""
     match spec:
         case GridSpec():
-            cells: dict[str, _Outline] = {
+            cells: dict[str, _CellDefinition] = {
                 entry.cell: (entry.cell, entry.recipe, entry.overrides, block.seeds, {})
                 for block in spec.blocks
                 for entry in spec.entries(block)

@@ -1,8 +1,8 @@
-"""The files of `recipes/tables`: one a table or figure, read and checked.
+"""The files of `recipes/tables`, read and checked: one file for each table or figure.
 
 Seven kinds: a `grid` of numbers in the paper's layout (tables 1-3 and 5-7), a `cost` comparison (table 4),
 relationship `recall` against K (table 8, figure 4), `curves` over the epochs (figure 5), an `embedding` of features
-(figure 6), and on test images the `relations` found (figures 1 and 7) and the `targets` of supervision (figure 9).
+(figure 6), the `relations` found on test images (figures 1 and 7), and the supervision `targets` (figure 9).
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ class Setting(Section):
 
 
 class Variant(Setting):
-    """One choice on an axis of a table or figure, and the recipe fields that make it."""
+    """One choice on an axis of a table or figure, and the recipe fields that it sets."""
 
     label: str
 
 
 class KeyedVariant(Variant):
-    """A variant in a list, where order matters."""
+    """A variant in an ordered list."""
 
     key: Key
 
 
 class GridFields(Setting):
-    """What an entry of a grid shows. May stand at the table, a block, a column and a row: of them the last counts.
+    """What an entry of a grid shows. Set at the table, a block, a column or a row; the last of these wins.
 
-    `set` adds up in the same order.
+    `set` is merged in the same order.
     """
 
     recipe: str | None = None
     metric: str | None = Field(default=None, description="a key of the run's metrics")
-    scale: float | None = Field(default=None, description="what the metric is multiplied by before it is shown; else 1")
-    digits: int | None = Field(default=None, ge=0, description="decimals of what is shown; else 2")
+    scale: float | None = Field(default=None, description="factor of the shown value; default 1")
+    digits: int | None = Field(default=None, ge=0, description="decimals shown; default 2")
 
 
-class Printed(NamedTuple):
-    """A number of the paper; `std` None where it prints no deviation."""
+class PaperValue(NamedTuple):
+    """A number of the paper; `std` is None where the paper prints no deviation."""
 
     mean: float
     std: float | None = None
@@ -65,15 +65,15 @@ class GridRow(Variant, GridFields):
 
 
 class GridColumn(KeyedVariant, GridFields):
-    """A column of a block, and what the paper prints there: `{row key: mean or [mean, standard deviation]}`."""
+    """A column of a block, and the paper's numbers in it: `{row key: mean or [mean, standard deviation]}`."""
 
     paper: dict[str, float | tuple[float, float]] = Field(default={})
 
 
 class GridBlock(KeyedVariant, GridFields):
-    """A block of rows under its own column heads: one data set."""
+    """A block of rows with its own column headings: one data set."""
 
-    seeds: int = Field(ge=1, description="runs a cell")
+    seeds: int = Field(ge=1, description="runs per cell")
     columns: tuple[GridColumn, ...] = Field(min_length=1)
 
 
@@ -84,13 +84,13 @@ class GridEntry:
     Attributes:
         column: key of its column.
         row: key of its row.
-        cell: key of the runs that it is read off; entries that differ in the metric alone share them.
+        cell: key of the cell whose runs it shows; entries that differ only in the metric share a cell.
         recipe: name of their recipe.
-        overrides: what is set in it.
+        overrides: fields set in the recipe.
         metric: key of the run's metrics.
-        scale: what the metric is multiplied by.
+        scale: factor of the shown value.
         digits: decimals shown.
-        paper: what the paper prints, if anything.
+        paper: the paper's number, if it prints one.
     """
 
     column: str
@@ -101,29 +101,29 @@ class GridEntry:
     metric: str
     scale: float
     digits: int
-    paper: Printed | None
+    paper: PaperValue | None
 
 
 class GridSpec(GridFields):
-    """Rows by columns, in blocks; some rows (or columns) compared with another of them."""
+    """Rows by columns, in blocks; some rows (or columns) are compared with a baseline row (or column)."""
 
     kind: Literal["grid"]
     title: str
     caption: str
-    compare: Literal["rows", "columns"] = Field(description="what `baseline` and `treatments` are")
-    baseline: Key = Field(description="what paired differences are taken from")
-    treatments: tuple[Key, ...] = Field(description="whose paired differences are shown")
+    compare: Literal["rows", "columns"] = Field(description="whether `baseline` and `treatments` are rows or columns")
+    baseline: Key = Field(description="the reference of paired differences")
+    treatments: tuple[Key, ...] = Field(description="rows or columns whose paired differences are shown")
     rows: dict[Key, GridRow]
     blocks: tuple[GridBlock, ...] = Field(min_length=1)
 
     @property
     def rows_differ_in_runs(self) -> bool:
-        """Whether each row has runs of its own, not only a metric of its own."""
+        """Whether the rows show different runs, not only different metrics."""
         return any(row.recipe or row.overrides for row in self.rows.values())
 
     @property
     def columns_differ_in_runs(self) -> bool:
-        """Whether each column has runs of its own, not only a metric of its own."""
+        """Whether the columns show different runs, not only different metrics."""
         return any(column.recipe or column.overrides for block in self.blocks for column in block.columns)
 
     def entries(self, block: GridBlock) -> list[GridEntry]:
@@ -137,12 +137,12 @@ class GridSpec(GridFields):
             keys.append(column.key)
         if self.rows_differ_in_runs:
             keys.append(row)
-        recipe = _last(level.recipe for level in levels)
-        metric = _last(level.metric for level in levels)
+        recipe = _last_given(level.recipe for level in levels)
+        metric = _last_given(level.metric for level in levels)
         if recipe is None or metric is None:
             missing = "recipe" if recipe is None else "metric"
             raise ValueError(f"{block.key}/{column.key}/{row} has no {missing}: name it at table, block, column or row")
-        scale, digits = _last(level.scale for level in levels), _last(level.digits for level in levels)
+        scale, digits = _last_given(level.scale for level in levels), _last_given(level.digits for level in levels)
         paper = column.paper.get(row)
         return GridEntry(
             column=column.key,
@@ -153,7 +153,7 @@ class GridSpec(GridFields):
             metric=metric,
             scale=1.0 if scale is None else scale,
             digits=2 if digits is None else digits,
-            paper=None if paper is None else Printed(*paper) if isinstance(paper, tuple) else Printed(paper),
+            paper=None if paper is None else PaperValue(*paper) if isinstance(paper, tuple) else PaperValue(paper),
         )
 
     @model_validator(mode="after")
@@ -173,14 +173,14 @@ class GridSpec(GridFields):
 
 
 class CostRow(Variant):
-    """A row of a cost block, and what the paper prints there."""
+    """A row of a cost block, and the paper's numbers in it."""
 
     paper_seconds: float = Field(gt=0, description="time of one epoch")
     paper_megabytes: float = Field(gt=0, description="peak memory")
 
 
 class CostBlock(KeyedVariant):
-    """Two variants of one experiment, measured in turns."""
+    """Two variants of one experiment, timed in alternation."""
 
     recipe: str
     baseline: CostRow
@@ -202,7 +202,7 @@ class CostSpec(Section):
 
 
 class CurvePanel(Section):
-    """Curves that share their axes."""
+    """Curves on the same axes."""
 
     key: Key
     label: str
@@ -215,7 +215,7 @@ class CurvesSpec(Setting):
     kind: Literal["curves"]
     title: str
     recipe: str
-    seeds: int = Field(ge=1, description="runs a curve")
+    seeds: int = Field(ge=1, description="runs per curve")
     panels: tuple[CurvePanel, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -227,7 +227,7 @@ class CurvesSpec(Setting):
 
 
 class EmbeddingSpec(Setting):
-    """A t-SNE picture a variant, side by side."""
+    """One t-SNE picture for each variant, side by side."""
 
     kind: Literal["embedding"]
     title: str
@@ -241,19 +241,19 @@ class EmbeddingSpec(Setting):
 
 
 class RecallCurve(KeyedVariant):
-    """A curve of relationship recall; `recipe` where it is not the figure's."""
+    """A curve of relationship recall; `recipe` replaces that of the figure."""
 
     recipe: str | None = None
 
 
 class RecallSpec(Setting):
-    """Relationship recall against K, a curve a variant."""
+    """Relationship recall against K, one curve for each variant."""
 
     kind: Literal["recall"]
     title: str
     caption: str
     recipe: str
-    seeds: int = Field(ge=1, description="runs a curve")
+    seeds: int = Field(ge=1, description="runs per curve")
     curves: tuple[RecallCurve, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -263,13 +263,13 @@ class RecallSpec(Setting):
 
 
 class RelationsSpec(Setting):
-    """Test images with what one object of each is related to, the variants side by side."""
+    """Test images with the strongest relations of one object in each, the variants side by side."""
 
     kind: Literal["relations"]
     title: str
     recipe: str
-    skip: int = Field(default=0, ge=0, description="how many of the images that runs keep are passed over first")
-    images: int = Field(ge=1, description="how many are shown")
+    skip: int = Field(default=0, ge=0, description="number of stored images that are skipped first")
+    images: int = Field(ge=1, description="number of images shown")
     panels: tuple[KeyedVariant, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -293,13 +293,13 @@ _ADAPTER: TypeAdapter[Spec] = TypeAdapter(Annotated[Spec, Field(discriminator="k
 
 
 def report_names() -> list[str]:
-    """Return the names that `load_spec` knows, in the paper's order: tables, figures, then what is not in the paper."""
-    return sorted((path.stem for path in _tables_folder().glob("*.toml")), key=_paper_order)
+    """Return the names for `load_spec`: the paper's tables, its figures, then the others by name."""
+    return sorted((path.stem for path in _tables_folder().glob("*.toml")), key=_sort_key)
 
 
 def paper_names() -> list[str]:
-    """Return the tables and figures that the paper has."""
-    return [name for name in report_names() if _paper_order(name) < _NOT_IN_PAPER]
+    """Return the names of the paper's tables and figures."""
+    return [name for name in report_names() if _sort_key(name) < _NOT_IN_PAPER]
 
 
 def load_spec(name: str) -> Spec:
@@ -307,7 +307,7 @@ def load_spec(name: str) -> Spec:
 
     Raises:
         UsageError: there is no such table or figure.
-        AffsupError: its file is faulty.
+        AffsupError: its file is invalid.
     """
     path = _tables_folder() / f"{name}.toml"
     if name not in report_names():
@@ -317,9 +317,13 @@ def load_spec(name: str) -> Spec:
 
 
 def read_spec(path: Path) -> Spec:
-    """Read a table's or figure's file; a fault in it is named with its field."""
+    """Read a table's or figure's file.
+
+    Raises:
+        AffsupError: it is invalid; the message names the field.
+    """
     try:
-        # Through JSON: strict validation takes a JSON array for a tuple, a Python list not.
+        # Through JSON: strict validation accepts a JSON array as a tuple, but no Python list.
         return _ADAPTER.validate_json(json.dumps(parse_toml(path)), strict=True)
     except ValidationError as error:
         fault = error.errors()[0]
@@ -331,7 +335,7 @@ def _tables_folder() -> Path:
     return recipes_folder() / "tables"
 
 
-def _paper_order(name: str) -> tuple[int, int, str]:
+def _sort_key(name: str) -> tuple[int, int, str]:
     match = re.fullmatch(r"(table|figure)(\d+)", name)
     if match is None:
         return *_NOT_IN_PAPER[:2], name
@@ -341,7 +345,7 @@ def _paper_order(name: str) -> tuple[int, int, str]:
 def _refuse_repeats(parts: Iterable[KeyedVariant | CurvePanel]) -> None:
     keys = [part.key for part in parts]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"the key {', '.join(repeated)} stands twice")
+        raise ValueError(f"the key {', '.join(repeated)} is used twice")
 
 
 def _refuse_unknown(part: str, named: Iterable[str], known: Collection[str]) -> None:
@@ -349,7 +353,7 @@ def _refuse_unknown(part: str, named: Iterable[str], known: Collection[str]) -> 
         raise ValueError(f"no {part} {', '.join(unknown)}: the {part}s are {', '.join(known)}")
 
 
-def _last(values: Iterable[T | None]) -> T | None:
+def _last_given(values: Iterable[T | None]) -> T | None:
     """Return the last value that is not None."""
     found = None
     for value in values:

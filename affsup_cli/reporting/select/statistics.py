@@ -35,7 +35,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def paired_difference(treatment: Mapping[int, float], baseline: Mapping[int, float]) -> PairedDifference | None:
-    """Return `treatment - baseline` over the seeds that both have; None without any, one pair has no interval."""
+    """Return `treatment - baseline` over the seeds of both; None without such a seed. One pair has no interval."""
     seeds = tuple(sorted(treatment.keys() & baseline.keys()))
     if not seeds:
         return None

@@ -38,7 +38,7 @@ class Examples:
         """
         if index not in self._chosen or len(boxes) < 2:
             return
-        objects = self._scenes.objects(index).taking_part()
+        objects = self._scenes.objects(index).without_ignored()
         references = box_iou(torch.from_numpy(objects.boxes).to(boxes), boxes).argmax(dim=1)
         partners = np.full((len(references), PARTNERS, 4), np.nan, dtype=np.float32)
         weights = np.full((len(references), PARTNERS), np.nan, dtype=np.float32)
@@ -82,7 +82,7 @@ def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple
 
 
 def _choose(scenes: Scenes) -> list[int]:
-    described = [(index, scenes.objects(index).taking_part()) for index in range(len(scenes))]
+    described = [(index, scenes.objects(index).without_ignored()) for index in range(len(scenes))]
     meeting = [(index, objects) for index, objects in described if len(set(objects.labels.tolist())) > 1]
     first = [index for index, objects in meeting if _repeats_a_class(objects)]
     chosen = _evenly(first, COUNT)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from affsup_cli.data.picture import Picture
-from affsup_cli.data.scenes import SceneBatches
+from affsup_cli.data.scenes import SceneBatches, SinglePicture
 from affsup_cli.models.detection.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe
 from affsup_cli.runs.checkpoint import fitting
@@ -106,7 +105,7 @@ class Predictor:
     @torch.no_grad()
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
         data = self._recipe.data
-        (batch,) = SceneBatches(Picture(image), data.short_side, data.long_side, self._device).in_order(1)
+        (batch,) = SceneBatches(SinglePicture(image), data.short_side, data.long_side, self._device).sequential(1)
         regions, _ = find_regions(self._model, batch, self._recipe)
         scale = batch.scales[0].repeat(2)
         ((refined, probabilities),) = self._model.detector.detections(regions, batch.sizes)

@@ -77,7 +77,7 @@ class DetectionTask:
         )
         self._samplers = self._counted_samplers()
         self.steps = self._epochs.steps
-        self.data = manifest.for_a_run()
+        self.data = manifest.run_record()
         self.begun_from = {"weights": checksum_of(recipe.model.weights) if pretrained else None}
         affinity = self._affinity
         self._loss = None
@@ -216,7 +216,7 @@ class DetectionTask:
     def _outputs(self, scenes: Scenes) -> Iterator[tuple[tuple[int, ...], HostCopy]]:
         """Yield the indices of the images of each batch of this process's shard, and the network's outputs."""
         self.model.eval()
-        for batch in self._batches(scenes).in_order(self._recipe.train.batch_size, self._shard):
+        for batch in self._batches(scenes).sequential(self._recipe.train.batch_size, self._shard):
             regions, _ = self._regions(batch)
             outputs = {"scales": batch.scales, "boxes": regions.boxes, "present": regions.present}
             outputs["refined"], outputs["probabilities"] = self.model.detector.refined(regions, batch.sizes)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from affsup_cli.data.picture import Picture
-from affsup_cli.data.scenes import SceneBatches
+from affsup_cli.data.scenes import SceneBatches, SinglePicture
 from affsup_cli.recipe import SceneRecipe
 from affsup_cli.runs.checkpoint import fitting
 from affsup_cli.runs.export import Trained
@@ -51,9 +50,9 @@ class ScenePredictor:
             AffsupError: the file is not a picture.
         """
         data = self._recipe.data
-        pictures = SceneBatches(Picture(open_picture(path)), data.short_side, data.long_side, self._device)
-        (batch,) = pictures.in_order(1)
-        features = describe(self._model, batch, self._recipe)
-        probabilities = self._model(features[None]).softmax(dim=1)[0]
+        pictures = SceneBatches(SinglePicture(open_picture(path)), data.short_side, data.long_side, self._device)
+        (batch,) = pictures.sequential(1)
+        described = describe(self._model, batch, self._recipe)
+        probabilities = self._model(described[None]).softmax(dim=1)[0]
         order = probabilities.argsort(descending=True).tolist()
         return {self._categories[index]: probabilities[index].item() for index in order}

@@ -45,7 +45,7 @@ class SceneTask:
         configure_cuda(recipe.train.precision)
         self.model, self.begun_from = build_scene_classifier(recipe, len(self._manifest.categories), fresh, network)
         self.model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
-        self.data = self._manifest.for_a_run()
+        self.data = self._manifest.run_record()
         images = Images(self._manifest.digest, "train", len(self._train), recipe.data.mirror)
         self._entries = images.entries()
         self._categories = torch.from_numpy(self._train.categories).to(self._device)

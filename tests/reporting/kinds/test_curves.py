@@ -100,7 +100,7 @@ def test_faithful_runs_are_shown_and_others_left_out(make: RunMaker) -> None:
     assert set(frame(content)["curve"]) == {"base"}
     assert not any("ᵃ" in field for row in content.tables[0].rows for field in row)
     assert content.footnotes == ("ᵃ train.epochs = 3 instead of 200",)
-    assert "left out (does not stand beside the runs shown ᵃ): run002" in content.notes
+    assert "left out (not comparable with the runs shown ᵃ): run002" in content.notes
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_where_columns_are_compared_the_whole_block_stands_together(make: RunMak
     assert shown(content, "mAP@all (%)", "ours") == [DASH, "40.0 (1)", *[DASH] * 5]
     assert content.footnotes == ("ᵃ train.epochs = 2 instead of 8",)
     (note,) = content.notes
-    assert note.startswith("voc07: left out (does not stand beside the runs shown ᵃ): ")
+    assert note.startswith("voc07: left out (not comparable with the runs shown ᵃ): ")
 
 
 def test_a_difference_that_rounds_to_zero_has_no_minus(make: RunMaker) -> None:

@@ -71,7 +71,7 @@ def test_annotated_relations_play_no_part(make: RunMaker) -> None:
 def test_where_no_image_fits_that_is_said(make: RunMaker) -> None:
     content = figure9(make, make_example(1, [SHEEP, DOG]))
     assert content.files == {}
-    assert "keeps no image" in content.notes[-1]
+    assert "stores no image" in content.notes[-1]
 
 
 def test_the_same_runs_give_the_same_bytes(make: RunMaker) -> None:

@@ -7,7 +7,7 @@ import pytest
 from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.render.document import Footnotes
 from affsup_cli.reporting.select.experiments import Cell
-from affsup_cli.reporting.select.match import Selection, select_runs
+from affsup_cli.reporting.select.match import SelectedRuns, select_runs
 from affsup_cli.runs.index import RunIndex, TrainedRun
 from tests.reporting.fake_runs import AFFINITY, BASE, SHORT, RunMaker
 
@@ -22,24 +22,24 @@ def sound(_: TrainedRun) -> None:
     return None
 
 
-def select(make: RunMaker) -> Selection:
+def select(make: RunMaker) -> SelectedRuns:
     return select_runs(CELLS, RunIndex(make.root).trained, sound)
 
 
-def names(selection: Selection) -> dict[str, list[str]]:
+def names(selection: SelectedRuns) -> dict[str, list[str]]:
     assert selection.group is not None
     return {
         cell: [by_seed[seed].folder.name for seed in sorted(by_seed)] for cell, by_seed in selection.group.runs.items()
     }
 
 
-def departures(selection: Selection) -> tuple[str, ...]:
+def departures(selection: SelectedRuns) -> tuple[str, ...]:
     assert selection.group is not None
     return selection.group.departures
 
 
 def test_without_runs_nothing_is_chosen(make: RunMaker) -> None:
-    assert select(make) == Selection(None, ())
+    assert select(make) == SelectedRuns(None, ())
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ DETECTION = {
 }
 
 
-def select_detection(make: RunMaker) -> Selection:
+def select_detection(make: RunMaker) -> SelectedRuns:
     return select_runs(DETECTION, RunIndex(make.root).trained, sound)
 
 
@@ -161,7 +161,7 @@ def test_faithful_runs_come_before_any_number_of_others_and_are_not_mixed_with_t
     footnotes = Footnotes()
     (left_out,) = selection.remarks(footnotes)
     assert left_out == (
-        "left out (does not stand beside the runs shown ᵃ): run001, run002, run003, run004, run005, run006"
+        "left out (not comparable with the runs shown ᵃ): run001, run002, run003, run004, run005, run006"
     )
     assert footnotes.lines() == ("ᵃ train.epochs = 2 instead of 200; train.milestones = [] instead of [100, 150]",)
 
@@ -195,7 +195,7 @@ def test_runs_on_different_data_are_not_mixed(make: RunMaker) -> None:
     selection = select(make)
     assert names(selection) == {"base": ["one", "two"]}
     (left_out,) = selection.remarks(Footnotes())
-    assert left_out.startswith("left out (does not stand beside the runs shown: other data, digest eeeeeeee")
+    assert left_out.startswith("left out (not comparable with the runs shown: other data, digest eeeeeeee")
     assert left_out.endswith(": other")
 
 
@@ -281,7 +281,7 @@ def test_runs_of_a_cell_stand_on_one_network(make: RunMaker) -> None:
     selection = select_runs(SCENES, RunIndex(make.root).trained, sound)
     assert names(selection) == {"rois": ["seed0", "seed2"]}
     assert [(left.reason, left.names) for left in selection.left_out] == [
-        ("stands on another part A than seed0", ("seed1",))
+        ("builds on another part A than seed0", ("seed1",))
     ]
 
 

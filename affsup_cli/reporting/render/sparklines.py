@@ -1,4 +1,4 @@
-"""A run's curves over the epochs as small SVGs, for the page."""
+"""Sparklines: a run's metrics over the epochs as small SVGs, for the page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-MOST_POINTS = 200
+MAX_POINTS = 200
 
 _WIDTH, _HEIGHT, _GUTTER = 240, 84, 30
-_KINDS = (
+_QUANTITIES = (
     ("loss", ("train_loss",)),
     ("accuracy", ("val_accuracy", "test_accuracy")),
     ("mAP@0.5", ("val_map_50", "test_map_50")),
@@ -19,28 +19,28 @@ _KINDS = (
     ("gradient share of L_G", ("gradient_share",)),
 )
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
-_SHARES = (
+_UNIT_RANGE = (
     "M",
     "gradient share of L_G",
-)  # of 0 to 1, whatever the values: runs with and without L_G compare at a glance
+)  # drawn from 0 to 1, so that runs with and without L_G are comparable
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-    """One quantity of a run: (epoch, value) in the order of the epochs, without what is not a finite number."""
+class Sparkline:
+    """One quantity of a run as (epoch, value), by epoch; values that are not finite are left out."""
 
     kind: str
     label: str
     points: tuple[tuple[int, float], ...]
 
     def svg(self, low: float, high: float) -> str:
-        """Draw it between `low` and `high`, as an SVG element."""
+        """Return the SVG element, its axis from `low` to `high`."""
         epochs = [epoch for epoch, _ in self.points]
         first, last = epochs[0], epochs[-1]
         span, reach = last - first or 1, high - low or 1.0
         right, foot = _WIDTH - 4, _HEIGHT - 14
         drawn = []
-        for epoch, value in _thinned(self.points):
+        for epoch, value in _subsample(self.points):
             x, y = _GUTTER + (epoch - first) / span * (right - _GUTTER), foot - (value - low) / reach * (foot - 8)
             drawn.append(f"{x:.1f} {y:.1f}")
         ends = f"{number(self.points[0][1])} to {number(self.points[-1][1])}"
@@ -58,41 +58,41 @@ class Curve:
 
 
 def number(value: float) -> str:
-    """Return a number in three digits."""
+    """Return a number with three significant digits."""
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
+def sparklines(records: Sequence[Mapping[str, Any]]) -> list[Sparkline]:
     """Return what the epochs of a run recorded of loss, accuracy or mAP, M and the gradient share of L_G.
 
     Of several splits the validation split is taken.
     """
     found = []
-    for kind, metrics in _KINDS:
+    for kind, metrics in _QUANTITIES:
         for metric in metrics:
-            points = tuple((record["epoch"], record[metric]) for record in records if _finite(record.get(metric)))
+            points = tuple((record["epoch"], record[metric]) for record in records if _is_finite(record.get(metric)))
             if points:
                 split = _SPLITS.get(metric.partition("_")[0])
-                found.append(Curve(kind, f"{kind}, {split}" if split else kind, points))
+                found.append(Sparkline(kind, f"{kind}, {split}" if split else kind, points))
                 break
     return found
 
 
-def ranges(of_runs: Iterable[Curve]) -> dict[str, tuple[float, float]]:
+def value_ranges(sparklines_of_runs: Iterable[Sparkline]) -> dict[str, tuple[float, float]]:
     """Return for each kind the least and the greatest value: runs that are drawn between them compare."""
     values: dict[str, list[float]] = {}
-    for curve in of_runs:
+    for curve in sparklines_of_runs:
         values.setdefault(curve.kind, []).extend(value for _, value in curve.points)
-    return {kind: (0.0, 1.0) if kind in _SHARES else (min(found), max(found)) for kind, found in values.items()}
+    return {kind: (0.0, 1.0) if kind in _UNIT_RANGE else (min(found), max(found)) for kind, found in values.items()}
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return at most `MOST_POINTS` of them, evenly spread, with the first and the last."""
-    if len(points) <= MOST_POINTS:
+def _subsample(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return at most `MAX_POINTS` of them, evenly spread, with the first and the last."""
+    if len(points) <= MAX_POINTS:
         return list(points)
-    step = (len(points) - 1) / (MOST_POINTS - 1)
-    return [points[round(place * step)] for place in range(MOST_POINTS)]
+    step = (len(points) - 1) / (MAX_POINTS - 1)
+    return [points[round(place * step)] for place in range(MAX_POINTS)]
