@@ -29,11 +29,11 @@ from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import SceneRecipe
 from affsup_cli.runs.export import weights_digest
 from affsup_cli.runs.folder import atomic_file
-from affsup_cli.runtime.devices import autocast, device_name, memory_format
+from affsup_cli.runtime.devices import autocast, device_name, memory_format, resolve_precision
 from data_prep.errors import AffsupError
 
 FOLDER = ".described"
-FORMAT = 1  # to be raised when the same images and weights come to other numbers, or to another file
+FORMAT = 2  # to be raised when the same images and weights come to other numbers, or to another file
 LIBRARIES = ("affsup", "pillow", "torch", "torchvision")
 _TENSOR = "described"
 _ENTRY = "affsup"
@@ -189,7 +189,7 @@ def basis(images: Images, model: SceneClassifier, recipe: SceneRecipe) -> dict[s
         "features": recipe.model.features,
         "network": recipe.network.identity(),
         "weights": weights_digest(model.part_a.state_dict()),
-        "precision": recipe.train.precision,
+        "precision": resolve_precision(recipe.train.precision, _device_of(model)),
         "channels_last": recipe.run.channels_last,
         "device": device.type,
         "device_name": device_name(device),
