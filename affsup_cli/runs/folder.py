@@ -10,6 +10,7 @@ features.npz       test features of that model (figure 6)
 examples.h5        a few test images with their attention between objects (figures 1, 7 and 9)
 detections-SPLIT.json    detections in COCO's results format
 relationships-SPLIT.h5   the strongest pairs of proposals of each image
+scene-graphs-SPLIT.json  the same for SGBench
 result.json        written last: its presence says that the run is finished
 
 Each file but the HDF5 and detection files holds a digest (`runs.digest`), which is checked when the file is read.
@@ -168,6 +169,10 @@ class RunFolder:
     def relationships(self, split: str) -> Path:
         """The file of the strongest relationship proposals of a split, HDF5."""
         return self.path / f"relationships-{split}.h5"
+
+    def scene_graphs(self, split: str) -> Path:
+        """The file of the same pairs and their boxes, in the JSON format of SGBench."""
+        return self.path / f"scene-graphs-{split}.json"
 
     @property
     def exists(self) -> bool:
