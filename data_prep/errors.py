@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -29,9 +30,29 @@ class SourceError(AffsupError):
     """The official files are not as expected. The message names the file within the source, but not the source."""
 
 
+MAX_QUOTED = 200
+"""Number of characters of an input that a message repeats."""
+
+_REPR = reprlib.Repr()  # bounded in time and memory also for deeply nested values
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = MAX_QUOTED
+
+
+def shorten(text: object) -> str:
+    """Return the text of an input or of a library's error for a message: at most `MAX_QUOTED` characters of it."""
+    string = str(text)
+    return string if len(string) <= MAX_QUOTED else f"{string[:MAX_QUOTED]}..."
+
+
+def quote(value: object) -> str:
+    """Return the `repr` of an input for a message: at most `MAX_QUOTED` characters of it."""
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]!r}..."
+    return shorten(_REPR.repr(value))
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean '...'?)" with the most similar of the `known` names, or "" if none is similar."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(shorten(word), list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

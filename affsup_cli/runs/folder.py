@@ -15,7 +15,9 @@ result.json        written last: its presence says that the run is finished
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +29,22 @@ from filelock import FileLock, Timeout
 
 from affsup_cli.recipe import Recipe, read_recipe
 from data_prep.errors import AffsupError, UsageError
+
+MAX_EPOCHS = 10_000
+"""Number of epochs of a run that tables, curves and lists read at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The metrics of a run.
+
+    Attributes:
+        epochs: number of finished epochs.
+        records: the lines that were read, by epoch.
+    """
+
+    epochs: int
+    records: list[dict[str, Any]]
 
 
 class RunInUse(AffsupError):
@@ -213,26 +231,42 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the lines of the epochs; a last line that a kill cut short is ignored.
+        """Read the lines of all epochs; a last line that a kill cut short is ignored.
 
         Raises:
             AffsupError: the file holds something else.
         """
-        if not self._metrics.is_file():
-            return []
+        return self.history(limit=None).records
+
+    def history(self, limit: int | None = MAX_EPOCHS) -> History:
+        """Read the lines of at most `limit` epochs: evenly spaced ones, with the first and the last.
+
+        Raises:
+            AffsupError: one of these lines holds something else.
+        """
         try:
-            lines = self._metrics.read_bytes().split(b"\n")[:-1]
+            with self._metrics.open("rb") as file:
+                epochs = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+                file.seek(0)
+                if limit is None or epochs <= limit:
+                    read = set(range(epochs))
+                else:
+                    read = {round(place * (epochs - 1) / (limit - 1)) for place in range(limit)}
+                lines = enumerate(itertools.islice(file, epochs))
+                return History(epochs, [self._record(line, number + 1) for number, line in lines if number in read])
+        except FileNotFoundError:
+            return History(0, [])
         except OSError as error:
             raise AffsupError(f"{self._metrics} cannot be read: {error.strerror}") from error
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise AffsupError(f"{self._metrics}, line {number} is not valid JSON: {error}") from error
-            if not isinstance(records[-1], dict) or records[-1].get("epoch") != number:
-                raise AffsupError(f"{self._metrics}, line {number} is not the record of epoch {number}")
-        return records
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise AffsupError(f"{self._metrics}, line {number} is not valid JSON: {error}") from error
+        if not isinstance(record, dict) or record.get("epoch") != number:
+            raise AffsupError(f"{self._metrics}, line {number} is not the record of epoch {number}")
+        return record
 
     def keep_metrics(self, epochs: int) -> None:
         """Remove the lines after the first `epochs` epochs: those after the checkpoint that a run resumes from.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import lzma
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,16 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
-from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style
+from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import EmbeddingSpec, KeyedVariant
 from affsup_cli.runs.index import RunIndex, TrainedRun
+from data_prep.errors import shorten
 
 _POINT_COLUMNS = ("panel", "index", "x", "y", "label")
 _SCORE_COLUMNS = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")
 _MIN_IMAGES = 10
 _MARKERS = "os^Dv<>PX*"
+_MAX_BYTES = 2**30  # of an array
+_UNREADABLE = (
+    *(OSError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +89,23 @@ def _caption(which: str) -> str:
 
 
 def _load_features(run: TrainedRun) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    with run.folder.features.open("rb") as stored, np.load(stored) as file:
-        return file["features"].astype(np.float32), file["labels"].astype(np.int64)
+    with run.folder.features.open("rb") as stored, zipfile.ZipFile(stored) as members:
+        features, labels = (_read_array(members, f"{name}.npy") for name in ("features", "labels"))
+        return features.astype(np.float32), labels.astype(np.int64)
+
+
+def _read_array(members: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """Read an array of numbers after a check of its declared size; raises ValueError."""
+    with members.open(name) as file:
+        major, _ = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "fiu" or size > min(_MAX_BYTES, members.getinfo(name).file_size):
+            raise ValueError(f"{name} declares {dtype} {shape}, more than the file holds or than is read")
+    with members.open(name) as file:
+        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array
 
 
 def _features_fault(run: TrainedRun) -> str | None:
@@ -89,8 +113,8 @@ def _features_fault(run: TrainedRun) -> str | None:
         features, labels = _load_features(run)
     except FileNotFoundError:
         return "no features.npz"
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        return f"features.npz is damaged: {error}"
+    except _UNREADABLE as error:
+        return f"features.npz is damaged: {shorten(error)}"
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         return f"features.npz holds features {features.shape} with labels {labels.shape}"
     if not np.isfinite(features).all():
@@ -167,7 +191,7 @@ def _draw(title: str, panels: Sequence[_Embedding], remarks: Sequence[str]) -> b
                 marker = _MARKERS[turn % len(_MARKERS)]
                 axes.scatter(x, y, s=9, color=PALETTE[colour], marker=marker, alpha=0.8, linewidths=0, label=str(label))
             scores = f"silhouette {panel.silhouette:.3f}, nearest neighbour {100 * panel.neighbour_accuracy:.1f} %"
-            axes.set_title(f"{panel.variant.label}\n{scores}")
+            typeset_texts([axes.set_title(f"{panel.variant.label}\n{scores}")])
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_aspect("equal", adjustable="datalim")

@@ -23,6 +23,7 @@ from affsup_cli.affinity import (
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
 from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import Shard
+from affsup_cli.metrics.attention import AttentionShares
 from affsup_cli.metrics.average import Averages
 from affsup_cli.metrics.detection import DetectionPrecision
 from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
@@ -140,6 +141,7 @@ class DetectionTask:
         masses: list[tuple[Tensor, Tensor]] = []
         recall = RelationshipRecall(self._recipe.test.recall_at)
         proposals = RelationshipProposals()
+        attention = AttentionShares()
         examples = Examples(scenes)
 
         def count(seen: tuple[tuple[int, ...], HostCopy]) -> None:
@@ -161,17 +163,20 @@ class DetectionTask:
                     ranked, weights = top_pairs(of_image, max(PAIRS_KEPT, *recall.ks))
                     recall.update_ranked(where, ranked, gt_boxes, gt_pairs)
                     proposals.add(image_id, where, ranked, weights)
+                    counted = objects.taking_part()
+                    attention.update(where, of_image, torch.from_numpy(counted.boxes), torch.from_numpy(counted.labels))
                     examples.add(index, where, of_image)
 
         # On a CPU the two would only take turns: with a thread an evaluation took a fifth longer.
         in_turn = map_in_background if self._device.type == "cuda" else map
         deque(in_turn(count, self._seen(scenes)), maxlen=0)
-        return _Found(detections, masses, recall, proposals, examples.finished())
+        return _Found(detections, masses, recall, proposals, attention, examples.finished())
 
     def _measured(self, split: str, everyones: Sequence[_Found]) -> dict[str, float]:
         """Put together what the processes found, which is in the order of the images, and measure it."""
         precision, averages = DetectionPrecision(self._manifest.classes, self._recipe.test.evaluator), Averages()
         recall, proposals = RelationshipRecall(self._recipe.test.recall_at), RelationshipProposals()
+        attention = AttentionShares()
         examples: list[Example] = []
         for found in everyones:
             for image in found.detections:
@@ -180,6 +185,7 @@ class DetectionTask:
                 averages.add({"mass": mass}, supervised)
             recall.merge(found.recall)
             proposals.merge(found.proposals)
+            attention.merge(found.attention)
             examples += found.examples
         self._found = {split: (precision, proposals, examples)}
         measured = precision.compute() | averages.read()
@@ -187,6 +193,7 @@ class DetectionTask:
             computed = recall.compute()
             measured |= {f"recall@{k}": value for k, value in computed["micro"].items()}
             measured |= {f"recall_macro@{k}": value for k, value in computed["macro"].items()}
+            measured |= attention.compute()
         # Without an object, or without a pair, in the whole split there is nothing to be right or wrong about.
         return {name: value for name, value in measured.items() if not math.isnan(value)}
 
@@ -276,6 +283,7 @@ class _Found:
         masses: M of each batch, and how many images it is the mean of.
         recall: over these images.
         proposals: their strongest pairs.
+        attention: the shares of their objects' attention.
         examples: those of them that are kept.
     """
 
@@ -283,6 +291,7 @@ class _Found:
     masses: list[tuple[Tensor, Tensor]]
     recall: RelationshipRecall
     proposals: RelationshipProposals
+    attention: AttentionShares
     examples: list[Example]
 
 
