@@ -93,7 +93,7 @@ PYTHON_END
 }
 
 tests() {
-  "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider -p no:benchmark $(grep -rlE 'mark\.gpu|device: torch\.device|device\b.*fixture' tests --include='test_*.py')
+  "$PYTHON" -m pytest -v -m gpu -p no:cacheprovider -p no:benchmark $(grep -rlE 'mark\.gpu|device: torch\.device|device\b.*fixture' tests --include='test_*.py')
 }
 
 minibatch() {

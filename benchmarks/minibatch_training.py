@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
-from affsup_cli.models import build_classifier
+from affsup_cli.models.classifiers.build import build_classifier
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runtime.devices import resolve_device
 from affsup_cli.tasks import build_task

@@ -77,7 +77,7 @@ def generate(folder: Path) -> None:
 
 def affsup(folder: Path) -> list[Annotations]:
     """Convert with `data_prep`."""
-    official = DATASET.read(SceneFiles([folder], DATASET.needed, DATASET.wanted))
+    official = DATASET.read(SceneFiles([folder], DATASET.file_pattern, DATASET.source_help))
     return [clean_annotations(part, LeftOutLog()) for part in (official.train, official.test)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep import sets
-from data_prep.errors import UsageError, did_you_mean
+from data_prep.errors import UsageError, did_you_mean, quote
 from data_prep.origin import ProgressCallback
 from data_prep.raw import AnyDataSet
 
@@ -44,7 +44,7 @@ def get(name: str) -> AnyDataSet:
         return datasets()[name]
     except KeyError:
         hint = did_you_mean(name, datasets())
-        raise UsageError(f"no data set {name!r}{hint}: choose one of {', '.join(datasets())}") from None
+        raise UsageError(f"no data set {quote(name)}{hint}: choose one of {', '.join(datasets())}") from None
 
 
 def prepare(

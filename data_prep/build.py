@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep import build_images, build_scenes
-from data_prep.errors import AffsupError, SourceError, UsageError
+from data_prep.errors import AffsupError, SourceError, UsageError, quote
 from data_prep.origin import ProgressCallback
 from data_prep.raw import AnyDataSet, SceneSet
 from data_prep.sources.open import RawSource, check_sources, checksums, open_scene_source, open_source
@@ -40,20 +40,20 @@ def build(
     if limit is not None and not isinstance(dataset, SceneSet) and limit < 2:
         raise UsageError(f"--limit {limit}: expected at least 2, one image to train on and one to validate on")
     folder = data_dir / dataset.name
-    home = folder.resolve()  # the folder may be a link to another place
+    destination = folder.resolve()  # the folder may be a link to another place
     report = progress or _ignore
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(home):
-            recover(home)
-            _require_no_foreign_files(home)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(destination):
+            recover(destination)
+            _require_no_foreign_files(destination)
             present = _prepared_as_requested(folder, limit)
             if present and not sources:
                 return PrepareResult("up to date", folder, present)
             source = _open(dataset, sources, data_dir / ".downloads", report)
             if present and present.source == source.record:
                 return PrepareResult("up to date", folder, present)
-            return PrepareResult("prepared", folder, _write(dataset, source, home, limit, report))
+            return PrepareResult("prepared", folder, _write(dataset, source, destination, limit, report))
     except OSError as error:
         raise AffsupError(f"{error.filename or data_dir}: {error.strerror or error}; nothing was changed") from None
 
@@ -65,13 +65,13 @@ def _open(dataset: AnyDataSet, sources: Sequence[Path], downloads: Path, progres
 
 
 def _write(
-    dataset: AnyDataSet, source: RawSource[Any], home: Path, limit: int | None, progress: ProgressCallback
+    dataset: AnyDataSet, source: RawSource[Any], destination: Path, limit: int | None, progress: ProgressCallback
 ) -> AnyManifest:
     try:
         with source.files as files:
             if isinstance(dataset, SceneSet):
-                return build_scenes.write(dataset, dataset.read(files), source.record, home, limit, progress)
-            return build_images.write(dataset, dataset.read(files), source.record, home, limit, progress)
+                return build_scenes.write(dataset, dataset.read(files), source.record, destination, limit, progress)
+            return build_images.write(dataset, dataset.read(files), source.record, destination, limit, progress)
     except SourceError as error:
         raise AffsupError(f"{source.label}: {error}") from None
 
@@ -91,14 +91,14 @@ def _prepared_as_requested(folder: Path, limit: int | None) -> AnyManifest | Non
     return manifest
 
 
-def _require_no_foreign_files(home: Path) -> None:
+def _require_no_foreign_files(destination: Path) -> None:
     """Refuse to replace a folder that contains other files than a prepared data set."""
     ours = {IMAGES_FILE, SCENES_FILE, MANIFEST_FILE}
-    foreign = {path.name for path in home.iterdir()} - ours if home.exists() else set()
+    foreign = {path.name for path in destination.iterdir()} - ours if destination.exists() else set()
     if foreign:
         raise AffsupError(
-            f"{home} contains {min(foreign)!r}, which affsup did not write, and preparing replaces the whole folder: "
-            "move it away, or choose another place with --data"
+            f"{destination} contains {quote(min(foreign))}, which affsup did not write, and preparing replaces the "
+            "folder: move it away, or choose another place with --data"
         )
 
 

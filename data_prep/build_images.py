@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_prep.errors import SourceError
 from data_prep.origin import ProgressCallback
-from data_prep.raw import ImageSet, RawImages, RawSplit
+from data_prep.raw import MAX_NAME, ImageSet, RawImages, RawSplit, check_names
 from data_prep.sources.open import checksums
 from data_prep.store import (
     IMAGES_FILE,
@@ -36,10 +36,10 @@ def split_rows(count: int, limit: int | None = None) -> tuple[NDArray[np.int64],
     The draw is always the same. With a limit both are subsets of those without a limit.
     """
     order = np.random.RandomState(VALIDATION.seed).permutation(count)  # the legacy generator: its stream never changes
-    held_out = _validation_size(count)
-    wanted = count if limit is None else limit
-    chosen = _validation_size(wanted)
-    return np.sort(order[held_out : held_out + wanted - chosen]), np.sort(order[:chosen])
+    full_val_size = _validation_size(count)
+    used = count if limit is None else limit
+    val_size = _validation_size(used)
+    return np.sort(order[full_val_size : full_val_size + used - val_size]), np.sort(order[:val_size])
 
 
 def _validation_size(count: int) -> int:
@@ -50,17 +50,17 @@ def write(
     dataset: ImageSet,
     raw: RawImages,
     record: SourceRecord,
-    home: Path,
+    destination: Path,
     limit: int | None,
     progress: ProgressCallback,
 ) -> ImageManifest:
-    """Write a prepared data set of labelled images, replacing `home`.
+    """Write a prepared data set of labelled images, replacing `destination`.
 
     Args:
         dataset: The data set.
         raw: The result of its `read`.
         record: The source of the images.
-        home: The folder to replace.
+        destination: The folder to replace.
         limit: Number of official training images to use, for training and validation; None for all.
         progress: Called with the number of written images.
 
@@ -68,15 +68,21 @@ def write(
         UsageError: The limit is larger than the data set.
         SourceError: There are too few images.
     """
+    check_names("class", raw.classes, MAX_NAME)
     plan = _plan(raw, limit)
     total = sum(len(rows) for _, rows in plan.values())
-    with replace_folder(home, total * (int(np.prod(raw.image_shape)) + 16)) as folder:
+    with replace_folder(destination, total * (int(np.prod(raw.image_shape)) + 16)) as folder:
         done = ImageCounter(progress, total)
         splits = {
             name: NewImages(images.labels[rows], images.source_index[rows], _counted(images.blocks(rows), done))
             for name, (images, rows) in plan.items()
         }
         content = write_images(folder, raw.classes, raw.image_shape, splits)
+        if 0 in content.channel_std:
+            raise SourceError(
+                f"channel {content.channel_std.index(0) + 1} has the same value in all training pixels; "
+                "images cannot be normalised"
+            )
         counts = {"train": len(raw.train.labels), "test": len(raw.test.labels)}
         manifest = ImageManifest(
             format=1,
@@ -93,6 +99,7 @@ def write(
             source=record,
             files={IMAGES_FILE: checksums(folder / IMAGES_FILE)[0]},
             digest=content.digest,
+            checksums=content.checksums,
             affsup=__version__,
         )
         write_manifest(folder, manifest)

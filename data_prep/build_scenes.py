@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_prep.decode.pictures import PictureError, check_picture
 from data_prep.errors import SourceError
 from data_prep.origin import ProgressCallback
-from data_prep.raw import Pictures, RawScenes, SceneSet
+from data_prep.raw import MAX_NAME, Pictures, RawScenes, SceneSet, check_names
 from data_prep.sources.open import checksums
 from data_prep.store import (
     MAX_EXAMPLES,
@@ -37,6 +37,8 @@ from data_prep.version import __version__
 _What = Literal["images", "objects", "relations"]
 _BATCH = 64  # pictures in memory at the same time
 _MAX_MISSING = 0.01
+_MAX_PATH = 1000  # characters of the path of an image
+_MAX_PICTURE = 50_000_000  # bytes of an image file
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -52,8 +54,8 @@ class LeftOutLog:
         if count:
             key = (what, reason)
             self._counts[key] = self._counts.get(key, 0) + count
-            held = self._examples.setdefault(key, [])
-            held.extend(examples[: MAX_EXAMPLES - len(held)])
+            recorded = self._examples.setdefault(key, [])
+            recorded.extend(examples[: MAX_EXAMPLES - len(recorded)])
 
     def records(self) -> list[LeftOutRecord]:
         """Return the records for the manifest."""
@@ -119,17 +121,17 @@ def write(
     dataset: SceneSet,
     raw: RawScenes,
     record: SourceRecord,
-    home: Path,
+    destination: Path,
     limit: int | None,
     progress: ProgressCallback,
 ) -> SceneManifest:
-    """Write a prepared data set of scenes, replacing `home`.
+    """Write a prepared data set of scenes, replacing `destination`.
 
     Args:
         dataset: The data set.
         raw: The result of its `read`.
         record: The source of the scenes.
-        home: The folder to replace.
+        destination: The folder to replace.
         limit: Number of training images to use; None for all.
         progress: Called with the number of written images.
 
@@ -137,6 +139,9 @@ def write(
         UsageError: The limit is larger than the data set.
         SourceError: Too many pictures are missing.
     """
+    for kind, names in (("class", raw.classes), ("predicate", raw.predicates), ("category", raw.categories)):
+        check_names(kind, names, MAX_NAME)
+    check_names("image", [*raw.train.names, *raw.test.names], _MAX_PATH)
     log = LeftOutLog()
     counts = {"train": len(raw.train), "test": len(raw.test)}
     if not all(counts.values()):
@@ -152,7 +157,7 @@ def write(
         for name, part in parts.items()
     }
     size = sum(split.capacity for split in new.values()) + sum(64 * len(part.labels) for part in parts.values())
-    with replace_folder(home, size) as folder:
+    with replace_folder(destination, size) as folder:
         written = write_scenes(folder, raw.classes, raw.predicates, raw.relations, new, raw.categories)
         for name in SCENE_SPLITS:
             if not written.splits[name].images:
@@ -174,6 +179,7 @@ def write(
             source=record,
             files={SCENES_FILE: checksums(folder / SCENES_FILE)[0]},
             digest=written.digest,
+            checksums=written.checksums,
             affsup=__version__,
         )
         write_manifest(folder, manifest)
@@ -192,7 +198,7 @@ def _limited(train: Annotations, limit: int | None) -> Annotations:
 def _refuse_missing(names: Sequence[str], pictures: Pictures) -> None:
     missing = [name for name in names if name not in pictures]
     if len(missing) > _MAX_MISSING * len(names):
-        shown = ", ".join(pictures.where(name) for name in missing[:MAX_EXAMPLES])
+        shown = ", ".join(pictures.location(name) for name in missing[:MAX_EXAMPLES])
         raise SourceError(
             f"{len(missing):,} of {len(names):,} images are missing, more than {_MAX_MISSING:.0%}; expected {shown}"
             f"{', ...' if len(missing) > MAX_EXAMPLES else ''}. Give each folder that contains some with --from"
@@ -211,7 +217,9 @@ def _usable_pictures(
     def examined(row: int) -> bytes | PictureError:
         name = part.names[row]
         if name not in pictures:
-            return PictureError("missing", f"expected {pictures.where(name)}")
+            return PictureError("missing", f"expected {pictures.location(name)}")
+        if pictures.size(name) > _MAX_PICTURE:
+            return PictureError("too large", f"has {pictures.size(name):,} bytes, expected at most {_MAX_PICTURE:,}")
         encoded = pictures[name]
         try:
             check_picture(encoded, (int(part.sizes[row, 0]), int(part.sizes[row, 1])))

@@ -52,7 +52,7 @@ class DrawnPictures(dict[str, bytes]):
         """Return the size of a picture in bytes."""
         return len(self[name])
 
-    def where(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Return the name: a generated picture has no path."""
         return name
 
@@ -60,14 +60,14 @@ class DrawnPictures(dict[str, bytes]):
 def draw_scenes(
     counts: Mapping[Literal["train", "test"], int],
     first_seed: int,
-    populate: Callable[[np.random.RandomState, int], SceneContent],
+    scene_content: Callable[[np.random.RandomState, int], SceneContent],
 ) -> tuple[Annotations, Annotations, DrawnPictures]:
     """Draw the training and the test scenes of a data set.
 
     Args:
         counts: Number of `train` and `test` scenes.
         first_seed: Seed of the training scenes; the test scenes have the next one. No two data sets share a seed.
-        populate: Returns the content of a scene, given the random generator and the index of the scene in its split.
+        scene_content: Returns the content of a scene from the random generator and the index in its split.
 
     Returns:
         The annotations of the training and the test scenes, and the pictures of both.
@@ -81,25 +81,25 @@ def draw_scenes(
         random = np.random.RandomState(seed)  # the legacy generator: its stream never changes
         scenes = []
         for number in range(count):
-            population = populate(random, number)
-            boxes = _places(random, len(population.labels))
+            content = scene_content(random, number)
+            boxes = _place_boxes(random, len(content.labels))
             scene = SceneAnnotation(
                 name=f"{part}_{number:04d}.png",
                 id=1000 * seed + number,
                 size=(_SIDE, _SIDE),
                 boxes=[(x, y, x + w, y + h) for x, y, w, h in boxes],
-                labels=population.labels,
-                relations=population.relations,
-                category=population.category,
+                labels=content.labels,
+                relations=content.relations,
+                category=content.category,
             )
             scenes.append(scene)
-            pictures[scene.name] = _png(_draw(random, population.labels, boxes))
+            pictures[scene.name] = _png(_draw(random, content.labels, boxes))
         parts.append(concatenate(scenes))
     train, test = parts
     return train, test, pictures
 
 
-def _places(random: np.random.RandomState, count: int) -> list[tuple[int, int, int, int]]:
+def _place_boxes(random: np.random.RandomState, count: int) -> list[tuple[int, int, int, int]]:
     """Return boxes x, y, w, h with sides of 20 to 44 pixels that overlap by at most 2 pixels."""
     boxes: list[tuple[int, int, int, int]] = []
     attempts = 0

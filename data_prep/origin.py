@@ -1,4 +1,4 @@
-"""Where official files come from: an archive's address, checksums and limits; how progress is reported.
+"""Origin of official files: address, checksums and limits of an archive; the progress callback.
 
 Imports no large library.
 """
@@ -48,11 +48,13 @@ class Origin(Archive):
         member_md5: Official checksums of files below the root, if known.
         max_bytes: Maximum total size of the files, decompressed: protects against decompression bombs.
         max_members: Maximum number of members of the archive, for the same reason.
+        max_member_bytes: Maximum size of a required file, decompressed, for the same reason.
     """
 
     root: str
     members: tuple[str, ...]
     max_bytes: int
     max_members: int
+    max_member_bytes: int
     images: str | None = None
     member_md5: Mapping[str, str] = field(default_factory=dict)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from data_prep.errors import SourceError, printable, quote
 from data_prep.origin import Archive, Files, Origin
 
 if TYPE_CHECKING:
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 
     from data_prep.sources.scene_files import SceneFiles
     from data_prep.store import Annotations, LeftOutRecord
+
+
+MAX_NAME = 200  # characters of the name of a class, category or predicate
+
+
+def check_names(kind: str, names: Sequence[str], longest: int) -> None:
+    """Check that names can be stored and shown.
+
+    Raises:
+        SourceError: A name is empty, longer than `longest` characters, or has control characters or line breaks.
+    """
+    for number, name in enumerate(names, start=1):
+        if not 0 < len(name) <= longest or printable(name) != name or len(name.splitlines()) > 1:
+            expected = f"1 to {longest} characters without control characters"
+            raise SourceError(f"the name of {kind} {number} is {quote(name)}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,7 @@ class Pictures(Protocol):
     def size(self, name: str) -> int:
         """Return the size of a picture in bytes."""
 
-    def where(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Return the path where a picture is, or is expected."""
 
 
@@ -144,23 +160,23 @@ class SceneSet(DataSet):
 
     Attributes:
         read: Reads the annotations from the files of a source; raises `SourceError`.
-        needed: Regular expression for the paths of required files, relative to any folder of the source. Its groups
-            `annotation` and `picture` match the name of the file for `read`. None if `read` generates the scenes.
-        wanted: The sources to give with `--from`, for messages.
+        file_pattern: Regular expression for the paths of required files, relative to any folder of the source. Its
+            groups `annotation` and `picture` match the file name for `read`. None if `read` generates the scenes.
+        source_help: The sources to give with `--from`, for messages.
         archives: The official archives, if they can be downloaded.
         categories: Whether every image has a category.
     """
 
     read: Callable[[SceneFiles], RawScenes]
-    needed: str | None = None
-    wanted: str = ""
+    file_pattern: str | None = None
+    source_help: str = ""
     archives: tuple[Archive, ...] = ()
     categories: bool = False
 
     @property
     def embedded(self) -> bool:
         """Whether the scenes are generated."""
-        return self.needed is None
+        return self.file_pattern is None
 
 
 AnyDataSet = ImageSet | SceneSet

@@ -17,7 +17,7 @@ LARGEST_MATRIX = 1024
 
 
 class BatchAffinityLoss(nn.Module):
-    """Affinity supervision of mini-batches (section 5): draws features of the same class together, eq. 11 and 7.
+    """Affinity supervision of mini-batches (section 5): pulls features of one class towards each other, eq. 11 and 7.
 
     Nodes are the entries of a batch, affinities their negative half squared distances, and the target is the pairs of
     the same category. Add it to any classifier's loss, weighted by lambda (eq. 8; the paper's is 0.1):
@@ -26,10 +26,10 @@ class BatchAffinityLoss(nn.Module):
         features = backbone(images)  # [N, d], for instance after global pooling
         loss = F.cross_entropy(classifier(features), labels) + 0.1 * affinity(features, labels)
 
-    `loss_and_mass` gives M with it, when that is to be logged; `graph` the affinities and the target themselves.
+    `loss_and_mass` returns M as well, for logging; `graph` returns the affinities and the target.
 
-    Up to 1,024 entries the graph is a matrix; above, it is computed in tiles (`l2_loss_and_mass`): the same numbers to
-    the rounding of floats, faster, in memory linear in N. Tiled, the loss can be differentiated once only.
+    Up to 1,024 entries the graph is a matrix; above, it is computed in tiles (`l2_loss_and_mass`): the same numbers up
+    to rounding, faster, in memory linear in N. In tiles the loss has no second derivative.
 
     Args:
         gamma: focal exponent, 0 or at least 1.

@@ -1,8 +1,8 @@
-"""L_G, M and the gradient of L_G in one pass: what autograd would compute of `mass` and `loss`, with fewer operators.
+"""L_G, M and the gradient of L_G in closed form, from one pass over the graph.
 
-With d the log-odds of M, P_T and P_R the softmax over the entries in the target and over the others, the gradient is
-`dL/dW = dL/dd (P_T - P_R)`: both softmaxes are there once d is. On a GPU a mini-batch graph is so small that its time
-is the number of its kernels.
+The numbers are those of autograd on `affsup_cli.affinity.loss`, with fewer operators: on a GPU the graph of a
+mini-batch is so small that the number of kernels decides its time. With d the log-odds of M, P_T and P_R the softmax
+over the entries in the target and over the others, the gradient is `dL/dW = dL/dd (P_T - P_R)`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MassLoss(torch.autograd.Function):
     """L_G of every form that has a softmax, with M; see `affsup_cli.affinity.loss.affinity_loss`.
 
     Inputs are logits `[..., N, M]`, float32 or float64, and a bool target of that shape; the outputs are those of
-    `LossAndMass`. The gradient can itself be differentiated: `reference` is then what autograd goes through.
+    `LossAndMass`. The gradient can be differentiated again: autograd then differentiates `reference`.
     """
 
     @staticmethod
@@ -42,19 +42,19 @@ class MassLoss(torch.autograd.Function):
         diagonal: DiagonalKind,
         reference: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Compute loss, M and, where it will be asked for, the gradient."""
-        # masked_fill and not where: a scalar in `where` is a tensor, and one kernel more.
+        """Compute loss and M, and the gradient where the logits require one."""
+        # `where` would turn the scalar into a tensor: one more kernel.
         parts = torch.stack((logits.masked_fill(~target, -torch.inf), logits.masked_fill(target, -torch.inf)))
         if diagonal == "exclude":
             parts.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
         flat = parts.flatten(-2) if softmax == "matrix" else parts
-        # Nothing has no maximum, but a sum. Without entries a part has no finite peak, and 0 as its sum.
+        # An empty dimension has no maximum. A part without entries has the sum 0, and its peak must be finite.
         peak = (flat.amax(-1) if flat.shape[-1] else flat.sum(-1)).clamp(min=torch.finfo(logits.dtype).min)
         weights = (flat - peak.unsqueeze(-1)).exp_()
         total = weights.sum(-1)
         log_total = total.log()
-        empty = total[0] == 0  # false for NaN, which must not pass for a graph without a target
-        # The peaks are subtracted before the logs are added, which would round away beside a peak of thousands.
+        empty = total[0] == 0  # a graph without a target; false for NaN
+        # The peaks are subtracted first: beside a peak of thousands, the logs would be rounded away.
         log_odds = (peak[0] - peak[1]) + (log_total[0] - log_total[1])
         log_odds = log_odds.masked_fill_(empty, -torch.inf)
         losses, slopes = FORMS[form](log_odds, gamma)
@@ -72,7 +72,7 @@ class MassLoss(torch.autograd.Function):
             slopes = slopes.masked_fill(empty, 0)
             if losses.dim():
                 slopes = slopes / count
-            factors = (slopes / total.clamp(min=1)).unsqueeze(-1)  # a sum is 0, or at least the 1 of its peak
+            factors = (slopes / total.clamp(min=1)).unsqueeze(-1)  # a sum is 0 or at least 1
             gradient = torch.addcmul(weights[0] * factors[0], weights[1], factors[1], value=-1)
             ctx.save_for_backward(logits, target, gradient.view_as(logits))
             ctx.reference = reference
@@ -83,16 +83,18 @@ class MassLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Scale the gradient that is there; where it is to be differentiated again, have autograd find it."""
-        nothing = (None,) * 6
-        of_loss = gradients[0]
-        if of_loss is None:
-            return None, *nothing
+        """Scale the stored gradient; for a second derivative, differentiate `reference` by autograd."""
+        no_gradients = (None,) * 6
+        loss_gradient = gradients[0]
+        if loss_gradient is None:
+            return None, *no_gradients
         logits, target, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            (differentiable,) = torch.autograd.grad(ctx.reference(logits, target), logits, of_loss, create_graph=True)
-            return differentiable, *nothing
-        return gradient * of_loss, *nothing
+            (differentiable,) = torch.autograd.grad(
+                ctx.reference(logits, target), logits, loss_gradient, create_graph=True
+            )
+            return differentiable, *no_gradients
+        return gradient * loss_gradient, *no_gradients
 
 
 class L2Affinity(torch.autograd.Function):
@@ -107,23 +109,23 @@ class L2Affinity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Return dL/df = B f - (sum of B's rows) f, where B is dL/dW plus its transpose."""
+        """Return `dL/df = B f - diag(B 1) f`, where B is dL/dW plus its transpose."""
         features, centered, affinity = ctx.saved_tensors
         if torch.is_grad_enabled():
             centered = features - features.detach().mean(dim=-2, keepdim=True)
         # Where two features coincide, W is at its maximum.
-        moving = gradients[0].masked_fill(affinity >= 0, 0)
-        both = moving + moving.mT
-        return torch.addcmul(both @ centered, both.sum(-1, keepdim=True), centered, value=-1)
+        weights = gradients[0].masked_fill(affinity >= 0, 0)
+        symmetric = weights + weights.mT
+        return torch.addcmul(symmetric @ centered, symmetric.sum(-1, keepdim=True), centered, value=-1)
 
 
 def _l2(features: Tensor) -> tuple[Tensor, Tensor]:
-    # An offset that all entities share changes no distance, but its square would drown them.
+    # A common offset changes no distance, but its square would cost precision.
     centered = features - features.mean(dim=-2, keepdim=True)
     halves = (centered / 2) @ centered.mT
     # Matrix products are not bit-symmetric on every device.
     gram = halves + halves.mT
-    # Norms taken from the same product cancel exactly on the diagonal.
+    # Norms from the same product cancel exactly on the diagonal.
     squared_norms = gram.diagonal(dim1=-2, dim2=-1)
     affinity = torch.sub(gram, squared_norms.unsqueeze(-1) + squared_norms.unsqueeze(-2), alpha=0.5)
     return affinity.clamp_(max=0), centered

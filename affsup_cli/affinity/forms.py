@@ -1,8 +1,8 @@
 """The forms of L_G that are functions of the target affinity mass M (eq. 5-7).
 
 A form takes the log-odds d of M, any shape, float32 or float64, and gamma. It returns the loss L of each mass and its
-slope dL/dd. A graph without a target has d = -inf: what a form returns there is not used.
-A new form is a function here and its name in `affsup_cli.affinity.options.LossForm`.
+slope dL/dd. A graph without a target has d = -inf; the result of a form for it is not used.
+A new form is a function in this module, and its name in `affsup_cli.affinity.options.LossForm`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def focal(log_odds: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """`-(1 - M)^gamma log M`, eq. 7 and 14."""
     if gamma == 0:
         return log(log_odds, gamma)
-    miss = torch.sigmoid(-log_odds)
-    surprise = F.softplus(-log_odds, threshold=50)  # -log M; from 50 on the two are one float64
-    power = miss**gamma
-    return power * surprise, -power * torch.addcmul(miss, torch.sigmoid(log_odds), surprise, value=gamma)
+    complement = torch.sigmoid(-log_odds)
+    negative_log = F.softplus(-log_odds, threshold=50)  # -log M; above 50 equal to -d in float64
+    power = complement**gamma
+    return power * negative_log, -power * torch.addcmul(complement, torch.sigmoid(log_odds), negative_log, value=gamma)
 
 
 def log(log_odds: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -34,16 +34,16 @@ def log(log_odds: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
 def l2(log_odds: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """`(1 - M)^2`, eq. 5."""
-    miss = torch.sigmoid(-log_odds)  # its own slope is -M (1 - M)
-    return miss.square(), 2 * miss * miss * (miss - 1)
+    complement = torch.sigmoid(-log_odds)  # its own slope is -M (1 - M)
+    return complement.square(), 2 * complement * complement * (complement - 1)
 
 
 def smooth_l1(log_odds: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """With x = 1 - M: `x^2` below 0.5, `x - 0.25` from there on, eq. 6."""
-    miss = torch.sigmoid(-log_odds)
-    small = miss < 0.5
-    losses = torch.where(small, miss.square(), miss - 0.25)
-    return losses, torch.where(small, 2 * miss, 1) * miss * (miss - 1)
+    """With x = 1 - M: `x^2` for x < 0.5, else `x - 0.25`, eq. 6."""
+    complement = torch.sigmoid(-log_odds)
+    small = complement < 0.5
+    losses = torch.where(small, complement.square(), complement - 0.25)
+    return losses, torch.where(small, 2 * complement, 1) * complement * (complement - 1)
 
 
 FORMS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {

@@ -13,9 +13,8 @@ from affsup_cli.affinity.precision import at_least_float32, without_autocast
 def l2_affinity(features: Tensor) -> Tensor:
     """Negative half squared distance between every two entities, eq. 11: `W[m, n] = -||f_m - f_n||^2 / 2`.
 
-    Computed in float32 or wider with autocast off, as differences of large numbers; where a caller has allowed TF32
-    products on CUDA, near pairs have that precision. The result is symmetric, never
-    positive, exactly 0 on the diagonal, and its gradient is finite where features coincide.
+    Computed in float32 or wider with autocast off, because it is a difference of large numbers. The result is
+    symmetric, never positive, exactly 0 on the diagonal, and its gradient is finite where features coincide.
 
     Args:
         features: `[..., N, d]`, floating point.
@@ -37,7 +36,7 @@ def l2_affinity(features: Tensor) -> Tensor:
 def scaled_dot_affinity(queries: Tensor, keys: Tensor) -> Tensor:
     """Scaled dot products of queries with keys, eq. 9 before its softmax: `W[m, n] = <q_m, k_n> / sqrt(d)`.
 
-    A row is a reference entity (query) and its columns are what it looks at (keys). Eq. 9 as printed normalises the
+    Rows are the reference entities (queries), columns the keys. Eq. 9 as printed normalises the
     other axis; aggregation (eq. 10) needs the weights of one reference to sum to 1. The product follows the caller's
     precision and autocast, as any layer does.
 

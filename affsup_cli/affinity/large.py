@@ -1,4 +1,4 @@
-"""L_G and M of graphs too large for their N x N matrix: from features, in tiles, exact, in memory linear in N."""
+"""L_G and M of graphs whose N x N matrix is too large: exact, in tiles of rows, in memory linear in N."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def l2_loss_and_mass(
     temperature: float = 1.0,
     tile: int | None = None,
 ) -> LossAndMass:
-    """Loss and M of `l2_affinity(features) / temperature` (eq. 11), which is never there as a whole.
+    """Loss and M of `l2_affinity(features) / temperature` (eq. 11) without the whole matrix.
 
-    The numbers are those of `affinity_loss` and `target_mass` to the rounding of floats. The target is either the
-    pairs with equal `labels` or the `edges`. What is in memory at once are `tile` rows of the matrix, and the features
-    a few times over. The loss can be differentiated once. In float32 an affinity is right to about 1e-7 of the largest
-    squared norm around the mean, so that features spread over thousands belong into float64, here and there.
+    The numbers are those of `affinity_loss` and `target_mass` up to rounding. The target is either the pairs with equal
+    `labels` or the `edges`. Memory holds `tile` rows of the matrix and a few copies of the features. There is no second
+    derivative. In float32 the error of an affinity is about 1e-7 of the largest squared distance from the mean; use
+    float64 for features that spread over thousands.
 
     Args:
         features: `[N, d]`, floating point; computed in float32 or wider with autocast off.
         labels: integer class ids `[N]`; the target of `same_category_target`.
-        edges: integers `[E, 2]`, (row, column) of each entry of the target; an edge given twice counts once. On CUDA
-            an edge list is read once on the host.
+        edges: integers `[E, 2]`, (row, column) of each entry of the target; duplicates count once. On CUDA
+            the host reads the list once.
         form: "focal", "log", "l2" or "smooth_l1"; "bce" has no M, and no tiles.
         gamma: focal exponent, 0 or at least 1; other forms ignore it.
         softmax: over the whole matrix, or over the columns of each row.
@@ -50,14 +50,15 @@ def l2_loss_and_mass(
 
     Raises:
         TypeError: `features` are not floating point, `labels` or `edges` not integers.
-        ValueError: the shapes do not fit, there is not one target, an edge leads outside, or an option is refused.
+        ValueError: the shapes do not fit, not exactly one target is given, an edge is out of range, or an option is
+            refused.
     """
     if features.dim() != 2:
         raise ValueError(f"features must have the shape [N, d], found {list(features.shape)}")
     check_temperature(temperature)
     with without_autocast(features):
         features = at_least_float32("features", features)
-        # An offset that all entities share changes no distance, but its square would drown them.
+        # A common offset changes no distance, but its square would cost precision.
         features = (features - features.detach().mean(dim=0)) / temperature**0.5
         ones = torch.ones_like(features[:, :1])
         halves = -features.square().sum(dim=1, keepdim=True) / 2
@@ -65,7 +66,7 @@ def l2_loss_and_mass(
         queries, keys = torch.cat([features, halves, ones], dim=1), torch.cat([features, ones, halves], dim=1)
         symmetric = softmax == "matrix"
         product = Product(
-            queries, keys.detach() if symmetric else keys, symmetric, "zero" if diagonal == "keep" else "nothing"
+            queries, keys.detach() if symmetric else keys, symmetric, "zero" if diagonal == "keep" else "absent"
         )
         return _loss_and_mass(product, labels, edges, form, gamma, softmax, diagonal, tile)
 
@@ -82,9 +83,9 @@ def scaled_dot_loss_and_mass(
     diagonal: DiagonalKind = "keep",
     tile: int | None = None,
 ) -> LossAndMass:
-    """Loss and M of `scaled_dot_affinity(queries, keys)` (eq. 9), which is never there as a whole.
+    """Loss and M of `scaled_dot_affinity(queries, keys)` (eq. 9) without the whole matrix.
 
-    See `l2_loss_and_mass`, but that the product is in float32 or wider, whatever autocast says.
+    As `l2_loss_and_mass`. The product is computed in float32 or wider with autocast off.
 
     Args:
         queries: `[N, d]`.
@@ -99,7 +100,8 @@ def scaled_dot_loss_and_mass(
 
     Raises:
         TypeError: `queries` or `keys` are not floating point, `labels` or `edges` not integers.
-        ValueError: the shapes do not fit, there is not one target, an edge leads outside, or an option is refused.
+        ValueError: the shapes do not fit, not exactly one target is given, an edge is out of range, or an option is
+            refused.
     """
     if queries.dim() != 2 or keys.dim() != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(
@@ -112,19 +114,19 @@ def scaled_dot_loss_and_mass(
     with without_autocast(queries):
         queries, keys = at_least_float32("queries", queries), at_least_float32("keys", keys)
         product = Product(
-            queries / math.sqrt(queries.shape[1]), keys, False, "product" if diagonal == "keep" else "nothing"
+            queries / math.sqrt(queries.shape[1]), keys, False, "product" if diagonal == "keep" else "absent"
         )
         return _loss_and_mass(product, labels, edges, form, gamma, softmax, diagonal, tile)
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise the ValueError that says what was expected."""
+    """Raise a ValueError unless `temperature` is positive and finite."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive finite number, found {temperature}")
 
 
 def check_tile(tile: int | None, form: str) -> None:
-    """Raise the ValueError for a tile without rows, and for the form that has no tiles."""
+    """Raise a ValueError for a tile below 1 row, and for "bce", which has no tiles."""
     if form == "bce":
         raise ValueError('form "bce" is not computed in tiles: use affinity_loss, or another form')
     if tile is not None and tile < 1:
@@ -157,7 +159,7 @@ def _loss_and_mass(
 
 
 def _with_target(product: Product, labels: Tensor | None, edges: Tensor | None) -> tuple[Product, Tensor]:
-    """The product in the order that its target needs, and that target."""
+    """The product with its rows in the order of the target, and the target."""
     rows, columns = product.queries.shape[0], product.keys.shape[0]
     if labels is not None and edges is None:
         check_integer("labels", labels)
@@ -166,7 +168,7 @@ def _with_target(product: Product, labels: Tensor | None, edges: Tensor | None) 
                 f"labels [N] need as many entities in the rows as in the columns, "
                 f"found {list(labels.shape)} for a graph of {rows} x {columns}"
             )
-        # Side by side, the entities of a category make a block of the matrix.
+        # Sorted by label, each category is a block of the matrix.
         labels, order = labels.sort()
         return product._replace(queries=product.queries[order], keys=product.keys[order]), labels
     if edges is not None and labels is None:

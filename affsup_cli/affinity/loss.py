@@ -40,7 +40,7 @@ def affinity_loss(
     - "focal": `-x^gamma log M`, eq. 7 and 14
     - "log": focal with gamma 0
     - "l2": `x^2`, eq. 5
-    - "smooth_l1": `x^2` below 0.5, `x - 0.25` from there on, eq. 6
+    - "smooth_l1": `x^2` for x < 0.5, else `x - 0.25`, eq. 6
     - "bce": binary cross-entropy of `sigmoid(W)` with T summed over the entries, eq. 15; it has no softmax
 
     With `softmax="row"` each row has its own M (eq. 12), and their losses are summed (eq. 13).
@@ -58,7 +58,7 @@ def affinity_loss(
         diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == M.
 
     Returns:
-        Scalar, at least 0, part of the autograd graph even when no graph has a target.
+        Scalar, at least 0; it requires a gradient also when no graph has a target.
 
     Raises:
         TypeError: `logits` is not floating point or `target` not bool.
@@ -82,7 +82,7 @@ def loss_and_mass(
 ) -> LossAndMass:
     """`affinity_loss`, and M of each graph (eq. 3) without gradient, from one pass over the graphs.
 
-    For "bce", which has no softmax, M is computed beside it.
+    For "bce", which has no softmax, M is computed separately.
     """
     check_options(form, gamma, softmax)
     if form == "bce":
@@ -98,7 +98,7 @@ def loss_and_mass(
 def _by_autograd(
     logits: Tensor, target: Tensor, form: LossForm, gamma: float, softmax: SoftmaxKind, diagonal: DiagonalKind
 ) -> Tensor:
-    """The same loss from operators that autograd can differentiate any number of times."""
+    """The same loss from differentiable operators, for second derivatives."""
     log_odds = mass_log_odds(supervised_entries(logits, target, diagonal), softmax)
     losses, supervised = mass_losses(log_odds, form, gamma), log_odds.supervised
     if softmax == "row":
@@ -107,7 +107,7 @@ def _by_autograd(
 
 
 class AffinityLoss(nn.Module):
-    """`affinity_loss` (eq. 5-7, 13-15) with its options held, checked when it is made.
+    """`affinity_loss` (eq. 5-7, 13-15) as a module; its options are checked in the constructor.
 
     Args:
         form: "focal", "log", "l2", "smooth_l1" or "bce".
@@ -161,13 +161,13 @@ def mass_losses(log_odds: LogOdds, form: LossForm, gamma: float) -> Tensor:
 def _cross_entropy(entries: Entries) -> tuple[Tensor, Tensor]:
     """Summed loss of each graph, eq. 15, and whether it has a target."""
     logits, target, rest = entries
-    # log(1 - sigmoid(w)) is logsigmoid(-w); an entry in neither part gets the logit that costs nothing.
+    # log(1 - sigmoid(w)) is logsigmoid(-w); an entry in neither part gets a logit with loss 0.
     signed = torch.where(target, logits, -logits).masked_fill(~(target | rest), torch.inf)
     return -F.logsigmoid(signed).sum(dim=(-2, -1)), target.flatten(-2).any(dim=-1)
 
 
 def check_options(form: str, gamma: float, softmax: str) -> None:
-    """Raise the ValueError that says which option is refused and why."""
+    """Raise a ValueError if an option is unknown or `gamma` is out of range."""
     check_choice("form", form, get_args(LossForm))
     check_choice("softmax", softmax, get_args(SoftmaxKind))
     if not (gamma == 0 or 1 <= gamma < math.inf):

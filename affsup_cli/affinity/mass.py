@@ -1,8 +1,8 @@
 """The target affinity mass M (eq. 3, 12): how much of a graph's softmax lies on the target.
 
-M is never computed as a softmax that is then summed and logged: at the logits of trained networks that ends in
-infinities. Everything comes from the log-odds `log M - log(1 - M)`, the difference of two log-sum-exps, over the
-entries in the target and over the others. It is accurate at both ends, where M or 1 - M is far below the float's eps.
+M is computed from its log-odds `log M - log(1 - M)`: the log-sum-exp over the entries in the target minus that over the
+others. A softmax that is summed and then logged would be infinite at the logits of trained networks; the log-odds are
+accurate also where M or 1 - M is far below the eps of the float type.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def supervised_entries(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -
 
 
 def check_graph(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -> None:
-    """Raise the error that says what is wrong with a graph."""
+    """Raise a TypeError or ValueError if logits and target do not form a graph."""
     check_choice("diagonal", diagonal, get_args(DiagonalKind))
     if logits.dim() < 2 or logits.shape != target.shape:
         raise ValueError(
             f"logits and target must share one shape [..., N, M], "
             f"found {list(logits.shape)} and {list(target.shape)}: target.expand_as(logits) repeats a target, after "
-            "target.unsqueeze(-3) where heads stand in between"
+            "target.unsqueeze(-3) for a dimension of heads"
         )
     if target.dtype != torch.bool:
         raise TypeError(f"target must be a bool tensor, found {target.dtype}: call target.bool()")
@@ -90,14 +90,14 @@ def mass_log_odds(entries: Entries, softmax: SoftmaxKind) -> LogOdds:
     logits, target, rest = entries
     target_peak, target_sum = _exp_sum(logits, target)
     rest_peak, rest_sum = _exp_sum(logits, rest)
-    # The peaks are subtracted before the logs are added, which would round away beside a peak of thousands.
+    # The peaks are subtracted first: beside a peak of thousands, the logs would be rounded away.
     value = (target_peak - rest_peak) + (target_sum.log() - rest_sum.log())
     supervised = target.any(dim=-1)
     return LogOdds(value.masked_fill(~supervised, -torch.inf), supervised)
 
 
 def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
-    """Raise the ValueError that lists what is allowed."""
+    """Raise a ValueError that lists the allowed values."""
     if found not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; found {found!r}")
 
@@ -105,10 +105,10 @@ def check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
 def _exp_sum(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """`peak, total` of the last dimension, where `sum(exp(logits[mask])) = total * exp(peak)`.
 
-    Where the mask is empty, peak is -inf and total 1: only the constant is infinite, no gradient is.
+    Where the mask is empty, peak is -inf and total 1, so that the gradient stays finite.
     """
     masked = logits.detach().masked_fill(~mask, -torch.inf)
-    # Nothing has no maximum, but it has a sum, and a graph of nothing has no target that would read it.
+    # An empty dimension has no maximum; its value is not used.
     peak = masked.amax(dim=-1) if masked.shape[-1] else masked.sum(dim=-1)
     # Masked before exp, not after: an overflow there would turn the gradient into NaN.
     total = (logits - peak.unsqueeze(-1)).masked_fill(~mask, -torch.inf).exp().sum(dim=-1)

@@ -1,7 +1,7 @@
 """The names of the options of affinity supervision: the one list that losses, recipes and `--help` share.
 
-It imports no torch, so that a recipe is read without it. Each loss form is a function of the same name in
-`affsup_cli.affinity.forms`, each target kind a function in `affsup_cli.affinity.target`.
+This module does not import torch, so that recipes can be read without it. Each loss form is a function of the same name
+in `affsup_cli.affinity.forms`, each target kind a function in `affsup_cli.affinity.target`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Supervision targets T (eq. 2): boolean matrices, true where an affinity should grow.
 
-`T[a, b]` speaks of the row a as the reference and the column b as what it relates to, like the affinities. The targets
-for proposals start from `match_proposals`: the ground-truth object that each proposal belongs to, -1 for none.
+Row a is the reference and column b the entity that it relates to, as in the affinities. The targets for proposals take
+the result of `match_proposals`: the ground-truth object of each proposal, -1 for none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from affsup_cli.affinity.options import TargetKind
 
 
 class GroundTruth(NamedTuple):
-    """What is annotated in a batch of images, padded to one size; see the functions that take its parts.
+    """The annotations of a batch of images, padded to one size.
 
     Attributes:
         boxes: `[..., G, 4]`, x1, y1, x2, y2 in pixels.
@@ -34,18 +34,19 @@ class GroundTruth(NamedTuple):
 
 
 def proposal_target(kind: TargetKind, boxes: Tensor, truth: GroundTruth) -> Tensor:
-    """Target T of the graph of proposals, of a kind that `TARGETS` knows (eq. 2).
+    """Target T of the graph of proposals, of a kind in `TARGETS` (eq. 2).
 
     Args:
         kind: a name in `affsup_cli.affinity.options.TargetKind`.
         boxes: proposals `[..., N, 4]`; leading dimensions are images.
-        truth: what is annotated in these images.
+        truth: the annotations of these images.
 
     Returns:
         bool `[..., N, N]`.
 
     Raises:
-        TypeError, ValueError: as the target's function says.
+        TypeError: boxes or annotations are of a wrong type.
+        ValueError: their shapes do not fit, or `truth` lacks what the target needs.
     """
     return TARGETS[kind](match_proposals(boxes, truth.boxes), truth)
 
@@ -72,13 +73,13 @@ def same_category_target(labels: Tensor) -> Tensor:
 
 
 def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor:
-    """Ground-truth object of each proposal, conditions 1 and 2 of section 4.1, on which the targets of eq. 2 stand.
+    """Ground-truth object of each proposal, conditions 1 and 2 of section 4.1.
 
     A proposal belongs to the object that it overlaps most (the first of equals), if that overlap exceeds `iou`.
 
     Args:
         boxes: proposals `[..., N, 4]` as x1, y1, x2, y2 in pixels; leading dimensions are images.
-        gt_boxes: ground-truth objects `[..., G, 4]`, alike. Boxes without an area overlap nothing: zeros pad.
+        gt_boxes: ground-truth objects `[..., G, 4]`, in the same format; pad with zeros, which match no proposal.
         iou: intersection over union that must be exceeded, strictly.
 
     Returns:
@@ -99,7 +100,7 @@ def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor
         raise ValueError(f"boxes {list(boxes.shape)} and gt_boxes {list(gt_boxes.shape)} are of different images")
     if gt_boxes.shape[-2] == 0:
         return torch.full(boxes.shape[:-1], -1, dtype=torch.int64, device=boxes.device)
-    # Loading torchvision takes seconds, and mini-batch training needs nothing from it.
+    # Importing torchvision takes seconds, and mini-batch training does not need it.
     from torchvision.ops import box_iou
 
     overlaps = box_iou
@@ -111,7 +112,7 @@ def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor
 
 
 def different_instance_target(match: Tensor) -> Tensor:
-    """Proposals of two different objects, whatever their classes, supplement E; a set S for eq. 2.
+    """Proposals of two different objects, whatever their classes, supplement E.
 
     Args:
         match: int64 `[..., N]` from `match_proposals`; leading dimensions are images.
@@ -129,7 +130,7 @@ def different_instance_target(match: Tensor) -> Tensor:
 
 
 def different_category_target(match: Tensor, gt_labels: Tensor) -> Tensor:
-    """Proposals of two objects of different classes, section 4.1; a set S for eq. 2.
+    """Proposals of two objects of different classes, section 4.1.
 
     Args:
         match: int64 `[..., N]` from `match_proposals`.
@@ -147,15 +148,15 @@ def different_category_target(match: Tensor, gt_labels: Tensor) -> Tensor:
 
 
 def relationship_target(match: Tensor, relations: Tensor) -> Tensor:
-    """Proposals of a subject and an object whose relationship is annotated, section 6.5; a set S for eq. 2.
+    """Proposals of a subject and an object whose relationship is annotated, section 6.5.
 
     Directed: `T[a, b]` asks for the relation from the object of a to the object of b. A relation of an object with
-    itself selects nothing.
+    itself is ignored.
 
     Args:
         match: int64 `[..., N]` from `match_proposals`.
-        relations: integers `[..., R, 2]`, (subject, object) as indices of ground-truth objects; duplicates do no harm,
-            rows of -2 pad.
+        relations: integers `[..., R, 2]`, (subject, object) as indices of ground-truth objects; duplicates are
+            allowed; pad with rows of -2.
 
     Returns:
         bool `[..., N, N]`, false on the diagonal.
@@ -176,10 +177,10 @@ def relationship_target(match: Tensor, relations: Tensor) -> Tensor:
 
 
 def category_pair_target(match: Tensor, gt_labels: Tensor, *, first: int, second: int | None = None) -> Tensor:
-    """Proposals of two different objects with given classes, supplement E: human-to-human, human-to-X; S for eq. 2.
+    """Proposals of two different objects with given classes, supplement E: human-to-human, human-to-X.
 
-    Directed, as the affinities are: `T[a, b]` wants a to belong to an object of class `first`, the reference, and b
-    to one of class `second`. The union of both directions is `target | target.mT`.
+    Directed: `T[a, b]` is true if a belongs to an object of class `first`, the reference, and b to one of class
+    `second`. The union of both directions is `target | target.mT`.
 
     Args:
         match: int64 `[..., N]` from `match_proposals`.
@@ -200,11 +201,11 @@ def category_pair_target(match: Tensor, gt_labels: Tensor, *, first: int, second
 
 
 def _matched_labels(match: Tensor, gt_labels: Tensor) -> Tensor:
-    """Class of each proposal's object `[..., N]`; what stands at proposals without one has no meaning."""
+    """Class of each proposal's object `[..., N]`; undefined for proposals without one."""
     _check_ids("match", match)
     _check_ids("gt_labels", gt_labels)
     _check_images("gt_labels", gt_labels.shape[:-1], match)
-    # The entry in front is the one that index -1 reads, so that an image without objects has something to read too.
+    # The entry in front is read for a match of -1, also in an image without objects.
     labels = torch.cat([gt_labels.new_zeros(*gt_labels.shape[:-1], 1), gt_labels], dim=-1)
     return labels.gather(-1, match + 1)
 
@@ -221,7 +222,7 @@ def _check_ids(name: str, ids: Tensor) -> None:
 
 
 def check_integer(name: str, ids: Tensor) -> None:
-    """Raise the TypeError that says how to make integers of `ids`."""
+    """Raise a TypeError unless `ids` is an integer tensor."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, found {ids.dtype}: call {name}.long()")
 

@@ -87,7 +87,7 @@ def seconds_of(experiment: Experiment, speeds: Mapping[RunKind, Speed]) -> float
         a_round = max(MIN_STEPS * speed.step_seconds, ROUND_SECONDS)
         return 2 * (COST_ROUNDS * a_round + (2 * WARM_UP_STEPS + MIN_STEPS) * speed.step_seconds)
     train, val, test = _image_counts(recipe)
-    if isinstance(recipe, SceneRecipe):  # part A sees each image once; the branch on top takes next to nothing
+    if isinstance(recipe, SceneRecipe):  # part A computes each image once; the time of the branch is negligible
         return (train + test) * speed.image_seconds
     epochs = recipe.train.epochs
     evaluated = test * (epochs + 1 if recipe.train.test_curve else 1)

@@ -72,11 +72,11 @@ class Bench:
         Raises:
             AffsupError: the file cannot be written.
         """
-        where = machine(self.device)
+        columns = machine(self.device)
         text = io.StringIO()
-        writer = csv.DictWriter(text, ["what", "name", "value", "unit", "measured", *where])
+        writer = csv.DictWriter(text, ["what", "name", "value", "unit", "measured", *columns])
         writer.writeheader()
-        writer.writerows({**row, **where} for row in self._rows())
+        writer.writerows({**row, **columns} for row in self._rows())
         write_out(path, text.getvalue().encode())
 
     def _rows(self) -> Iterable[dict[str, Any]]:

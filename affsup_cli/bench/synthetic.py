@@ -30,7 +30,7 @@ class _TestSplits:
 
 
 _ON_CPU, _ON_GPU = _TestSplits(2 * _BATCH, 2), _TestSplits(40 * _BATCH, 64)
-"""A GPU needs many images: of a few, the first batches and what is done once per pass would dominate."""
+"""On a GPU a few images would measure the first batches and the fixed cost of a pass."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ _SHAPES: dict[str, _Images | _Scenes] = {
 
 
 def make(name: str, data_dir: Path, *, test_of_gpu: bool = False) -> None:
-    """Prepare `<data_dir>/<name>` with the shape of that data set; embedded data sets are prepared as they are.
+    """Prepare `<data_dir>/<name>` with the shape of that data set; embedded data sets are prepared unchanged.
 
     Args:
         name: of the data set.

@@ -1,4 +1,4 @@
-"""`affsup doctor`: what this machine has."""
+"""`affsup doctor`: devices, versions and folders of this machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 
 def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
-    """Show what this machine has.
-
-    Devices, library versions, folders and prepared data sets.
+    """Show the devices, library versions, folders and prepared data sets of this machine.
 
     \b
     affsup doctor
@@ -37,7 +35,7 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
         console.print(f"cuda:{index}: {device_name(torch.device('cuda', index))}, {memory:.0f} GiB")
     if not gpus():
         console.print(f"{describe_gpus()}: runs use the cpu")
-    console.print(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")
+    console.print(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free in the current folder")
     finished = [run.finished for run in run_folders(runs)]
     console.print(f"runs: {sum(finished)} finished, {len(finished) - sum(finished)} unfinished in {runs}")
     submitit = "" if importlib.util.find_spec("submitit") else "not "

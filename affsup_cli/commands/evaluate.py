@@ -36,7 +36,7 @@ def evaluate(
     affsup evaluate runs/my-run --split val
     """
     from affsup_cli.runs.folder import RunFolder
-    from affsup_cli.tasks.evaluation import evaluate_run
+    from affsup_cli.tasks.launch import evaluate_run
     from affsup_cli.views.console import print_metrics
 
     folder = RunFolder.open(run_path(run, runs))

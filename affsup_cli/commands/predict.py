@@ -126,15 +126,13 @@ def _predicting_category(trained: Trained, recipe: SceneRecipe, device: str, out
 
 
 def _in_words(prediction: Prediction, classes: Sequence[str], reference: str | None, score: float) -> str:
-    relation = prediction.relation
+    partners = prediction.partners
     if not len(prediction.boxes) or (reference and reference not in [classes[label] for label in prediction.labels]):
         return f"; no {reference or 'object'} of score {score:g} or more: --score shows the less certain"
-    if relation is None:
+    if partners is None:
         return ""
-    partners = [
-        f"{classes[label]} {weight:.3f}" for label, weight in zip(relation.labels, relation.weights, strict=True)
-    ]
-    return f"; the {classes[prediction.labels[relation.reference]]} relates to {', '.join(partners) or 'nothing'}"
+    named = [f"{classes[label]} {weight:.3f}" for label, weight in zip(partners.labels, partners.weights, strict=True)]
+    return f"; the {classes[prediction.labels[partners.reference]]} relates to {', '.join(named) or 'nothing'}"
 
 
 def _write_json(content: Mapping[str, Any], path: Path) -> None:
@@ -149,7 +147,7 @@ def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
     from affsup_cli.reporting.render.relation_picture import picture_of_detections
     from affsup_cli.runs.folder import write_out
 
-    relation = prediction.relation
+    partners = prediction.partners
     content = {
         "image": str(prediction.path),
         "size": [prediction.image.shape[1], prediction.image.shape[0]],
@@ -157,12 +155,12 @@ def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
             {"box": box.tolist(), "class": classes[label], "score": float(score)}
             for box, label, score in zip(prediction.boxes, prediction.labels, prediction.scores, strict=True)
         ],
-        "reference": relation.reference if relation else None,
+        "reference": partners.reference if partners else None,
         "partners": [
             {"box": box.tolist(), "class": classes[label], "weight": float(weight)}
-            for box, label, weight in zip(relation.boxes, relation.labels, relation.weights, strict=True)
+            for box, label, weight in zip(partners.boxes, partners.labels, partners.weights, strict=True)
         ]
-        if relation
+        if partners
         else [],
     }
     _write_json(content, path.with_name(f"{path.name}.json"))
@@ -175,9 +173,9 @@ def _write(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
                 f"{classes[label]} {score:.2f}"
                 for label, score in zip(prediction.labels, prediction.scores, strict=True)
             ],
-            relation.reference if relation else None,
-            relation.boxes if relation else [],
-            relation.weights if relation else [],
-            [classes[label] for label in relation.labels] if relation else [],
+            partners.reference if partners else None,
+            partners.boxes if partners else [],
+            partners.weights if partners else [],
+            [classes[label] for label in partners.labels] if partners else [],
         ),
     )

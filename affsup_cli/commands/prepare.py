@@ -24,11 +24,11 @@ def prepare(
             "--from",
             metavar="PATH",
             help="The official archive, or the folder extracted from it; for scenes one or more folders or archives "
-            "that together hold the official files. Without it, the archives are downloaded where that is possible.",
+            "with all official files. Without it, the archives are downloaded if that is possible.",
         ),
     ] = None,
     data: DataDir = DATA_DIR,
-    check: Annotated[bool, typer.Option("--check", help="Verify what is prepared, and change nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Verify the prepared data set; change nothing.")] = False,
     limit: Annotated[
         int | None,
         typer.Option("--limit", metavar="N", help="Take N of the official training images, drawn at random."),
@@ -36,10 +36,10 @@ def prepare(
 ) -> None:
     """Prepare a data set from its official files.
 
-    The files are read, split, and stored with a manifest that says what they are. Of labelled images a tenth of the
-    official training images, always the same, becomes the validation split. Of scenes every image is opened once;
-    those that are damaged, missing or of another size than annotated are left out, counted and named. Nothing is done
-    where the data set is prepared already as asked.
+    The files are read, split and stored with a manifest of their content. For labelled images, a fixed tenth of the
+    official training images becomes the validation split. For scenes, every image is opened once; images that are
+    damaged, missing or of another size than annotated are left out, counted and named. A data set that is already
+    prepared in the same way is not prepared again.
 
     \b
     affsup prepare digits
@@ -62,7 +62,7 @@ def prepare(
 
     if check:
         if source or limit is not None:
-            raise UsageError("--check verifies what is prepared: it takes neither --from nor --limit")
+            raise UsageError("--check verifies the prepared data set: it takes neither --from nor --limit")
         manifest, folder, status = data_prep.check(dataset, data), data / dataset, "verified"
     else:
         outcome = _with_progress(console, dataset, source or [], data, limit)
@@ -78,8 +78,8 @@ def prepare(
         counts, official = manifest.image_counts(), manifest.official_counts
         files = "" if manifest.source.kind == "embedded" else "give the official files with --from, or "
         console.print(
-            f"not the whole data set: {counts['train'] + counts.get('val', 0):,} of {official['train']:,} training "
-            f"images, {counts['test']:,} of {official['test']:,} test images; to replace it by the whole one, {files}"
+            f"incomplete: {counts['train'] + counts.get('val', 0):,} of {official['train']:,} training "
+            f"images, {counts['test']:,} of {official['test']:,} test images; for the complete data set, {files}"
             f"delete {folder} and prepare again",
             markup=False,
         )
@@ -105,14 +105,14 @@ def _with_progress(console: Console, dataset: str, sources: list[Path], data: Pa
     def show(step: str, done: int, total: int) -> None:
         description, scale, unit = amounts[step]
         if step not in tasks:
-            bar.start()  # not before: a display of nothing would print an empty line
+            bar.start()  # only now: an empty progress display would print an empty line
             tasks[step] = bar.add_task(description, total=total / scale, unit=unit)
         bar.update(tasks[step], completed=done / scale, total=total / scale)
 
     try:
         return data_prep.prepare(dataset, sources=sources, data_dir=data, limit=limit, progress=show)
     finally:
-        bar.live.stop()  # the bar's own would print an empty line into a file or pipe
+        bar.live.stop()  # Progress.stop would print an empty line into a file or pipe
 
 
 def _checksum_line(manifest: AnyManifest) -> str:
@@ -121,4 +121,4 @@ def _checksum_line(manifest: AnyManifest) -> str:
         return "official checksum: not known for this source"
     if source.official:
         return f"official checksum: matched ({source.algorithm})"
-    return f"[yellow]official checksum: not matched ({source.algorithm}); these are not the publisher's own bytes[/]"
+    return f"[yellow]official checksum: not matched ({source.algorithm}); these are not the official files[/]"

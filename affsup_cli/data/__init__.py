@@ -1,1 +1,1 @@
-"""Prepared data sets -> batches on the device."""
+"""Batches on the device from prepared data sets."""

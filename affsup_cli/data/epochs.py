@@ -1,4 +1,4 @@
-"""Random numbers of an epoch."""
+"""The random generator of an epoch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return a generator on the CPU that is a function of `(seed, epoch)` alone; neighbouring seeds share no epoch."""
+    """Return a CPU generator that depends on `(seed, epoch)` only; different pairs give independent streams."""
     return torch.Generator().manual_seed(_mix(seed, epoch))
 
 
 def _mix(seed: int, epoch: int) -> int:
-    """Spread `(seed, epoch)` over 63 bits (the finaliser of SplitMix64)."""
+    """Hash `(seed, epoch)` to 63 bits with the finaliser of SplitMix64."""
     mask = (1 << 64) - 1
     x = (seed * 0x9E3779B97F4A7C15 + epoch + 1) & mask
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask

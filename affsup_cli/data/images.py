@@ -1,6 +1,7 @@
-"""An image classification data set that lives whole on the device: no loader, no copy from the host in a step.
+"""Image classification data sets that are stored entirely in device memory: a step needs no loader and no host copy.
 
-50,000 CIFAR images are 150 MB of uint8. Pad, crop and mirror are one gather of bytes; only a batch is ever floats.
+50,000 CIFAR images are 150 MB of uint8. Padding, cropping and mirroring are one gather of bytes; only a batch is
+converted to floats.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SUBSET_SEED = 6400
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images (footnote 3): mirroring, zero padding by `pad` pixels and a random crop."""
+    """Augmentation of training images (footnote 3): random mirroring, zero padding by `pad` pixels, random crop."""
 
     pad: int
     flip: bool
@@ -33,12 +34,12 @@ class DeviceImages:
     """One split of a prepared data set on a device.
 
     Args:
-        images: uint8 `[n, H, W, C]`.
-        labels: int64 `[n]`.
-        mean: per-channel mean of the training split, in 0..1.
-        std: per-channel standard deviation of the training split, in 0..1.
-        device: where all of it goes.
-        layout: how a batch lies in memory.
+        images: Images, uint8 `[n, H, W, C]`.
+        labels: Class labels, int64 `[n]`.
+        mean: Mean of each channel over the training split, for pixel values in 0..1.
+        std: Standard deviation of each channel over the training split, for pixel values in 0..1.
+        device: Device that stores images and labels.
+        layout: Memory format of a batch.
     """
 
     def __init__(
@@ -54,50 +55,50 @@ class DeviceImages:
         self._padded = {0: self.images}
         self.labels = labels.to(device)
         self._layout = layout
-        # One multiply-add from bytes to normalised floats: x / 255 - mean over std.
-        of_channels = torch.tensor([mean, std], dtype=torch.float64).view(2, -1, 1, 1)
-        self._scale = (1 / (255 * of_channels[1])).float().to(device)
-        self._shift = (-of_channels[0] / of_channels[1]).float().to(device)
+        # Bytes to normalised floats in one multiply-add: (x / 255 - mean) / std.
+        statistics = torch.tensor([mean, std], dtype=torch.float64).view(2, -1, 1, 1)
+        self._scale = (1 / (255 * statistics[1])).float().to(device)
+        self._shift = (-statistics[0] / statistics[1]).float().to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def padded(self, pad: int) -> Tensor:
-        """Return the images with `pad` black pixels on each side, `[n, H + 2 pad, W + 2 pad, C]`; made once."""
+        """Return the images with `pad` black pixels on each side, `[n, H + 2 pad, W + 2 pad, C]`; cached."""
         if pad not in self._padded:
             count, height, width, channels = self.images.shape
-            wide = self.images.new_zeros(count, height + 2 * pad, width + 2 * pad, channels)
-            wide[:, pad : pad + height, pad : pad + width] = self.images
-            self._padded[pad] = wide
+            padded = self.images.new_zeros(count, height + 2 * pad, width + 2 * pad, channels)
+            padded[:, pad : pad + height, pad : pad + width] = self.images
+            self._padded[pad] = padded
         return self._padded[pad]
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """The device that stores the images."""
         return self.images.device
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images `index` `[B]` as they are: float32 `[B, C, H, W]` in the data's layout, and labels `[B]`."""
-        return self._floats(self.images[index]), self.labels[index]
+        """Return the images `index` `[B]` without augmentation: float32 `[B, C, H, W]`, and labels int64 `[B]`."""
+        return self._normalise(self.images[index]), self.labels[index]
 
-    def _floats(self, pixels: Tensor) -> Tensor:
+    def _normalise(self, pixels: Tensor) -> Tensor:
         floats = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
         return torch.addcmul(self._shift, floats, self._scale)
 
 
 def balanced_subset(labels: np.ndarray, count: int) -> np.ndarray:
-    """Choose `count` images with the classes in equal parts, always the same ones.
+    """Choose a class-balanced subset of `count` images; the choice is deterministic.
 
     Args:
-        labels: class ids `[n]`.
-        count: 0 <= count <= n. Where it is no multiple of the number of classes, the first classes have one more; a
-            class with too few images gives all it has.
+        labels: Class labels, int64 `[n]`.
+        count: Size of the subset, 0 to n. If it is no multiple of the number of classes, the first classes have one
+            image more. All images of a class are used if it has too few.
 
     Returns:
-        Indices `[count]` in rising order. A smaller subset is part of every larger one.
+        Indices `[count]` in ascending order. Smaller subsets are contained in larger ones.
     """
     order = np.random.default_rng(SUBSET_SEED).permutation(len(labels))
-    rank = np.empty(len(labels), dtype=np.int64)  # of an image among those of its class
+    rank = np.empty(len(labels), dtype=np.int64)  # rank of each image within its class
     for label in np.unique(labels):
         members = order[labels[order] == label]
         rank[members] = np.arange(len(members))
@@ -105,11 +106,11 @@ def balanced_subset(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 class AugmentedEpochs:
-    """Shuffled, augmented passes over a `DeviceImages`, each a function of `(seed, epoch)` alone.
+    """Shuffled, augmented epochs over `DeviceImages`; an epoch depends on `(seed, epoch)` only.
 
-    All of an epoch's random numbers are drawn when it begins, on the CPU, so that its batches are the same on any
-    device and a resumed run needs to know no more than its epoch and step. Several processes draw the same and take
-    their shard of each batch.
+    The random numbers of an epoch are drawn on the CPU at its start. Therefore its batches are identical on all
+    devices, and epoch and step are sufficient to resume a run. All processes of a distributed run draw the same
+    numbers, and each takes its shard of every batch.
     """
 
     def __init__(
@@ -126,8 +127,8 @@ class AugmentedEpochs:
         self._rows = torch.arange(height, device=data.device)
         self._columns = torch.arange(width, device=data.device)
         self._mirrored_columns = self._columns.flip(0)
-        self._places = torch.arange(batch_size, device=data.device)
-        # Each epoch's numbers take the place of the last one's in the same memory.
+        self._positions = torch.arange(batch_size, device=data.device)
+        # Each epoch overwrites these tensors: a CUDA graph reads them at fixed addresses.
         self._order, self._top, self._left = torch.zeros(3, len(data), dtype=torch.int64, device=data.device)
         self._mirrored = torch.zeros(len(data), dtype=torch.bool, device=data.device)
 
@@ -142,24 +143,24 @@ class AugmentedEpochs:
         self._mirrored.copy_(mirrored & self._augmentation.flip)
 
     def size(self, step: int | Tensor) -> int:
-        """Return how many images batch `step` has, those of all processes; one known to the device alone is full."""
+        """Return the global size of batch `step`; `batch_size` if the step is a device tensor."""
         if isinstance(step, Tensor):
             return self.batch_size
         return min(self.batch_size, len(self._data) - step * self.batch_size)
 
     def batch(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Return batch `step` of the epoch: float32 `[B, C, H, W]` in the data's layout, and labels `[B]`.
+        """Return batch `step` of the epoch: float32 `[B, C, H, W]`, and labels int64 `[B]`.
 
-        Each of several processes gets its shard, or a dummy image (see `Shard.slice_or_dummy`).
+        In a distributed run it is the shard of this process, or a dummy image (see `Shard.slice_or_dummy`).
         """
-        part = self._places[self._shard.slice_or_dummy(self.size(step))] + step * self.batch_size
-        index, mirrored = self._order[part], self._mirrored[part].unsqueeze(1)
-        rows = self._top[part].unsqueeze(1) + self._rows
-        columns = self._left[part].unsqueeze(1) + torch.where(mirrored, self._mirrored_columns, self._columns)
+        position = self._positions[self._shard.slice_or_dummy(self.size(step))] + step * self.batch_size
+        index, mirrored = self._order[position], self._mirrored[position].unsqueeze(1)
+        rows = self._top[position].unsqueeze(1) + self._rows
+        columns = self._left[position].unsqueeze(1) + torch.where(mirrored, self._mirrored_columns, self._columns)
         _, height, width, channels = self._padded.shape
-        where = ((index.view(-1, 1, 1) * height) + rows.unsqueeze(2)) * width + columns.unsqueeze(1)
-        pixels = self._padded.view(-1, channels)[where.view(-1)].view(*where.shape, channels)
-        return self._data._floats(pixels), self._data.labels[index]
+        flat = ((index.view(-1, 1, 1) * height) + rows.unsqueeze(2)) * width + columns.unsqueeze(1)
+        pixels = self._padded.view(-1, channels)[flat.view(-1)].view(*flat.shape, channels)
+        return self._data._normalise(pixels), self._data.labels[index]
 
 
 _Key = tuple[Path, str, str, torch.device, torch.memory_format, int]
@@ -175,26 +176,29 @@ def load_images(
     layout: torch.memory_format = torch.channels_last,
     count: int = 0,
 ) -> DeviceImages:
-    """Load one split ("train", "val" or "test") of the prepared data set in `folder` onto `device`.
+    """Load a split of a prepared data set onto a device.
 
-    Where it is in use already, in this process and with the same content, that is returned: nobody changes it.
+    Within a process, users of the same content share one read-only copy.
 
     Args:
-        folder: of the data set.
-        manifest: its manifest.
-        split: which split.
-        device: where to.
-        layout: of a batch in memory.
-        count: load the `balanced_subset` of so many images; 0 = all.
+        folder: The prepared data set.
+        manifest: Its manifest.
+        split: `train`, `val` or `test`.
+        device: Target device.
+        layout: Memory format of a batch.
+        count: Size of the `balanced_subset` to load; 0 for all images.
+
+    Raises:
+        AffsupError: The data set is damaged or does not match its manifest.
     """
     key = (folder.resolve(), manifest.digest, split, device, layout, count)
     images = _loaded.get(key)
     if images is None:
         stored = read_split(folder, manifest, split)
-        part = balanced_subset(stored.labels, count) if count else slice(None)
+        subset = balanced_subset(stored.labels, count) if count else slice(None)
         images = _loaded[key] = DeviceImages(
-            torch.from_numpy(stored.images[part]),
-            torch.from_numpy(stored.labels[part]),
+            torch.from_numpy(stored.images[subset]),
+            torch.from_numpy(stored.labels[subset]),
             manifest.channel_mean,
             manifest.channel_std,
             device,

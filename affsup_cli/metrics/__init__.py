@@ -1,4 +1,4 @@
-"""What a trained model is worth."""
+"""Metrics of trained models."""
 
 from affsup_cli.metrics.relationship import RelationshipRecall
 

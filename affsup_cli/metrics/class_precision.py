@@ -1,8 +1,7 @@
 """Average precision of one class over many images, as COCO and VOC 2007 define it, on whole arrays.
 
-A pair is a detection and an object of the same image that share an area. Pairs whose overlap is too small for any
-threshold are dropped before anything else, so that what is left is a small part of all, and is matched at once for all
-images.
+A pair is a detection and an object of the same image that overlap. Pairs whose overlap is below all thresholds are
+dropped first; the few that remain are matched for all images at once.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from affsup_cli.metrics.labelled_boxes import Array, ClassRows
 
 DETECTIONS_COUNTED = 100
-"""The detections of a class in an image that COCO counts: those of the highest scores."""
+"""COCO counts this many detections of a class in an image: those with the highest scores."""
 
 _COCO_IOUS = np.linspace(0.5, 0.95, 10)
 _COCO_RECALLS = np.linspace(0, 1, 101)
@@ -23,27 +22,27 @@ _VOC_IOU = 0.5
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Detections and objects that share an area: a pair a row, by detection and then object.
+    """Pairs of a detection and an object that overlap, sorted by detection and then object.
 
     Attributes:
-        detection: place among the detections, int64 [P].
-        object: place among the objects, int64 [P].
-        shared: area of both, float64 [P].
-        union: area of either, float64 [P].
+        detection: index of the detection, int64 [P].
+        object: index of the object, int64 [P].
+        intersection: area, float64 [P].
+        union: area, float64 [P].
     """
 
     detection: Array
     object: Array
-    shared: Array
+    intersection: Array
     union: Array
 
 
 def coco_precision(detections: ClassRows, objects: ClassRows) -> Array:
-    """Return COCO's precision of a class, to the digit that of pycocotools' `COCOeval`.
+    """Return COCO's precision of a class, equal to that of pycocotools' `COCOeval`.
 
-    An object is given to the first detection, by descending score, that overlaps it more than any other object that is
-    still free; of equal overlaps the object given last is taken. A detection that gets no object, but overlaps an
-    ignored one, does not count, however many there are (COCO's rule for crowds, VOC's for difficult objects).
+    By descending score, each detection takes the free object that it overlaps most; of equal overlaps, the last object.
+    A detection without an object that overlaps an ignored one does not count, whatever the number of such detections
+    (COCO's rule for crowds, VOC's for difficult objects).
 
     Args:
         detections: with `scores`; the first 100 by score of an image count.
@@ -58,8 +57,8 @@ def coco_precision(detections: ClassRows, objects: ClassRows) -> Array:
     pairs = _pairs(detections, objects)
     crowd, ignored = objects.values["crowd"], objects.values["crowd"] | objects.values["difficult"]
     whole = np.where(crowd[pairs.object], detections.boxes[pairs.detection, 2:].prod(axis=1), pairs.union)
-    overlap = pairs.shared / whole
-    # By detection, the object that it would rather have first.
+    overlap = pairs.intersection / whole
+    # By detection, its candidate objects in order of preference.
     rows = np.lexsort((-pairs.object, -overlap, pairs.detection))
     rows = rows[(overlap[rows] >= _COCO_IOUS[0]) & ~ignored[pairs.object[rows]]]
     on_ignored = np.zeros(len(detections.image))
@@ -67,17 +66,17 @@ def coco_precision(detections: ClassRows, objects: ClassRows) -> Array:
     np.maximum.at(on_ignored, pairs.detection[of_ignored], overlap[of_ignored])
 
     by_score = np.argsort(-detections.values["scores"], kind="stable")
-    wanted = np.count_nonzero(~ignored)
-    needed = np.searchsorted(np.arange(wanted + 1) / wanted, _COCO_RECALLS)
+    positives = np.count_nonzero(~ignored)
+    needed = np.searchsorted(np.arange(positives + 1) / positives, _COCO_RECALLS)
     precision = np.empty((len(_COCO_IOUS), len(_COCO_RECALLS)))
-    for place, iou in enumerate(_COCO_IOUS):
+    for index, iou in enumerate(_COCO_IOUS):
         rows = rows[overlap[rows] >= iou]
         correct = np.zeros(len(detections.image), dtype=np.bool_)
-        correct[_served(pairs.detection[rows], pairs.object[rows], len(ignored))] = True
+        correct[_matched(pairs.detection[rows], pairs.object[rows], len(ignored))] = True
         counted = correct | (on_ignored < iou)
         ranks = np.flatnonzero(correct[by_score][counted[by_score]]) + 1
-        # COCOeval adds so little to the number of detections that it matters to the first alone.
-        precision[place] = _interpolated(np.arange(1, len(ranks) + 1) / (ranks + np.spacing(1)), needed)
+        # COCOeval adds np.spacing(1) to the denominator, which changes the first alone.
+        precision[index] = _interpolated(np.arange(1, len(ranks) + 1) / (ranks + np.spacing(1)), needed)
     return precision
 
 
@@ -94,7 +93,7 @@ def voc07_precision(detections: ClassRows, objects: ClassRows) -> float:
     """
     detections = _ranked(detections)
     pairs = _pairs(detections, objects)
-    overlap = pairs.shared / pairs.union
+    overlap = pairs.intersection / pairs.union
     rows = np.lexsort((pairs.object, -overlap, pairs.detection))
     rows = rows[_starts(pairs.detection[rows])]  # of each detection its largest overlap, of equal ones the first
     rows = rows[overlap[rows] >= _VOC_IOU]
@@ -110,7 +109,7 @@ def voc07_precision(detections: ClassRows, objects: ClassRows) -> float:
 
 
 def _ranked(detections: ClassRows) -> ClassRows:
-    """Return each image's detections by descending score, of equals that given first."""
+    """Return each image's detections by descending score; ties keep their order."""
     return detections[np.lexsort((-detections.values["scores"], detections.image))]
 
 
@@ -120,45 +119,45 @@ def _pairs(detections: ClassRows, objects: ClassRows) -> _Pairs:
     count = np.searchsorted(objects.image, detections.image, side="right") - first
     detection = np.repeat(np.arange(len(count)), count)
     object_ = np.arange(len(detection)) + np.repeat(first + count - np.cumsum(count), count)
-    ours, theirs = detections.boxes[detection], objects.boxes[object_]
-    end = np.minimum(ours[:, 2:] + ours[:, :2], theirs[:, 2:] + theirs[:, :2])
-    side = end - np.maximum(ours[:, :2], theirs[:, :2])
-    meet = (side[:, 0] > 0) & (side[:, 1] > 0)
-    shared = side[meet].prod(axis=1)
-    union = ours[meet, 2:].prod(axis=1) + theirs[meet, 2:].prod(axis=1) - shared
-    return _Pairs(detection[meet], object_[meet], shared, union)
+    detected, annotated = detections.boxes[detection], objects.boxes[object_]
+    end = np.minimum(detected[:, 2:] + detected[:, :2], annotated[:, 2:] + annotated[:, :2])
+    side = end - np.maximum(detected[:, :2], annotated[:, :2])
+    overlapping = (side[:, 0] > 0) & (side[:, 1] > 0)
+    intersection = side[overlapping].prod(axis=1)
+    union = detected[overlapping, 2:].prod(axis=1) + annotated[overlapping, 2:].prod(axis=1) - intersection
+    return _Pairs(detection[overlapping], object_[overlapping], intersection, union)
 
 
-def _served(detection: Array, wish: Array, objects: int) -> Array:
-    """Return the detections that get an object, where in their order each takes its first wish that is still free.
+def _matched(detection: Array, candidate: Array, objects: int) -> Array:
+    """Return the detections that get an object, where in ascending order each takes its first free candidate.
 
-    Every round each asks for the first of its wishes that are left. An object is held by the lowest that has asked for
-    it, and the wishes of higher ones for it are struck out. When there is none to strike out, all hold what they ask
-    for: the same as one after the other, in few rounds.
+    The result of this sequential rule, computed in a few vectorised rounds: in each round every detection claims the
+    first of its remaining candidates, an object goes to the lowest detection that has claimed it, and the pairs of
+    higher detections with that object are removed. When no pair is removed, all claims hold.
 
     Args:
-        detection: int64 `[P]`, ascending: whose wish; of one image and class, the lower goes first.
-        wish: int64 `[P]`: the object wished for; of one detection, the dearest first.
-        objects: how many objects there are.
+        detection: int64 `[P]`, ascending; within an image, the lower index has the higher score.
+        candidate: int64 `[P]`: an object; those of a detection by descending preference.
+        objects: the number of objects.
     """
     holder = np.full(objects, np.iinfo(np.int64).max)
     while True:
-        asking = _starts(detection)
-        np.minimum.at(holder, wish[asking], detection[asking])
-        left = detection <= holder[wish]
-        if left.all():
-            return detection[asking]
-        detection, wish = detection[left], wish[left]
+        claims = _starts(detection)
+        np.minimum.at(holder, candidate[claims], detection[claims])
+        remaining = detection <= holder[candidate]
+        if remaining.all():
+            return detection[claims]
+        detection, candidate = detection[remaining], candidate[remaining]
 
 
 def _starts(values: Array) -> Array:
-    """Return where a run of equal values begins, bool `[n]`."""
+    """Return where each run of equal values begins, bool `[n]`."""
     starts = np.ones(len(values), dtype=np.bool_)
     starts[1:] = values[1:] != values[:-1]
     return starts
 
 
 def _interpolated(precision: Array, needed: Array) -> Array:
-    """Return the best precision at so many objects found or more: `precision` at 1, 2, ... found, 0 after the last."""
+    """Return the maximum of `precision` (at 1, 2, ... objects found) from `needed` objects on; 0 beyond the last."""
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return np.asarray(best[np.clip(needed - 1, 0, len(precision))])

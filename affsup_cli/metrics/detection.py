@@ -19,19 +19,19 @@ _COCO_PRECISION = {"arrays": coco_precision, "pycocotools": pycocotools_precisio
 
 
 class DetectionPrecision:
-    """Mean average precision of detections over classes, gathered image by image.
+    """Mean average precision of detections over classes, accumulated image by image.
 
-    Classes without an object to be found do not count. Objects marked `difficult` are ignored: they need not be found,
-    and a detection of one counts neither for nor against. A `crowd` is ignored by COCO's rule: it may take any number
-    of detections, and the overlap with it is the share of the detection that lies inside.
+    Classes without a countable object are left out. Objects marked `difficult` are ignored: a detection of one is
+    neither correct nor false. A `crowd` is ignored by COCO's rule: it absorbs any number of detections, and the overlap
+    is the intersection over the detection's area.
 
     Boxes are continuous: a pixel k spans [k, k + 1]. A VOC box of inclusive corners x1..x2, counted from 1, is
     (x1 − 1, x2) here, so that areas and overlaps are those of VOC's devkit, which adds 1 to every width and height.
 
     Args:
         classes: their names.
-        evaluator: what computes COCO's precision: our own, on arrays, or pycocotools, many times slower. The
-            results are the same to the digit.
+        evaluator: of COCO's precision: "arrays", our own, or "pycocotools", which gives equal numbers and is
+            many times slower.
     """
 
     def __init__(self, classes: Sequence[str], evaluator: Evaluator = "arrays") -> None:
@@ -56,7 +56,7 @@ class DetectionPrecision:
         Args:
             image_id: the data set's number of the image.
             boxes: detections `[D, 4]` as x1, y1, x2, y2 in pixels.
-            scores: `[D]`; of equal scores, that which comes first is ranked first.
+            scores: `[D]`; ties are ranked in the order given.
             labels: indices into the classes `[D]`.
             gt_boxes: annotated objects `[G, 4]`, like `boxes`.
             gt_labels: `[G]`, like `labels`.
@@ -73,7 +73,7 @@ class DetectionPrecision:
         self._objects.add(image_id, boxes=gt_boxes, labels=gt_labels, difficult=difficult, crowd=crowd)
 
     def compute(self) -> dict[str, float]:
-        """Return the mean average precisions in 0..1, NaN where there is no object to be found in any class.
+        """Return the mean average precisions in 0..1, NaN where no class has a countable object.
 
         `map_all` is COCO's mean over IoU 0.50 to 0.95, `map_50` that at 0.50, both of up to 100 detections a class and
         image; `map_50_voc07` is the 11-point one of VOC 2007.
@@ -87,7 +87,7 @@ class DetectionPrecision:
             of_voc.append(voc07_precision(detections, objects))
         if not of_coco:
             return dict.fromkeys(("map_all", "map_50", "map_50_voc07"), math.nan)
-        # COCOeval has the classes last; the last digit of a mean depends on it.
+        # The classes last, as in COCOeval: the rounding of a mean depends on the order.
         precision = np.stack(of_coco, axis=-1)
         means = {"map_all": precision, "map_50": precision[0], "map_50_voc07": of_voc}
         return {name: float(np.mean(values)) for name, values in means.items()}
@@ -99,7 +99,7 @@ class DetectionPrecision:
             category_ids: the data set's number of each class.
 
         Raises:
-            ValueError: there are not as many as classes.
+            ValueError: their number is not that of the classes.
         """
         if len(category_ids) != len(self.classes):
             raise ValueError(f"category_ids must be {len(self.classes)}, one a class, found {len(category_ids)}")

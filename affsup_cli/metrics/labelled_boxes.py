@@ -1,4 +1,4 @@
-"""Labelled boxes of many images as arrays, given image by image and read class by class."""
+"""Labelled boxes of many images as arrays: added image by image, read class by class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ClassRows:
-    """One class of a table of boxes: rows of an image stand together, in the order in which they were given.
+    """The boxes of one class: grouped by image, within an image in the order in which they were added.
 
     Attributes:
         image: int64 [n], ascending.
@@ -29,16 +29,16 @@ class ClassRows:
     values: Mapping[str, Array]
 
     def __getitem__(self, rows: Array) -> ClassRows:
-        """Return the chosen rows; they must keep the images in their order."""
+        """Return the chosen rows; the images must stay in ascending order."""
         values = {name: column[rows] for name, column in self.values.items()}
         return ClassRows(self.image[rows], self.boxes[rows], values)
 
 
 class LabelledBoxes:
-    """Labelled boxes of many images, kept as they come and read class by class.
+    """Labelled boxes of many images, stored by image and read by class.
 
     Args:
-        columns: further columns with their types.
+        columns: names and types of further columns.
     """
 
     def __init__(self, **columns: Any) -> None:

@@ -1,4 +1,4 @@
-"""COCO's average precision of one class by pycocotools itself: slow, and what `class_precision` is checked against."""
+"""COCO's average precision of one class by pycocotools: slow, the reference for `class_precision`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def pycocotools_precision(detections: ClassRows, objects: ClassRows) -> Array:
 
 
 class _ClassEval(COCOeval):  # type: ignore[misc]
-    """COCO's evaluation of one class, in which difficult objects are ignored as often as they are found (VOC's rule).
+    """COCO's evaluation of one class, in which a difficult object absorbs any number of detections (VOC's rule).
 
-    COCOeval ignores any number of detections of a crowd, but only one of another object. So a difficult object is a
-    crowd to its matching, but not to its overlap, which a crowd has with any part of itself.
+    COCOeval lets a crowd absorb any number of detections, and any other ignored object only one. So a difficult object
+    is a crowd in the matching, but not in the overlap, which for a crowd is over the detection's area.
     """
 
     def __init__(self, detections: ClassRows, objects: ClassRows) -> None:
@@ -64,8 +64,8 @@ class _ClassEval(COCOeval):  # type: ignore[misc]
 
 
 def _grouped(rows: ClassRows, **columns: Array) -> defaultdict[tuple[int, int], list[dict[str, Any]]]:
-    """Return the rows as pycocotools wants them: dictionaries by (image, category)."""
-    # 0 as an id means "unmatched" to pycocotools.
+    """Return the rows in pycocotools' format: lists of dictionaries by (image, category)."""
+    # An id of 0 means "unmatched" in pycocotools.
     columns |= {"id": np.arange(1, len(rows.image) + 1), "bbox": rows.boxes, "area": rows.boxes[:, 2:].prod(axis=1)}
     grouped: defaultdict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for image, *values in zip(rows.image.tolist(), *(column.tolist() for column in columns.values()), strict=True):

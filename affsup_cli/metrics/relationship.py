@@ -1,7 +1,7 @@
-"""Relationship recall: how many annotated pairs of objects are among the K strongest pairs of proposals (section 6.5).
+"""Relationship recall: the share of annotated pairs of objects among the K strongest pairs of proposals (section 6.5).
 
-The order of pairs is one for recall and for `top_pairs`: the larger weight first; equal weights by their place in the
-matrix, row by row. Self-pairs and pairs whose weight is not finite take no part. Weights are compared in float32.
+Pairs are ranked by descending weight, in float32; ties by their position in the matrix, row by row. Self-pairs and
+pairs whose weight is not finite are left out.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ Words = npt.NDArray[np.uint64]
 RECALL_KS = (100, 500, 1000, 2000, 5000, 8000, 10000)
 """The values of K at which relationship recall is reported."""
 
-_WORD = 52  # pairs a word: sums of so many powers of two are exact in float64
-_STRIDE = 17  # about one weight in so many is looked at to guess how large the K-th largest is
+_WORD = 52  # pairs a word: sums of 52 powers of two are exact in float64
+_STRIDE = 17  # every 17th weight is sampled to estimate the K-th largest
 
 
 class RelationshipRecall:
-    """Recall of ground-truth pairs among the top K ordered pairs of proposals, image after image.
+    """Recall of ground-truth pairs among the top K ordered pairs of proposals, accumulated image by image.
 
-    The ordered pairs (i, j) of an image's proposals are ranked by affinity and the K first kept; of equal ones, the
-    one that stands first in the matrix, row by row. A ground-truth pair (s, o) is found if a kept pair has an IoU of
-    at least `iou` of box i with s and of box j with o. What the relation is called does not matter, and a pair
-    annotated several times counts once. Relations of an object with itself are left out, and so is an image without
-    any pair. Where an image has fewer pairs than K, all are kept.
+    The ordered pairs (i, j) of an image's proposals are ranked by affinity and the first K kept; ties are ranked by
+    their position in the matrix, row by row. A ground-truth pair (s, o) is found if a kept pair has an IoU of
+    at least `iou` of box i with s and of box j with o. The predicate does not matter, and a pair
+    annotated several times counts once. Relations of an object with itself and images without a pair are left out. If
+    an image has fewer pairs than K, all are kept.
 
-    What is kept of an image are counts; memory does not grow with the number of images.
+    Only counts are kept: memory does not grow with the number of images.
 
     Args:
         ks: the values of K.
-        iou: the overlap with subject and with object that a pair needs.
+        iou: the least overlap with subject and with object.
 
     Raises:
         ValueError: no K, a K below 1, or `iou` not in (0, 1].
@@ -58,11 +58,11 @@ class RelationshipRecall:
         self._recalls = np.zeros(len(self.ks))
 
     def update(self, boxes: Tensor, affinity: Tensor, gt_boxes: Tensor, gt_pairs: Tensor) -> None:
-        """Count one image; tensors on any device.
+        """Add one image; tensors on any device.
 
         Args:
             boxes: proposals `[N, 4]` as x1, y1, x2, y2 in pixels.
-            affinity: weights `[N, N]`; row = subject, column = object. One that is not finite takes no part.
+            affinity: weights `[N, N]`; row = subject, column = object; those that are not finite are left out.
             gt_boxes: annotated objects `[G, 4]`, like `boxes`.
             gt_pairs: integers `[P, 2]`, (subject, object) as indices into `gt_boxes`.
 
@@ -75,11 +75,11 @@ class RelationshipRecall:
         self.update_ranked(boxes, top_pairs(affinity, self.ks[-1])[0], gt_boxes, gt_pairs)
 
     def update_ranked(self, boxes: Tensor, ranked: Indices, gt_boxes: Tensor, gt_pairs: Tensor) -> None:
-        """Count one image whose pairs of proposals are ranked already.
+        """Add one image whose pairs of proposals are already ranked.
 
         Args:
             boxes: as for `update`.
-            ranked: the pairs as `top_pairs` returns them, as many as the largest K or more.
+            ranked: from `top_pairs`, with k at least the largest K.
             gt_boxes: as for `update`.
             gt_pairs: as for `update`.
 
@@ -97,7 +97,7 @@ class RelationshipRecall:
         self._recalls += found / len(pairs)
 
     def merge(self, other: RelationshipRecall) -> None:
-        """Count the images of `other` too.
+        """Add the images of `other`.
 
         Raises:
             ValueError: `other` has other `ks` or another `iou`.
@@ -122,11 +122,11 @@ class RelationshipRecall:
 
 
 def top_pairs(affinity: Tensor, k: int) -> tuple[Indices, Floats]:
-    """Return the strongest ordered pairs of an image's proposals, in the order that recall keeps them.
+    """Return the strongest ordered pairs of an image's proposals, in the order that recall uses.
 
     Args:
         affinity: weights `[N, N]` on any device; row = subject, column = object.
-        k: how many pairs; all that take part where there are fewer.
+        k: the number of pairs; if there are fewer, all.
 
     Returns:
         The pairs, int64 `[k, 2]` (row, column), and their weights `[k]`, descending.
@@ -138,13 +138,13 @@ def top_pairs(affinity: Tensor, k: int) -> tuple[Indices, Floats]:
         raise ValueError(f"k must be at least 1, found {k}")
     _check_square(affinity)
     weights = _rankable(affinity)
-    place = _first(weights, _no_fewer_than_largest(weights, k), k)
-    row = place // max(len(affinity), 1)
-    return np.stack((row, place - row * len(affinity)), axis=1), weights[place]
+    index = _first(weights, _no_fewer_than_largest(weights, k), k)
+    row = index // max(len(affinity), 1)
+    return np.stack((row, index - row * len(affinity)), axis=1), weights[index]
 
 
 def _rankable(affinity: Tensor) -> Floats:
-    """Return the weights, row after row, -inf where a pair takes no part."""
+    """Return the weights row by row, -inf for pairs that are left out."""
     weights: Floats = np.array(affinity.detach().to("cpu", torch.float32).numpy(), order="C")
     np.fill_diagonal(weights, -np.inf)
     if weights.size and not weights.max() < np.inf:  # NaN is not below either
@@ -153,36 +153,36 @@ def _rankable(affinity: Tensor) -> Floats:
 
 
 def _no_fewer_than_largest(weights: Floats, k: int) -> Indices:
-    """Return the places of the `k` largest weights and all their equals, and perhaps of some smaller ones, ascending.
+    """Return the indices of the `k` largest weights and their ties, possibly with some smaller ones, ascending.
 
-    A sample tells which weights are surely too small: far less work than to partition all of them.
+    A sample gives a lower bound of the k-th largest weight: far less work than partitioning all.
     """
     sample = weights[::_STRIDE]
     expected = k / _STRIDE
     rank = int(expected + 3 * expected**0.5 + 3)
     if rank < len(sample):
         guess = np.partition(sample, len(sample) - rank)[len(sample) - rank]
-        place = np.flatnonzero(weights >= guess)
-        if guess > -np.inf and len(place) >= k:
-            return place
+        index = np.flatnonzero(weights >= guess)
+        if guess > -np.inf and len(index) >= k:
+            return index
     return np.flatnonzero(weights > -np.inf)
 
 
-def _first(weights: Floats, place: Indices, k: int) -> Indices:
-    """Return the `k` of the places `place` that come first in the order of pairs, in that order.
+def _first(weights: Floats, index: Indices, k: int) -> Indices:
+    """Return the first `k` of the indices `index` in the order of pairs.
 
-    One sort of integers that have the weight in their upper half and the place in the lower: no two are equal, so that
-    the sort need not be a stable one, which takes several times as long.
+    Sorts integers with the weight in the upper half and the index in the lower: all are different, so that no stable
+    sort is needed, which takes several times as long.
     """
-    upper = (0 - weights[place]).view(np.int32)  # 0 - x makes one of the two zeros of floating point
-    upper ^= (upper >> 31) & 0x7FFFFFFF  # the bits of negative floats run backwards
-    keys = (upper.astype(np.int64) << 32) | place
+    upper = (0 - weights[index]).view(np.int32)  # 0 - x turns -0.0 into 0.0
+    upper ^= (upper >> 31) & 0x7FFFFFFF  # negative floats are ordered the other way
+    keys = (upper.astype(np.int64) << 32) | index
     keys.sort()
     return keys[:k] & 0xFFFFFFFF
 
 
 def _covers(boxes: Tensor, gt_boxes: Tensor, iou: float) -> Mask:
-    """Return whether an object is overlapped enough by a proposal, `[G, N]`. Boxes without an area overlap nothing."""
+    """Return whether proposal and object overlap by at least `iou`, `[G, N]`; boxes without an area never do."""
     if not len(boxes):
         return np.zeros((len(gt_boxes), 0), dtype=np.bool_)
     proposals, objects = (value.detach().to("cpu", torch.float64, copy=True).numpy() for value in (boxes, gt_boxes))
@@ -195,8 +195,8 @@ def _covers(boxes: Tensor, gt_boxes: Tensor, iou: float) -> Mask:
 def _count_found(kept: Indices, pairs: Indices, covers: Mask, ks: Sequence[int]) -> Indices:
     """Return how many of `pairs` `[P, 2]` are found by the first K of `kept` `[L, 2]`, for each K.
 
-    A proposal's word has a bit a pair: whether it covers its subject (object). The words of a kept pair's ends, and-ed,
-    are the pairs that it finds.
+    The word of a proposal has one bit for each annotated pair: whether the proposal covers its subject (object). The
+    bitwise and of the words of a kept pair's two proposals marks the annotated pairs that it finds.
     """
     found = np.zeros(len(ks), dtype=np.int64)
     if not len(kept):
@@ -210,13 +210,13 @@ def _count_found(kept: Indices, pairs: Indices, covers: Mask, ks: Sequence[int])
 
 
 def _words(bits: Mask) -> Words:
-    """Return a word a column of `bits` `[at most 52, N]`."""
+    """Return one word for each column of `bits` `[at most 52, N]`."""
     words: Words = (2.0 ** np.arange(len(bits)) @ bits).astype(np.uint64)
     return words
 
 
 def _distinct_pairs(gt_pairs: Tensor, objects: int) -> Indices:
-    """Return the pairs, each once, without self relations."""
+    """Return the distinct pairs without self-relations."""
     pairs = gt_pairs.detach().cpu().numpy()
     if pairs.size and not (pairs.min() >= 0 and pairs.max() < objects):
         raise ValueError(f"gt_pairs must index the {objects} gt_boxes, found {pairs.min()} to {pairs.max()}")

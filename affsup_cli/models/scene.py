@@ -1,4 +1,4 @@
-"""Scene categories on top of a detector that stays as it is (section 4.3; figure 2, parts A and C)."""
+"""Scene categories on top of a frozen detector (section 4.3; figure 2, parts A and C)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from affsup_cli.recipe import SceneModel
 
 
 class SceneClassifier(nn.Module):
-    """Part A, frozen, and the branch that classifies what part A says of an image.
+    """Part A, frozen, and the branch that classifies its features of an image.
 
-    Part A never leaves evaluation mode, whatever `train` asks for, and has no gradient: what it says of an image is
-    always the same. Of its layers only those are kept that `options.features` needs.
+    Part A stays in evaluation mode, also after `train()`, and has no gradient: its features of an image never change.
+    Layers that `options.features` does not need are removed.
 
     Args:
         detector: part A, a relation network.
-        options: what is classified, the recipe's `[model]`: "scene" F_s alone, "rois" F_s and the maximum of F_in over
-            the proposals, "attention" F_s and the maximum of F_c, the last relation module's output, over them.
-        categories: how many.
+        options: the recipe's `[model]`. Its `features` are the input of the classifier: "scene", F_s; "rois", F_s and
+            the maximum of F_in over the proposals; "attention", F_s and that of F_c, the last module's output.
+        categories: their number.
     """
 
     def __init__(self, detector: DetectorNetwork, options: SceneModel, categories: int) -> None:
@@ -33,8 +33,8 @@ class SceneClassifier(nn.Module):
             detector.set_submodule(layer, nn.Identity())
         self.part_a = detector.requires_grad_(False).eval()
         self._map_channels = detector.backbone.channels[1]
-        # A 1x1 convolution and the average over all places are both linear, so they may change places: the average of
-        # the map is described once an image and convolved ever after.
+        # A 1x1 convolution and the average over positions are linear and commute: the average of the map is computed
+        # once for each image, and this layer is the convolution.
         self.scene = nn.Linear(self._map_channels, options.channels)
         self.classifier = nn.Linear(options.channels + (0 if options.features == "scene" else width), categories)
 
@@ -46,10 +46,10 @@ class SceneClassifier(nn.Module):
 
     @torch.no_grad()
     def describe(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return what part A says of one image: the mean of the backbone's last map, then the maximum over proposals.
+        """Return part A's features of one image: the mean of the backbone's last map, then the maximum over proposals.
 
         Args:
-            images: RGB `[1, 3, H, W]`, 0..255, padded; what lies outside `size` is overwritten.
+            images: RGB `[1, 3, H, W]`, 0..255, padded; pixels outside `size` are overwritten.
             size: (height, width) of the image within them.
 
         Returns:
@@ -61,15 +61,15 @@ class SceneClassifier(nn.Module):
         if self._features == "scene":
             return mean
         regions, _ = self.part_a.regions(maps, images, [size])
-        found = regions.entered if self._features == "rois" else regions.context
-        if found is None:
+        of_regions = regions.entered if self._features == "rois" else regions.context
+        if of_regions is None:
             raise ValueError("features = 'attention' needs a network with relation modules")
-        of_proposals = found[0][regions.present[0]].float()
-        largest = of_proposals.amax(dim=0) if len(of_proposals) else of_proposals.new_zeros(found.shape[-1])
+        of_proposals = of_regions[0][regions.present[0]].float()
+        largest = of_proposals.amax(dim=0) if len(of_proposals) else of_proposals.new_zeros(of_regions.shape[-1])
         return torch.cat([mean, largest])
 
-    def forward(self, described: Tensor) -> Tensor:
-        """Return category logits `[B, categories]` of images that were described, `[B, D]`."""
-        mean, largest = described[:, : self._map_channels], described[:, self._map_channels :]
+    def forward(self, features: Tensor) -> Tensor:
+        """Return category logits `[B, categories]` of part A's features `[B, D]`."""
+        mean, largest = features[:, : self._map_channels], features[:, self._map_channels :]
         logits: Tensor = self.classifier(torch.cat([self.scene(mean), largest], dim=1))
         return logits

@@ -1,9 +1,9 @@
 """How TOML, data-set defaults and overrides become one recipe.
 
 A recipe file holds the sections of `affsup_cli.recipe.schema`, plus one optional table `[datasets.NAME.SECTION]` for
-each data set whose schedule or augmentation departs from the file's own, and may say which shipped recipe it `extends`.
-The order is: extended file, file, then data set, then overrides. A recipe that builds on another run, as `scene` does
-on `relnet`, holds that run's whole recipe as a table of its own, which may itself say what it `extends`.
+each data set whose schedule or augmentation departs from the file's own. It may name the shipped recipe that it
+`extends`. The order is: extended file, file, data set, overrides. A recipe that builds on another run, as `scene` does
+on `relnet`, contains that run's whole recipe as a table, which may have an `extends`, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def recipes_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Return the names that `load_recipe` knows."""
+    """Return the names of the shipped recipes."""
     return sorted(path.stem for path in recipes_folder().glob("*.toml"))
 
 
@@ -44,7 +44,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 
 
 def recipe_kind(name: str) -> type[Recipe]:
-    """Return of which kind a shipped recipe or a file is, whether its other fields are good or not.
+    """Return the class of a shipped recipe or a file without checking its other fields.
 
     Raises:
         UsageError: there is no such recipe, or its task is unknown.
@@ -53,7 +53,7 @@ def recipe_kind(name: str) -> type[Recipe]:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read the resolved recipe that a run folder keeps."""
+    """Read the resolved recipe in a run folder."""
     try:
         return _validate(parse_toml(path), where=str(path))
     except UsageError as error:
@@ -75,7 +75,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def parse_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a fault in it is named with file, line and column."""
+    """Read a TOML file; errors name file, line and column."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -99,7 +99,7 @@ def _file_of(name: str) -> Path:
 
 
 def _assembled(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Put together what a file extends, its own fields, those for its data set, and overrides."""
+    """Combine the extended file, the file's own fields, those for its data set, and overrides."""
     fields = _extended(parse_toml(path))
     of_datasets = _table(fields.pop("datasets", {}), "datasets")
     fields.setdefault("name", path.stem)

@@ -1,6 +1,6 @@
 """The fields of an experiment: a class for each recipe, and for each of its sections.
 
-A new task adds a recipe class here and its line in `RECIPE_OF_TASK`.
+A new task adds a recipe class to this module, and a line to `RECIPE_OF_TASK`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind, TargetKind
 
 OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
-"""Fields that record more and train the same; of a run that others build on, under `network.`, likewise."""
+"""Fields that change what is recorded but not the trained model; also under `network.` for a prerequisite."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""What a recipe or a run folder may be called."""
+"""Valid names of recipes and run folders."""
 
 
 class Section(BaseModel):
@@ -29,14 +29,12 @@ class Section(BaseModel):
 
 
 class ImageData(Section):
-    """`[data]`: which prepared data set, and its augmentation (section 6.2, footnote 3)."""
+    """`[data]`: the prepared data set and its augmentation (section 6.2, footnote 3)."""
 
     name: str
     pad: int = Field(ge=0, description="zero padding in pixels before a random crop of the original size; 0 = no crop")
     flip: bool = Field(description="mirror each image left-right with probability 1/2")
-    train_images: int = Field(
-        0, ge=0, description="train on so many images, a fixed subset with the classes in equal parts; 0 = all"
-    )
+    train_images: int = Field(0, ge=0, description="number of training images, a fixed class-balanced subset; 0 = all")
 
 
 class ImageModel(Section):
@@ -46,13 +44,13 @@ class ImageModel(Section):
 
 
 class Affinity(Section):
-    """`[affinity]`: L_G, whatever the graph (section 3)."""
+    """`[affinity]`: L_G on any graph (section 3)."""
 
     loss: Literal["none", LossForm] = Field(description="form of L_G; none = base network")
     gamma: float = Field(description="exponent of the focal term (eq. 7): 0, or 1 and above")
     lambda_: float = Field(alias="lambda", ge=0, description="weight of L_G in the total loss (eq. 8)")
     softmax: SoftmaxKind = Field(description="softmax over the whole matrix (eq. 3) or each row (eq. 12)")
-    measure: bool = Field(description="record M also where L_G is not trained on")
+    measure: bool = Field(description="record M also if L_G is not trained on")
 
     @field_validator("gamma")
     @classmethod
@@ -66,7 +64,7 @@ class BatchAffinity(Affinity):
     """`[affinity]`: L_G on the similarity graph of a mini-batch (section 5)."""
 
     diagonal: DiagonalKind = Field(description="whether an image's affinity to itself counts")
-    features: Literal["pooled", "logits"] = Field(description="which vectors the graph is built from")
+    features: Literal["pooled", "logits"] = Field(description="the vectors of the graph's nodes")
     normalize: bool = Field(description="scale the vectors to unit length first")
     temperature: float = Field(gt=0, description="divide the affinities by this")
     across: Literal["global", "device"] = Field(
@@ -88,12 +86,12 @@ class RelationAffinity(Affinity):
 
 
 class SceneData(Section):
-    """`[data]`: which prepared data set of annotated scenes, and at what size (docs/paper-departures.md#reading-11)."""
+    """`[data]`: the prepared data set of annotated scenes, and the image size (docs/paper-departures.md#reading-11)."""
 
     name: str
     short_side: int = Field(ge=16, description="pixels that the shorter side is scaled to")
-    long_side: int = Field(ge=16, description="pixels that the longer side has at most")
-    mirror: bool = Field(description="an epoch passes each image and its mirror image")
+    long_side: int = Field(ge=16, description="largest number of pixels of the longer side")
+    mirror: bool = Field(description="train on each image and its mirror image in every epoch")
 
     @model_validator(mode="after")
     def _sides_are_in_order(self) -> SceneData:
@@ -112,21 +110,21 @@ class Detector(Section):
         description="imagenet (torchvision's), a file, or none; with any, the stem and the batch norms are frozen"
     )
     pixels: Literal["torchvision", "caffe", "signed"] = Field(
-        description="what the backbone takes: RGB with ImageNet's mean and deviation, BGR minus a mean, or -1..1"
+        description="input of the backbone: RGB with ImageNet's mean and deviation, BGR minus a mean, or -1..1"
     )
     anchor_scales: tuple[PositiveFloat, ...] = Field(
         strict=False, min_length=1, description="anchor sides in backbone strides"
     )
     anchor_ratios: tuple[PositiveFloat, ...] = Field(strict=False, min_length=1, description="height over width")
     proposals: int = Field(ge=1, description="regions an image (N)")
-    candidates: int = Field(ge=1, description="highest-scoring anchors that NMS at 0.7 takes the proposals from")
+    candidates: int = Field(ge=1, description="highest-scoring anchors, input of NMS at 0.7")
     pooling: Literal["pool", "align"] = Field(description="RoIPool or RoIAlign, 7x7")
-    channels: int = Field(ge=1, description="of the map that regions are pooled from, after a 1x1 convolution")
+    channels: int = Field(ge=1, description="channels of the map that regions are pooled from, after a 1x1 convolution")
     width: int = Field(ge=1, description="outputs of each fully connected layer of the head")
     initial: Literal["normal", "kaiming"] = Field(
         description="new layers' weights: N(0, 0.01), or scaled by their inputs, for networks from scratch (He et al.)"
     )
-    mined: int = Field(ge=1, description="regions an image with the highest losses that the head learns from")
+    mined: int = Field(ge=1, description="regions an image with the highest losses, on which the head is trained")
 
 
 class Relation(Section):
@@ -145,35 +143,35 @@ class Pairs(Section):
 
 
 class SceneTest(Section):
-    """`[test]`: what evaluation keeps and ranks (docs/paper-departures.md#reading-11 and #reading-13)."""
+    """`[test]`: options of evaluation (docs/paper-departures.md#reading-11 and #reading-13)."""
 
-    detections: int = Field(ge=1, description="an image, over all classes, after soft-NMS")
+    detections: int = Field(ge=1, description="detections an image, over all classes, after soft-NMS")
     recall_at: tuple[PositiveInt, ...] = Field(strict=False, min_length=1, description="K of the relationship recall")
     evaluator: Literal["arrays", "pycocotools"] = Field(
         default="arrays",
-        description="what computes average precision: our own on arrays, or the reference, to the same digit, slower",
+        description="implementation of average precision: our own on arrays, or pycocotools (equal numbers, slower)",
     )
 
     @field_validator("recall_at")
     @classmethod
-    def _ks_rise(cls, recall_at: tuple[int, ...]) -> tuple[int, ...]:
+    def _ks_are_sorted(cls, recall_at: tuple[int, ...]) -> tuple[int, ...]:
         if list(recall_at) != sorted(set(recall_at)):
-            raise ValueError("must rise from each K to the next")
+            raise ValueError("must be in ascending order")
         return recall_at
 
 
 class SceneModel(Section):
-    """`[model]`: the branch for scene categories on a relation network, part A, that stays as it is (section 4.3)."""
+    """`[model]`: the branch for scene categories on a frozen relation network, part A (section 4.3)."""
 
     features: Literal["scene", "rois", "attention"] = Field(
-        description="what is classified: F_s; F_s and the maximum of F_in over the proposals; F_s and that of F_c"
+        description="input of the classifier: F_s; F_s and the maximum of F_in over the proposals; F_s and that of F_c"
     )
-    pretrained: bool = Field(description="part A was trained as [network] says; false: its backbone's weights alone")
+    pretrained: bool = Field(description="part A is a trained run of [network]; false: only its backbone is pretrained")
     channels: int = Field(ge=1, description="length of F_s: outputs of the 1x1 convolution on the backbone's last map")
 
 
 class Training(Section):
-    """`[train]`: schedule, optimiser and arithmetic (section 6.2)."""
+    """`[train]`: schedule, optimiser and precision (section 6.2)."""
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="images a step")
@@ -182,18 +180,18 @@ class Training(Section):
         strict=False, description="epochs after which the learning rate is divided by 10"
     )
     schedule: Literal["steps", "cosine"] = Field(
-        "steps", description="steps: as milestones say; cosine: from learning_rate down to 0 over the epochs"
+        "steps", description="steps: divided at the milestones; cosine: from learning_rate down to 0 over the epochs"
     )
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
-    clip_norm: float = Field(ge=0, description="norm that the gradient of all parameters is cut down to; 0 = never")
+    clip_norm: float = Field(ge=0, description="largest norm of the gradient, which is scaled down to it; 0 = off")
     precision: Literal["float32", "tf32", "bf16"] = Field(description="bf16 = autocast; tf32 changes CUDA only")
     select: Literal["best", "last"] = Field(description="test the best epoch on the validation split, or the last")
     test_curve: bool = Field(description="evaluate the test split after every epoch (figure 5); never used to choose")
 
 
 class NetworkTraining(Training):
-    """`[train]` of a network as a whole."""
+    """`[train]` of tasks that train a whole network."""
 
     compile: bool = Field(False, description="run the backbone, and a detector's head, through torch.compile")
 
@@ -208,29 +206,27 @@ class ClassifierTraining(NetworkTraining):
 
 
 class Execution(Section):
-    """`[run]`: where and how the run executes. Not part of what the run *is*: a resumed run may change these."""
+    """`[run]`: device and execution. Not part of a run's identity: a resumed run may change these."""
 
     device: str = Field(description="auto, cpu, cuda or cuda:N")
     checkpoint_seconds: float = Field(gt=0, description="longest time between two checkpoints")
     tensorboard: bool = Field(description="write TensorBoard events into the run folder")
     graph: Literal["auto", "off"] = Field(
-        "auto", description="auto: where steps are all alike, on CUDA, record one as a CUDA graph and repeat it"
+        "auto", description="auto: on CUDA, where all steps are alike, capture one as a CUDA graph and replay it"
     )
     channels_last: bool = Field(
-        True, description="keep images and weights pixel by pixel in memory (NHWC); false: channel by channel (NCHW)"
+        True, description="memory format of images and weights: channels last (NHWC); false: channels first (NCHW)"
     )
 
 
 class DetectionExecution(Execution):
     """`[run]` of the detectors."""
 
-    cache_gb: float = Field(
-        2.0, ge=0, description="memory in GiB for scaled images that are passed many times, a process; 0 = none"
-    )
+    cache_gb: float = Field(2.0, ge=0, description="memory in GiB for decoded and scaled images, a process; 0 = none")
 
 
 class Recipe(Section):
-    """What every recipe has. Each task adds its own sections in a class below."""
+    """The sections of every recipe. Each task adds its own in a class below."""
 
     CELL_FIELDS: ClassVar[frozenset[str]] = frozenset()
     """Fields of this class alone (dotted keys) that `defines_cell`."""
@@ -251,7 +247,7 @@ class Recipe(Section):
         return None
 
     def label(self) -> str:
-        """Return what names its runs: recipe, data set, network and form of L_G, if there is one."""
+        """Return the first part of its runs' names: recipe, data set, network and form of L_G, if any."""
         fields = self.flat()
         loss = fields.get("affinity.loss")
         form = [] if loss is None else ["base" if loss == "none" else loss]
@@ -287,7 +283,7 @@ class MinibatchRecipe(Recipe):
 
 
 class SceneSetRecipe(Recipe):
-    """What recipes on sets of scenes share."""
+    """Fields of all recipes on sets of scenes."""
 
     data: SceneData
 
@@ -299,7 +295,7 @@ class SceneSetRecipe(Recipe):
 
 
 class DetectionRecipe(SceneSetRecipe):
-    """What the three detection recipes share."""
+    """Fields of the three detection recipes."""
 
     model: Detector
     train: NetworkTraining
@@ -322,7 +318,7 @@ class RelnetRecipe(DetectionRecipe):
 
     @classmethod
     def defines_cell(cls, field: str) -> bool:
-        """As for every recipe, but for lambda: no table varies it, and networks of other sizes need others."""
+        """As for every recipe, except lambda: no table varies it, and networks of other sizes need other values."""
         return field != "affinity.lambda" and super().defines_cell(field)
 
     @model_validator(mode="after")
@@ -350,7 +346,7 @@ class RelpnRecipe(DetectionRecipe):
 
 
 class SceneRecipe(SceneSetRecipe):
-    """Scene categories from a relation network trained on objects, which stays as it is (section 4.3, table 2)."""
+    """Scene categories from a frozen relation network trained on objects (section 4.3, table 2)."""
 
     CELL_FIELDS = frozenset({"model.features", "model.pretrained"})
 
@@ -360,7 +356,7 @@ class SceneRecipe(SceneSetRecipe):
 
     @classmethod
     def defines_cell(cls, field: str) -> bool:
-        """As for every recipe; what part A was trained on and how it was supervised counts as well."""
+        """As for every recipe; the data and the supervision of part A define a cell, too."""
         return super().defines_cell(field) or (
             field.startswith("network.") and RelnetRecipe.defines_cell(field.removeprefix("network."))
         )
@@ -370,18 +366,18 @@ class SceneRecipe(SceneSetRecipe):
         return self.network if self.model.pretrained else None
 
     def label(self) -> str:
-        """As for every recipe: what is classified, and the label of part A without its data set."""
+        """As for every recipe, with the input of the classifier and the label of part A without its data set."""
         network = self.network
         form = "base" if network.affinity.loss == "none" else network.affinity.loss
         words = [self.name, self.data.name, self.model.features, network.model.arch]
         return "-".join([*words, form if self.model.pretrained else "untrained"])
 
     @model_validator(mode="after")
-    def _features_are_there(self) -> SceneRecipe:
+    def _features_fit(self) -> SceneRecipe:
         if not self.model.pretrained and self.model.features != "scene":
             raise ValueError(
                 f"model.features = '{self.model.features}' with model.pretrained = false: an untrained part A has no "
-                "proposals worth looking at; expected 'scene'"
+                "meaningful proposals; expected 'scene'"
             )
         return self
 
@@ -402,17 +398,17 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
 
 
 def trains_the_same(changed: Iterable[str], observing: frozenset[str] = OBSERVING) -> bool:
-    """Return whether runs that differ in the fields `changed` (dotted keys) alone end with the same model."""
+    """Return whether runs that differ only in the fields `changed` (dotted keys) give the same model."""
     return all(field.removeprefix("network.") in observing for field in changed)
 
 
 def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return `differences` between what is stored and what is asked for, in words."""
+    """Describe `differences` between a stored and a requested recipe."""
     return "; ".join(f"{key} is {stored!r} there, {asked!r} here" for key, (stored, asked) in changed.items())
 
 
 def field_help(kind: type[Recipe]) -> dict[str, str]:
-    """Return each field's dotted key with its choices and description ('' where the name says it all)."""
+    """Return each field's dotted key with its choices and description ('' if it has none)."""
     return dict(field_descriptions(kind))
 
 

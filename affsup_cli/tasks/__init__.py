@@ -1,4 +1,4 @@
-"""Tasks by name: each turns its recipe into a model with data that the engine can train."""
+"""Tasks by name: each turns its recipe into a model with data that the trainer can train."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True, network: T
     """Build the task of `recipe` on its device, from the data sets prepared in `data_dir`.
 
     Args:
-        recipe: what to build.
+        recipe: of the task.
         data_dir: where the data sets are prepared.
-        fresh: its model is to be trained from the start; else a checkpoint will be loaded into it, and no pretrained
-            weights are looked for.
+        fresh: the model will be trained from the start; false if a checkpoint will be loaded into it, so that no
+            pretrained weights are needed.
         network: the finished run of the recipe's `prerequisite`, for a fresh task that has one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Work on the host in a background thread, while the GPU computes the next items."""
+"""Overlap of host work and GPU work: a background thread and asynchronous copies."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 A = TypeVar("A")
 B = TypeVar("B")
 
-MAX_PENDING = 2  # items that wait for the thread
+MAX_PENDING = 2  # items in the queue of the thread
 
 
 def map_in_background(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Do what `map` does, in the same order, in one background thread while the next items are produced."""
+    """As `map`, in the same order, but in a background thread while the next items are produced."""
     with ThreadPoolExecutor(1, thread_name_prefix="background") as thread:
         pending: deque[Future[B]] = deque()
         for item in items:

@@ -1,4 +1,4 @@
-"""From a recipe to a finished run folder, for `affsup train` and `affsup sweep`."""
+"""From a recipe to a finished run folder, and its evaluation: `affsup train`, `sweep` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import Shard
 from affsup_cli.recipe import Recipe, differences, in_words
+from affsup_cli.runs.checkpoint import fitting, load_checkpoint
 from affsup_cli.runs.environment import environment
 from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder, run_folders
@@ -26,18 +27,18 @@ from data_prep.store import read_manifest
 
 
 def data_digest(recipe: Recipe, data_dir: Path) -> str | None:
-    """Return what stands for the content of the recipe's prepared data set; None where it is not prepared."""
+    """Return the digest of the recipe's prepared data set; None if it is not prepared."""
     folder = data_dir / str(recipe.flat()["data.name"])
     return read_manifest(folder).digest if folder.exists() else None
 
 
 def run_name(recipe: Recipe, data: str | None, network_data: str | None = None) -> str:
-    """Return a folder name that says what the run is and is unique to its recipe and data.
+    """Return a descriptive folder name that is unique to the recipe and data.
 
     Args:
         recipe: of the run.
         data: the `data_digest` of its data set.
-        network_data: likewise of the run that it builds on (`Recipe.prerequisite`), if there is one.
+        network_data: the `data_digest` of its prerequisite (`Recipe.prerequisite`), if it has one.
     """
     digests = [recipe.digest(), str(data), *([network_data] if network_data else [])]
     unique = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:8]
@@ -52,24 +53,25 @@ def train_run(
     observers: Callable[[], Sequence[Observer]] = tuple,
     pretrained: Path | None = None,
 ) -> RunFolder:
-    """Train `recipe` in the folder `run`; a folder whose run is finished is left as it is.
+    """Train `recipe` in the folder `run`; a finished run is not changed.
 
-    Several processes (`engine.distributed`) that all call this train one model: `train.batch_size` and
+    Several processes (`affsup_cli.distributed`) that all call this train one model: `train.batch_size` and
     `train.learning_rate` are those of the global batch. Rank 0 alone writes and has observers; all processes must be
     able to read the folder.
 
     Args:
-        recipe: what to train.
+        recipe: of the run.
         data_dir: where the data sets are prepared.
-        run: where to; need not exist.
+        run: its folder; need not exist.
         resume: continue an unfinished run.
-        observers: makes the observers, once everything has been checked.
+        observers: creates the observers, after all checks.
         pretrained: the run folder, or an exported file, of the recipe's `prerequisite`.
 
     Raises:
         UsageError: the folder holds an unfinished run and `resume` is false, or a run of another recipe, or there is
             nothing to resume, or there are more processes than images in a batch.
-        AffsupError: the data set is not prepared or has changed, another process trains here, the training failed.
+        AffsupError: the data set is not prepared or has changed, another process trains in the folder, or the
+            training failed.
     """
     if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
         return run
@@ -112,11 +114,32 @@ def train_run(
     return run
 
 
-def division(recipe: Recipe, count: int) -> dict[str, Any]:
-    """Return how many processes train, and how many images of a whole batch each of them has.
+def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dict[str, float]:
+    """Evaluate the best model so far of `run` on "train", "val" or "test"; the metrics carry the split's name.
+
+    The task's other results, such as detections, are written into the run folder.
 
     Raises:
-        UsageError: some would have none.
+        UsageError: the prepared data differs from that of the run.
+        AffsupError: there is no best model yet, or it cannot be read.
+    """
+    stored = run.recipe()
+    recipe: Recipe = stored.model_copy(update={"run": stored.run.model_copy(update={"device": device})})
+    task = build_task(recipe, data_dir, fresh=False)
+    refuse_other_data(run, task.data)
+    with fitting(run.best):
+        best = load_checkpoint(run.best, next(task.model.parameters()).device)
+        task.model.load_state_dict(best["model"])
+    metrics = task.evaluate(split)
+    task.export(run.path, split)
+    return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def division(recipe: Recipe, count: int) -> dict[str, Any]:
+    """Return the number of processes, and the images of a whole batch for each of them.
+
+    Raises:
+        UsageError: a process would have no image.
     """
     batch = recipe.train.batch_size
     if count > batch:
@@ -125,7 +148,7 @@ def division(recipe: Recipe, count: int) -> dict[str, Any]:
 
 
 def _note_processes(run: RunFolder, count: int) -> None:
-    """Add the number of processes that go on with a run, where it was another before."""
+    """Record the number of processes that resume a run, if it differs from the number before."""
     stored = run.environment()
     later = stored.get("processes_when_resumed", [])
     begun = stored.get("processes", {"count": count})["count"]
@@ -134,7 +157,7 @@ def _note_processes(run: RunFolder, count: int) -> None:
 
 
 def _is_finished(recipe: Recipe, run: RunFolder, resume: bool) -> bool:
-    """Say whether nothing is left to do; refuse what must not go on in this folder."""
+    """Return whether the run is finished; raise a UsageError if it cannot be started or resumed."""
     if not run.exists:
         if resume:
             raise UsageError(_nothing_to_resume(recipe, run))
@@ -155,7 +178,7 @@ def _refuse_other_recipe(recipe: Recipe, run: RunFolder) -> None:
 
 
 def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
-    """Refuse to go on with `run` on other data than it was begun on.
+    """Refuse to resume `run` on other data than it was started on.
 
     Raises:
         UsageError: the digests differ.
@@ -176,8 +199,8 @@ def _refuse_other_weights(run: RunFolder, begun_from: Mapping[str, Any]) -> None
             was, now = was["digest"], now["digest"]
         if was != now:
             raise UsageError(
-                f"{run.path} was begun from pretrained {what} with SHA-256 {was}, those given now have {now}: put back "
-                "the former, or begin a new run with another --name"
+                f"{run.path} was begun from pretrained {what} with SHA-256 {was}, those given now have {now}: give the "
+                "former, or begin a new run with another --name"
             )
 
 
@@ -186,7 +209,7 @@ def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
     candidates = []
     for other in run_folders(run.path.parent):
         if not other.finished:
-            with suppress(AffsupError):  # what is damaged is none; `affsup list runs` names it
+            with suppress(AffsupError):  # a damaged run is no candidate; `affsup list runs` names it
                 candidates.append((differences(other.recipe().identity(), recipe.identity()), other))
     if not candidates:
         return message

@@ -18,7 +18,7 @@ from affsup_cli.data.images import Augmentation, AugmentedEpochs, DeviceImages, 
 from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import WHOLE, Shard
 from affsup_cli.metrics.average import Averages
-from affsup_cli.models import build_classifier
+from affsup_cli.models.classifiers.build import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
 from affsup_cli.runs.folder import RunFolder, atomic_file
 from affsup_cli.runtime.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
@@ -38,7 +38,7 @@ class MinibatchTask:
         self._device = resolve_device(recipe.run.device)
         folder = data_dir / recipe.data.name
         manifest = read_image_manifest(folder)
-        _refuse_what_does_not_fit(recipe, manifest)
+        _check_recipe(recipe, manifest)
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
         configure_cuda(recipe.train.precision)
@@ -50,14 +50,14 @@ class MinibatchTask:
         splits = {
             name: load_images(folder, manifest, name, self._device, layout, count) for name, count in counts.items()
         }
-        self._passes = {name: _Pass.of(data, recipe.train.batch_size) for name, data in splits.items()}
+        self._evaluations = {name: _Evaluation.of(data, recipe.train.batch_size) for name, data in splits.items()}
         augmentation = Augmentation(recipe.data.pad, recipe.data.flip)
         self._shard = Shard(collectives.rank(), collectives.world_size())
         self._epochs = AugmentedEpochs(splits["train"], augmentation, recipe.train.batch_size, recipe.seed, self._shard)
         self.steps = self._epochs.steps
         self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._shard == WHOLE else 0
         self.captured = CapturedCalls(None)
-        self.data = manifest.for_a_run()
+        self.data = manifest.run_record()
         self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(
@@ -74,23 +74,23 @@ class MinibatchTask:
         self._epochs.begin(epoch)
 
     def losses(self, step: int | Tensor) -> Losses:
-        """Run one augmented batch; metrics: accuracy, M, and whether the target was empty."""
+        """Compute the losses of one augmented batch; metrics: accuracy, M, and whether the target was empty."""
         images, labels = self._epochs.batch(step)
         features, logits = self._forward(images)
         affinity = self._recipe.affinity
         whole = self._epochs.size(step)
         nodes = features if affinity.features == "pooled" else logits
-        of_nodes = labels
+        node_labels = labels
         metrics = {"accuracy": (logits.argmax(1) == labels).double().mean()}
         loss = None
         if affinity.loss != "none" or affinity.measure:
             with torch.set_grad_enabled(affinity.loss != "none"):
                 if affinity.across == "global":
-                    nodes, of_nodes = self._of_all(nodes, whole), self._of_all(labels, whole)
-                measured = self._affinity.loss_and_mass(nodes, of_nodes)
+                    nodes, node_labels = self._gathered(nodes, whole), self._gathered(labels, whole)
+                measured = self._affinity.loss_and_mass(nodes, node_labels)
             loss = measured.loss if affinity.loss != "none" else None
             metrics["mass"] = measured.mass
-            metrics["empty_target"] = self._empty(of_nodes)
+            metrics["empty_target"] = self._empty(node_labels)
         return Losses(
             size=self._shard.size(whole),
             main={
@@ -110,32 +110,32 @@ class MinibatchTask:
     def evaluate(self, split: str) -> dict[str, float]:
         """Return accuracy, and M averaged over batches of the training size in a fixed shuffled order."""
         self.model.eval()
-        passed = self._passes[split]
-        here = self._shard.slice_of(len(passed.sizes))
-        passed.place.fill_(here.start)
-        for size in passed.sizes[here]:
-            work = partial(self._evaluate_batch, passed, size)
+        evaluation = self._evaluations[split]
+        shard = self._shard.slice_of(len(evaluation.sizes))
+        evaluation.position.fill_(shard.start)
+        for size in evaluation.sizes[shard]:
+            work = partial(self._evaluate_batch, evaluation, size)
             if size == self._recipe.train.batch_size:
                 self.captured(f"evaluate {split}", work)
             else:
                 work()
         averages = Averages()
-        for of_process in collectives.all_gather_object((passed.found[here].cpu(), passed.sizes[here])):
+        for of_process in collectives.all_gather_object((evaluation.results[shard].cpu(), evaluation.sizes[shard])):
             for (accuracy, mass), count in zip(*of_process, strict=True):
                 averages.add({"accuracy": accuracy, "mass": mass}, count)
         return averages.read()
 
-    def _evaluate_batch(self, passed: _Pass, size: int) -> None:
-        """Evaluate the batch of `size` images that comes next, the same work whichever that is."""
-        features, logits, labels = self._predictions(passed.data, passed.next_batch(size))
+    def _evaluate_batch(self, evaluation: _Evaluation, size: int) -> None:
+        """Evaluate the next batch of `size` images; can be captured as a CUDA graph."""
+        features, logits, labels = self._predictions(evaluation.data, evaluation.next_batch(size))
         correct = (logits.argmax(1) == labels).double().mean()
         nodes = features if self._recipe.affinity.features == "pooled" else logits
         mass = self._affinity.loss_and_mass(nodes, labels).mass
-        passed.found.index_copy_(0, passed.place, torch.stack([correct, mass.double()]).unsqueeze(0))
-        passed.place.add_(1)
+        evaluation.results.index_copy_(0, evaluation.position, torch.stack([correct, mass.double()]).unsqueeze(0))
+        evaluation.position.add_(1)
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Choose by validation accuracy."""
+        """Return the validation accuracy, by which the best epoch is chosen."""
         return metrics["accuracy"]
 
     @torch.no_grad()
@@ -144,11 +144,11 @@ class MinibatchTask:
         if split != "test":
             return
         self.model.eval()
-        passed = self._passes[split]
+        evaluation = self._evaluations[split]
         features: list[np.ndarray] = []
         labels: list[np.ndarray] = []
-        for index in torch.split(passed.order[:EXPORTED_IMAGES], self._recipe.train.batch_size):
-            of_batch, _, of_images = self._predictions(passed.data, index)
+        for index in torch.split(evaluation.order[:EXPORTED_IMAGES], self._recipe.train.batch_size):
+            of_batch, _, of_images = self._predictions(evaluation.data, index)
             features.append(of_batch.half().cpu().numpy())
             labels.append(of_images.cpu().numpy())
         with atomic_file(RunFolder(folder).features) as temporary, temporary.open("wb") as file:
@@ -163,8 +163,8 @@ class MinibatchTask:
             features = self.model.backbone(images)
             return features, self.model.head(features)
 
-    def _of_all(self, rows: Tensor, whole: int) -> Tensor:
-        """Rows of the images of all processes, from this one's."""
+    def _gathered(self, rows: Tensor, whole: int) -> Tensor:
+        """Rows of the images of all processes."""
         return collectives.all_gather_rows(rows[: self._shard.size(whole)], self._shard.sizes(whole))
 
     def _empty(self, labels: Tensor) -> Tensor:
@@ -173,48 +173,48 @@ class MinibatchTask:
         return (edges == (0 if self._recipe.affinity.diagonal == "keep" else len(labels))).float()
 
     def _predictions(self, data: DeviceImages, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, logits and labels of images as they are."""
+        """Features, logits and labels of images without augmentation."""
         images, labels = data.batch(index)
         features, logits = self._forward(images)
         return features.float(), logits.float(), labels
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """Evaluations of a split: in an order that every run has, always in the same memory.
+class _Evaluation:
+    """The evaluation of a split: in an order that is the same for all runs, with results in fixed memory.
 
     Attributes:
         data: its images.
         order: int64 `[n]`.
         sizes: of its batches.
-        place: int64 `[1]` on the device, the batch that comes next.
-        found: float64 `[batches, 2]`, accuracy and M of each.
+        position: int64 `[1]` on the device, index of the next batch.
+        results: float64 `[batches, 2]`, accuracy and M of each.
     """
 
     data: DeviceImages
     order: Tensor
     sizes: list[int]
-    place: Tensor
-    found: Tensor
+    position: Tensor
+    results: Tensor
 
     @classmethod
-    def of(cls, data: DeviceImages, size: int) -> _Pass:
+    def of(cls, data: DeviceImages, size: int) -> _Evaluation:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
         sizes = [len(batch) for batch in torch.split(order, size)]
-        place = torch.zeros(1, dtype=torch.int64, device=data.device)
-        return cls(data, order, sizes, place, torch.zeros(len(sizes), 2, dtype=torch.float64, device=data.device))
+        position = torch.zeros(1, dtype=torch.int64, device=data.device)
+        return cls(data, order, sizes, position, torch.zeros(len(sizes), 2, dtype=torch.float64, device=data.device))
 
     def next_batch(self, size: int) -> Tensor:
-        """Return which images the next batch has, so many of them."""
-        first = self.place * self.sizes[0]
+        """Return the indices of the `size` images of the next batch."""
+        first = self.position * self.sizes[0]
         return self.order[first + torch.arange(size, device=self.order.device)]
 
 
-def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: ImageManifest) -> None:
-    side, there, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
-    count = recipe.data.train_images or there
-    if count > there:
-        raise UsageError(f"data.train_images = {count}: {recipe.data.name} has {there:,} training images")
+def _check_recipe(recipe: MinibatchRecipe, manifest: ImageManifest) -> None:
+    side, available, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
+    count = recipe.data.train_images or available
+    if count > available:
+        raise UsageError(f"data.train_images = {count}: {recipe.data.name} has {available:,} training images")
     if recipe.data.pad >= side:
         raise UsageError(f"data.pad = {recipe.data.pad}: expected less than the {side} pixels of a side")
     if count % batch == 1:
@@ -227,13 +227,13 @@ def _refuse_what_does_not_fit(recipe: MinibatchRecipe, manifest: ImageManifest) 
     if processes > 1 and smallest < 2 * processes and not _takes_one_image(recipe, manifest):
         raise UsageError(
             f"train.batch_size = {batch} for {processes} processes: of a batch of {smallest} images some would have a "
-            f"single one, without batch statistics where {recipe.model.arch} ends in one pixel; take another size, or "
-            "fewer processes"
+            f"single one, without batch statistics in {recipe.model.arch}, whose last map is one pixel; take another "
+            "size, or fewer processes"
         )
 
 
 def _takes_one_image(recipe: MinibatchRecipe, manifest: ImageManifest) -> bool:
-    """Say whether the network can train on a single image: batch norm refuses one value a channel."""
+    """Return whether the network can train on a single image: batch norm refuses one value a channel."""
     with torch.device("meta"):  # shapes alone
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
         try:

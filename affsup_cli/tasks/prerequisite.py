@@ -1,4 +1,4 @@
-"""The run that another builds on: named by a person, or found among the runs."""
+"""The run that another builds on: given by the user, or found among the runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from data_prep.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Network:
-    """A trained network.
+class Prerequisite:
+    """A finished run that another builds on.
 
     Attributes:
         path: its run folder, or the exported file.
@@ -26,11 +26,11 @@ class Network:
 
 
 def recipe_of_network(recipe: str, named: Path) -> Recipe:
-    """Return the recipe of the trained network that a person named for `recipe` to build on.
+    """Return the recipe of the trained network that the user gave for `recipe` to build on.
 
     Raises:
-        UsageError: `recipe` builds on no other run, or `named` is one of another task than it takes.
-        AffsupError: what is named is damaged.
+        UsageError: `recipe` builds on no other run, or `named` is of another task than expected.
+        AffsupError: `named` is damaged.
     """
     field = recipe_kind(recipe).model_fields.get("network")
     if field is None:
@@ -43,14 +43,14 @@ def recipe_of_network(recipe: str, named: Path) -> Recipe:
     return found
 
 
-def find_network(recipe: Recipe, named: Path | None, data_dir: Path, runs_dir: Path) -> Network | None:
+def find_network(recipe: Recipe, named: Path | None, data_dir: Path, runs_dir: Path) -> Prerequisite | None:
     """Find the run of the recipe's `prerequisite`; None if it has none.
 
     Args:
-        recipe: what is to be trained.
-        named: the run folder or exported file that a person named.
-        data_dir: where the data sets are prepared; a run on another preparation than the present one does not count.
-        runs_dir: where to look for it.
+        recipe: of the run to be trained.
+        named: the run folder or exported file that the user gave.
+        data_dir: where the data sets are prepared; only runs on their present content are found.
+        runs_dir: the folder of runs that is searched.
 
     Raises:
         UsageError: it has not been trained, or one is named for a recipe that builds on none.
@@ -61,7 +61,7 @@ def find_network(recipe: Recipe, named: Path | None, data_dir: Path, runs_dir: P
             raise UsageError(f"--pretrained {named}: {recipe.name} as it is set builds on no other run")
         return None
     if named is not None:
-        return Network(named, open_trained(named).environment["data"]["digest"])
+        return Prerequisite(named, open_trained(named).environment["data"]["digest"])
     digest = data_digest(wanted, data_dir)
     found = RunIndex(runs_dir).find(wanted, "train", digest)
     if found is None or not found.finished:
@@ -71,4 +71,4 @@ def find_network(recipe: Recipe, named: Path | None, data_dir: Path, runs_dir: P
             f"`affsup train {wanted.name} --dataset {wanted.flat()['data.name']}` with the same fields trains it, "
             "--pretrained RUN names another, `affsup sweep` of a table trains both"
         )
-    return Network(found.path, found.environment()["data"]["digest"])
+    return Prerequisite(found.path, found.environment()["data"]["digest"])

@@ -83,12 +83,12 @@ class _Pool:
     """Processes that decode into a memory-mapped file in `folder`, so that no pixels are sent through a pipe."""
 
     def __init__(self, folder: str, cores: int, shape: tuple[int, int, int], decode: Decode) -> None:
-        self._places = 2 * cores
-        layout = (self._places, _CHUNK, *shape)
-        _fill(Path(folder, _PIXELS), math.prod(layout))
-        self._pixels = _mapped(folder, "r", layout)
+        self._slots = 2 * cores
+        layout = (self._slots, _CHUNK, *shape)
+        _write_zeros(Path(folder, _PIXELS), math.prod(layout))
+        self._pixels = _map_pixels(folder, "r", layout)
         self._processes = ProcessPoolExecutor(
-            cores, multiprocessing.get_context("spawn"), _begin, (folder, layout, decode)
+            cores, multiprocessing.get_context("spawn"), _init_worker, (folder, layout, decode)
         )
 
     def __enter__(self) -> _Pool:
@@ -103,9 +103,9 @@ class _Pool:
         remaining = enumerate(sizes)
         try:
             while True:
-                for number, size in itertools.islice(remaining, self._places - len(started)):
-                    place, chunk = number % self._places, list(itertools.islice(pictures, size))
-                    started.append((self._pixels[place, :size], self._processes.submit(_decode_chunk, place, chunk)))
+                for number, size in itertools.islice(remaining, self._slots - len(started)):
+                    slot, chunk = number % self._slots, list(itertools.islice(pictures, size))
+                    started.append((self._pixels[slot, :size], self._processes.submit(_decode_chunk, slot, chunk)))
                 if not started:
                     return
                 pixels, future = started.popleft()
@@ -122,15 +122,15 @@ _pixels: NDArray[np.uint8]
 _decode: Decode
 
 
-def _begin(folder: str, layout: tuple[int, ...], decode: Decode) -> None:
+def _init_worker(folder: str, layout: tuple[int, ...], decode: Decode) -> None:
     """Initialise a process: it ignores Ctrl-C, which its parent handles, and ends when its parent ends."""
     global _pixels, _decode
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, args=(folder,), daemon=True).start()
-    _pixels, _decode = _mapped(folder, "r+", layout), decode
+    threading.Thread(target=_exit_with_parent, args=(folder,), daemon=True).start()
+    _pixels, _decode = _map_pixels(folder, "r+", layout), decode
 
 
-def _leave_with_parent(folder: str) -> None:
+def _exit_with_parent(folder: str) -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
@@ -138,11 +138,11 @@ def _leave_with_parent(folder: str) -> None:
     os._exit(1)
 
 
-def _decode_chunk(place: int, chunk: Sequence[Encoded]) -> None:
-    _decode(chunk, _pixels[place, : len(chunk)])
+def _decode_chunk(slot: int, chunk: Sequence[Encoded]) -> None:
+    _decode(chunk, _pixels[slot, : len(chunk)])
 
 
-def _fill(file: Path, size: int) -> None:
+def _write_zeros(file: Path, size: int) -> None:
     """Write `size` zero bytes: writing into a sparse memory-mapped file on a full disk would crash the process."""
     try:
         file.write_bytes(bytes(size))
@@ -151,7 +151,7 @@ def _fill(file: Path, size: int) -> None:
         raise AffsupError(f"cannot write {size / 1e6:.1f} MB for decoding to {file.parent}: {reason}") from None
 
 
-def _mapped(folder: str, mode: Literal["r", "r+"], layout: tuple[int, ...]) -> NDArray[np.uint8]:
+def _map_pixels(folder: str, mode: Literal["r", "r+"], layout: tuple[int, ...]) -> NDArray[np.uint8]:
     # An array, as indexing a memmap is slow.
     return np.asarray(np.memmap(Path(folder, _PIXELS), np.uint8, mode, shape=layout))
 

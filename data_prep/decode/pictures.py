@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, shorten
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # no other decoder is used on untrusted files
+MAX_PIXELS = 64_000_000
+"""Number of pixels of a picture; a larger one is refused before it is decoded."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is lower
+
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -20,6 +28,7 @@ _DAMAGE = (
     EOFError,
     KeyError,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
     struct.error,  # this and the next: raised by Pillow for EXIF fields of a wrong type
     TypeError,
 )
@@ -56,7 +65,7 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
         PictureError: It is not a picture.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with _open(io.BytesIO(encoded)) as image:
             return _upright_size(image)
     except _DAMAGE as error:
         raise _undecodable(error) from None
@@ -93,16 +102,18 @@ def open_picture(path: Path) -> NDArray[np.uint8]:
         AffsupError: It cannot be read or is not a picture.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _open(path) as image:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except _DAMAGE as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or _reason(error)
         raise AffsupError(f"{path} cannot be read as a picture ({reason}): give a JPEG or PNG file") from None
+    except PictureError as error:
+        raise AffsupError(f"{path} {error}: scale it down") from None
 
 
 def _decode(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | None) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with _open(io.BytesIO(encoded)) as image:
             found = image.size
             turned = found != size
             if turned and _upright_size(image) != size:
@@ -118,10 +129,29 @@ def _decode(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | No
         raise _undecodable(error) from None
 
 
+@contextmanager
+def _open(file: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Open a picture whose pixels are not yet decoded.
+
+    Raises:
+        PictureError: It has more than `MAX_PIXELS` pixels.
+    """
+    with Image.open(file, formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise PictureError(
+                "too large", f"has {width} x {height} pixels, expected at most {MAX_PIXELS // 10**6} megapixels"
+            )
+        yield image
+
+
 def _undecodable(error: Exception) -> PictureError:
+    return PictureError("cannot be decoded", f"cannot be decoded ({_reason(error)})")
+
+
+def _reason(error: Exception) -> str:
     # Pillow's message for an unknown format contains the address of a buffer
-    why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-    return PictureError("cannot be decoded", f"cannot be decoded ({why})")
+    return "of no known format" if isinstance(error, UnidentifiedImageError) else shorten(error)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

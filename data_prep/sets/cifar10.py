@@ -35,6 +35,7 @@ DATASET = ImageSet(
         members=(*_TRAIN, "test_batch", "batches.meta"),
         max_bytes=400_000_000,
         max_members=1000,
+        max_member_bytes=200_000_000,
         member_md5={
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
             "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",

@@ -33,6 +33,7 @@ DATASET = ImageSet(
         members=("train", "test", "meta"),
         max_bytes=400_000_000,
         max_members=1000,
+        max_member_bytes=200_000_000,
         member_md5={
             "train": "16019d7e3df5f24257cddd939b257f8d",
             "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",

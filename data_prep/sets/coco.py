@@ -6,9 +6,10 @@ training images. All ordered pairs of objects of different classes are related, 
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import SourceError
+from data_prep.errors import SourceError, quote
 from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _annotations(content: dict[str, Any], class_ids: Any) -> Annotations:
         if not isinstance(entry.get("file_name"), str):
             raise SourceError(f"{_ALL}: images[{number}] has no 'file_name'")
     return Annotations(
-        names=[entry["file_name"] for entry in images],
+        names=[PurePosixPath(entry["file_name"]).name for entry in images],
         ids=ids,
         sizes=np.stack(sizes, axis=1).astype(np.int32),
         first_object=offsets_from_counts(np.bincount(image, minlength=len(ids))),
@@ -132,7 +133,7 @@ def _column(name: str, where: str, entries: Sequence[dict[str, Any]], key: str, 
     for number, entry in enumerate(entries):
         if not valid(entry.get(key)):
             expected = f"{values} numbers" if values else "a whole number"
-            found = f"{key!r} is {entry[key]!r}" if key in entry else f"has no {key!r}"
+            found = f"{key!r} is {quote(entry[key])}" if key in entry else f"has no {key!r}"
             raise SourceError(f"{name}: {where}[{number}] {found}, expected {expected}")
     if values:
         return np.array([entry[key] for entry in entries], dtype=np.float64).reshape(-1, values)
@@ -156,7 +157,7 @@ DATASET = SceneSet(
     summary="COCO: 35,504 + 5,000 photographs (val2014 without and with minival), objects of 80 classes",
     official_counts={"train": 35_504, "test": 5_000},
     read=_read,
-    needed=r"(?P<annotation>instances_val201[47]\.json)|(?P<picture>COCO_val2014_\d+\.jpg)",
-    wanted="a folder with what val2014.zip, annotations_trainval2014.zip and annotations_trainval2017.zip of "
+    file_pattern=r"(?P<annotation>instances_val201[47]\.json)|(?P<picture>COCO_val2014_\d+\.jpg)",
+    source_help="a folder with what val2014.zip, annotations_trainval2014.zip and annotations_trainval2017.zip of "
     f"https://cocodataset.org/#download unpack to (val2014/, {_ALL}, {_TEST}), or several folders",
 )

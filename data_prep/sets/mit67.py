@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from data_prep.errors import SourceError
+from data_prep.errors import SourceError, quote, shorten
 from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ _UNKNOWN = (0, 0)  # pictures of this size are left out and recorded when all pi
 def _read(files: SceneFiles) -> RawScenes:
     from data_prep.annotations import concatenate
 
-    train, test = _listed(files, _TRAIN), _listed(files, _TEST)
+    train, test = _read_list(files, _TRAIN), _read_list(files, _TEST)
     both = set(train).intersection(test)
     if both:
-        raise SourceError(f"{_TRAIN} and {_TEST} both list {min(both)}; no official image is in both")
+        raise SourceError(f"{_TRAIN} and {_TEST} both list {shorten(min(both))}; no official image is in both")
     categories = sorted({_category(name) for name in (*train, *test)})
     pictures = files.pictures("Images/")
     scenes = [
@@ -43,7 +43,7 @@ def _read(files: SceneFiles) -> RawScenes:
     )
 
 
-def _listed(files: SceneFiles, listing: str) -> list[str]:
+def _read_list(files: SceneFiles, listing: str) -> list[str]:
     lines = files.annotation(listing).decode("utf-8-sig", errors="replace").splitlines()
     names: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -51,9 +51,9 @@ def _listed(files: SceneFiles, listing: str) -> list[str]:
         if not name:
             continue
         if not re.fullmatch(r"[^/.][^/]*/[^/]+", name):
-            raise SourceError(f"{listing} line {number}: {name!r} is not an image such as bookstore/CIMG2743.jpg")
+            raise SourceError(f"{listing} line {number}: {quote(name)} is not an image such as bookstore/CIMG2743.jpg")
         if name in names:
-            raise SourceError(f"{listing} line {number}: {name} is already in line {names[name]}")
+            raise SourceError(f"{listing} line {number}: {shorten(name)} is already in line {names[name]}")
         names[name] = number
     return list(names)
 
@@ -79,11 +79,11 @@ def _size(name: str, pictures: FoundPictures) -> tuple[int, int]:
 
 DATASET = SceneSet(
     name="mit67",
-    summary="MIT Indoor 67: 5,360 + 1,340 photographs, each of one of 67 categories of places",
+    summary="MIT Indoor 67: 5,360 + 1,340 photographs, each of one of 67 categories",
     official_counts={"train": 5360, "test": 1340},
     read=_read,
-    needed=rf"(?P<annotation>{re.escape(_TRAIN)}|{re.escape(_TEST)})|(?P<picture>Images/[^/]+/[^/]+)",
-    wanted=f"indoorCVPR_09.tar or the Images folder unpacked from it, and a folder with {_TRAIN} and {_TEST}, each "
-    "with a --from of its own, or one folder with all (https://web.mit.edu/torralba/www/indoor.html)",
+    file_pattern=rf"(?P<annotation>{re.escape(_TRAIN)}|{re.escape(_TEST)})|(?P<picture>Images/[^/]+/[^/]+)",
+    source_help=f"indoorCVPR_09.tar or the Images folder unpacked from it, and a folder with {_TRAIN} and {_TEST}, "
+    "each with a --from of its own, or one folder with all (https://web.mit.edu/torralba/www/indoor.html)",
     categories=True,
 )

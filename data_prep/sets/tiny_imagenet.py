@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from data_prep.errors import SourceError
+from data_prep.errors import SourceError, quote, shorten
 from data_prep.origin import Files, Origin
 from data_prep.raw import ImageSet, RawImages, RawSplit
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SIDE = 64
-_TRAIN_IMAGE = re.compile(r"train/(n\d{8})/images/\1_(\d+)\.JPEG")
+_TRAIN_IMAGE = re.compile(r"train/(n\d{8})/images/\1_(\d{1,9})\.JPEG")
 _ANNOTATIONS = "val/val_annotations.txt"
 
 
@@ -32,7 +32,7 @@ def _read(files: Files) -> RawImages:
     words = dict(line.split("\t", 1) for line in _lines(files, "words.txt") if "\t" in line)
     unnamed = [wnid for wnid in wnids if wnid not in words]
     if unnamed:
-        raise SourceError(f"words.txt: has no name for class {unnamed[0]!r} of wnids.txt")
+        raise SourceError(f"words.txt: has no name for class {quote(unnamed[0])} of wnids.txt")
     return RawImages(
         classes=tuple(words[wnid] for wnid in wnids),
         image_shape=(3, _SIDE, _SIDE),
@@ -51,7 +51,7 @@ def _train_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]
             found.append((index[match[1]], int(match[2]), name))
     empty = set(index.values()).difference(label for label, _, _ in found)
     if empty:
-        raise SourceError(f"class {list(index)[min(empty)]!r} of wnids.txt has no training images")
+        raise SourceError(f"class {quote(list(index)[min(empty)])} of wnids.txt has no training images")
     return [(name, label) for label, _, name in sorted(found)]
 
 
@@ -62,7 +62,9 @@ def _test_members(files: Files, index: dict[str, int]) -> list[tuple[str, int]]:
         image, wnid = [*line.split("\t"), ""][:2]
         name = f"val/images/{image}"
         if wnid not in index or name not in files:
-            what = f"image {image!r}, which is missing" if wnid in index else f"class {wnid!r}, not in wnids.txt"
+            what = (
+                f"image {quote(image)}, which is missing" if wnid in index else f"class {quote(wnid)}, not in wnids.txt"
+            )
             raise SourceError(f"{_ANNOTATIONS} line {number}: names {what}")
         found.append((name, index[wnid]))
     return found
@@ -103,7 +105,7 @@ def decode(encoded: Sequence[tuple[str, bytes]], images: NDArray[np.uint8]) -> N
                     raise SourceError(f"{name}: is {image.size[0]}x{image.size[1]}, expected {_SIDE}x{_SIDE}")
                 images[i] = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise SourceError(f"{name}: cannot be decoded ({error})") from None
+            raise SourceError(f"{name}: cannot be decoded ({shorten(error)})") from None
 
 
 def _lines(files: Files, name: str) -> list[str]:
@@ -121,8 +123,9 @@ DATASET = ImageSet(
         size=248_100_043,
         root="tiny-imagenet-200",
         members=("wnids.txt", "words.txt", _ANNOTATIONS),
-        images=r"(train/n\d{8}/images/n\d{8}_\d+|val/images/val_\d+)\.JPEG",
+        images=r"(train/n\d{8}/images/n\d{8}_\d{1,9}|val/images/val_\d{1,9})\.JPEG",
         max_bytes=1_000_000_000,
         max_members=500_000,
+        max_member_bytes=10_000_000,
     ),
 )

@@ -13,7 +13,6 @@ from data_prep.errors import SourceError
 from data_prep.raw import RawScenes, SceneSet
 
 if TYPE_CHECKING:
-    import h5py
     import numpy as np
     from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ _LONG_SIDE = 1024
 _H5 = ("VG-SGG.h5", "VG-SGG-with-attri.h5")
 _DICTS = ("VG-SGG-dicts.json", "VG-SGG-dicts-with-attri.json")
 _IMAGE_DATA = "image_data.json"
+_MAX_BYTES = 400_000_000  # of one data set in memory; the official 1.1 million boxes take 37 million as int64
 _COLUMNS = {  # of each HDF5 data set that is read
     "split": None,
     "boxes_1024": 4,
@@ -47,16 +47,16 @@ def _read(files: SceneFiles) -> RawScenes:
     dicts = files.json(dicts_name)
     classes, predicates = (_vocabulary(dicts_name, dicts, key) for key in ("idx_to_label", "idx_to_predicate"))
     ids, sizes = _images(files)
-    held = _datasets(h5_name, files)
-    if len(ids) != len(held["split"]):
+    arrays = _datasets(h5_name, files)
+    if len(ids) != len(arrays["split"]):
         raise SourceError(
-            f"{h5_name}: split has {len(held['split']):,} rows, "
+            f"{h5_name}: split has {len(arrays['split']):,} rows, "
             f"{_IMAGE_DATA} {len(ids):,} images without the corrupt ones"
         )
-    everything, unused = _annotations(h5_name, held, ids, sizes, len(classes), len(predicates))
-    wrong = np.flatnonzero(~np.isin(held["split"], (0, 2)))
+    everything, unused = _annotations(h5_name, arrays, ids, sizes, len(classes), len(predicates))
+    wrong = np.flatnonzero(~np.isin(arrays["split"], (0, 2)))
     if len(wrong):
-        raise SourceError(f"{h5_name}: split row {wrong[0]} is {held['split'][wrong[0]]}, expected 0 or 2")
+        raise SourceError(f"{h5_name}: split row {wrong[0]} is {arrays['split'][wrong[0]]}, expected 0 or 2")
     left_out = [
         LeftOutRecord(
             what=what,
@@ -71,8 +71,8 @@ def _read(files: SceneFiles) -> RawScenes:
         classes=classes,
         predicates=predicates,
         relations="annotated",
-        train=everything.take(np.flatnonzero(held["split"] == 0)),
-        test=everything.take(np.flatnonzero(held["split"] == 2)),
+        train=everything.take(np.flatnonzero(arrays["split"] == 0)),
+        test=everything.take(np.flatnonzero(arrays["split"] == 2)),
         pictures=files.pictures(),
         left_out=tuple(left_out),
     )
@@ -87,7 +87,11 @@ def _vocabulary(name: str, dicts: Any, key: str) -> tuple[str, ...]:
     entries = dicts.get(key) if isinstance(dicts, dict) else None
     if not isinstance(entries, dict) or set(entries) != {str(i + 1) for i in range(len(entries))} or not entries:
         raise SourceError(f"{name}: {key!r} is not a table of names numbered from 1")
-    return tuple(str(entries[str(i + 1)]) for i in range(len(entries)))
+    names = [entries[str(i + 1)] for i in range(len(entries))]
+    wrong = [i + 1 for i, value in enumerate(names) if not isinstance(value, str)]
+    if wrong:
+        raise SourceError(f"{name}: the name of {key!r} number {wrong[0]} is not text")
+    return tuple(names)
 
 
 def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -109,34 +113,23 @@ def _images(files: SceneFiles) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 
 
 def _datasets(name: str, files: SceneFiles) -> dict[str, NDArray[np.int64]]:
-    import h5py
-
-    content = io.BytesIO(files.annotation(name))
-    try:
-        with h5py.File(content, "r") as h5:
-            return {key: _dataset(name, h5, key, columns) for key, columns in _COLUMNS.items()}
-    except (OSError, RuntimeError) as error:
-        raise SourceError(f"{name}: truncated or damaged ({error}); get it again") from None
-
-
-def _dataset(name: str, h5: h5py.File, key: str, columns: int | None) -> NDArray[np.int64]:
     import numpy as np
 
-    if key not in h5:
-        raise SourceError(f"{name}: has no data set {key!r}; found {', '.join(sorted(h5)) or 'nothing'}")
+    from data_prep.hdf5 import Hdf5Error, open_hdf5, read
+
     try:
-        read = np.asarray(h5[key])
-    except (OSError, RuntimeError) as error:
-        raise SourceError(f"{name}: data set {key!r} is truncated or damaged ({error}); get it again") from None
-    if read.dtype.kind not in "iu" or read.shape[1:] != (() if columns is None else (columns,)):
-        expected = "[n]" if columns is None else f"[n, {columns}]"
-        raise SourceError(f"{name}: data set {key!r} is {read.dtype} {list(read.shape)}, expected integers {expected}")
-    return read.astype(np.int64)
+        with open_hdf5(io.BytesIO(files.annotation(name))) as h5:
+            return {
+                key: read(h5, key, "iu", (None,) if columns is None else (None, columns), _MAX_BYTES).astype(np.int64)
+                for key, columns in _COLUMNS.items()
+            }
+    except Hdf5Error as error:
+        raise SourceError(f"{name}: truncated or damaged ({error}); get it again") from None
 
 
 def _annotations(
     name: str,
-    held: dict[str, NDArray[np.int64]],
+    arrays: dict[str, NDArray[np.int64]],
     ids: NDArray[np.int64],
     sizes: NDArray[np.int32],
     classes: int,
@@ -149,65 +142,65 @@ def _annotations(
     from data_prep.store import Annotations, offsets_from_counts
 
     for key, rows_of in (("labels", "boxes_1024"), ("predicates", "relationships")):
-        if len(held[key]) != len(held[rows_of]):
-            raise SourceError(f"{name}: {key} has {len(held[key]):,} rows, {rows_of} {len(held[rows_of]):,}")
-    objects, object_counts = _rows_of_images(name, held, "box", "boxes_1024")
-    relations, relation_counts = _rows_of_images(name, held, "rel", "relationships")
+        if len(arrays[key]) != len(arrays[rows_of]):
+            raise SourceError(f"{name}: {key} has {len(arrays[key]):,} rows, {rows_of} {len(arrays[rows_of]):,}")
+    objects, object_counts = _rows_of_images(name, arrays, "box", "boxes_1024")
+    relations, relation_counts = _rows_of_images(name, arrays, "rel", "relationships")
 
     first_object = offsets_from_counts(object_counts)
     image_of_relation = np.repeat(np.arange(len(ids)), relation_counts)
     # index into the objects of the image: absolute row minus the first row of the image
-    inner = held["relationships"][relations] - held["img_to_first_box"][image_of_relation, None]
+    inner = arrays["relationships"][relations] - arrays["img_to_first_box"][image_of_relation, None]
     wrong = np.flatnonzero(((inner < 0) | (inner >= object_counts[image_of_relation, None])).any(axis=1))
     if len(wrong):
         row, image = relations[wrong[0]], image_of_relation[wrong[0]]
-        first, last = held["img_to_first_box"][image], held["img_to_last_box"][image]
+        first, last = arrays["img_to_first_box"][image], arrays["img_to_last_box"][image]
         raise SourceError(
-            f"{name}: relationships row {row} is {held['relationships'][row].tolist()}, outside the boxes "
+            f"{name}: relationships row {row} is {arrays['relationships'][row].tolist()}, outside the boxes "
             f"{first} to {last} of its image (row {image})"
         )
 
     image_of_object = np.repeat(np.arange(len(ids)), object_counts)
     scale = (sizes.max(axis=1) / _LONG_SIDE)[image_of_object, None]
-    centre, extent = np.split(held["boxes_1024"][objects] * scale, 2, axis=1)
+    centre, extent = np.split(arrays["boxes_1024"][objects] * scale, 2, axis=1)
     annotations = Annotations(
         names=[f"{number}.jpg" for number in ids],
         ids=ids,
         sizes=sizes,
         first_object=first_object,
         boxes=as_boxes(np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)),
-        labels=_from_zero(name, held["labels"], "labels", classes)[objects],
+        labels=_from_zero(name, arrays["labels"], "labels", classes)[objects],
         difficult=np.zeros(len(objects), dtype=np.bool_),
         crowd=np.zeros(len(objects), dtype=np.bool_),
         first_relation=offsets_from_counts(relation_counts),
         relations=inner,
-        predicates=_from_zero(name, held["predicates"], "predicates", predicates)[relations],
+        predicates=_from_zero(name, arrays["predicates"], "predicates", predicates)[relations],
     )
     return annotations, {
-        "objects": np.flatnonzero(np.bincount(objects, minlength=len(held["labels"])) == 0),
-        "relations": np.flatnonzero(np.bincount(relations, minlength=len(held["predicates"])) == 0),
+        "objects": np.flatnonzero(np.bincount(objects, minlength=len(arrays["labels"])) == 0),
+        "relations": np.flatnonzero(np.bincount(relations, minlength=len(arrays["predicates"])) == 0),
     }
 
 
 def _rows_of_images(
-    name: str, held: dict[str, NDArray[np.int64]], kind: str, table: str
+    name: str, arrays: dict[str, NDArray[np.int64]], kind: str, table: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of a table in the order of their images, and the number of rows of each image."""
     import numpy as np
 
-    first, last = held[f"img_to_first_{kind}"], held[f"img_to_last_{kind}"]
-    if not len(first) == len(last) == len(held["split"]):
+    first, last = arrays[f"img_to_first_{kind}"], arrays[f"img_to_last_{kind}"]
+    if not len(first) == len(last) == len(arrays["split"]):
         raise SourceError(
             f"{name}: img_to_first_{kind} and img_to_last_{kind} have {len(first):,} and {len(last):,} rows, "
-            f"split {len(held['split']):,}"
+            f"split {len(arrays['split']):,}"
         )
     none = (first == -1) & (last == -1)
-    wrong = np.flatnonzero(~none & ~((first >= 0) & (first <= last) & (last < len(held[table]))))
+    wrong = np.flatnonzero(~none & ~((first >= 0) & (first <= last) & (last < len(arrays[table]))))
     if len(wrong):
         row = wrong[0]
         raise SourceError(
             f"{name}: row {row} of img_to_first_{kind} and img_to_last_{kind} is {first[row]} and {last[row]}, "
-            f"expected -1 twice or a range within the {len(held[table]):,} rows of {table}"
+            f"expected -1 twice or a range within the {len(arrays[table]):,} rows of {table}"
         )
     counts = np.where(none, 0, last - first + 1)
     before = np.cumsum(counts) - counts
@@ -232,9 +225,9 @@ DATASET = SceneSet(
     summary="Visual Genome (VG150): 75,651 + 32,422 photographs, 150 classes, 50 predicates, annotated relations",
     official_counts={"train": 75_651, "test": 32_422},
     read=_read,
-    needed=r"(?P<annotation>VG-SGG(?:-with-attri)?\.h5|VG-SGG-dicts(?:-with-attri)?\.json|image_data\.json)"
+    file_pattern=r"(?P<annotation>VG-SGG(?:-with-attri)?\.h5|VG-SGG-dicts(?:-with-attri)?\.json|image_data\.json)"
     r"|(?P<picture>\d+\.jpg)",
-    wanted=f"the folders with VG_100K/, VG_100K_2/ and {_IMAGE_DATA} of Visual Genome 1.2 "
+    source_help=f"the folders with VG_100K/, VG_100K_2/ and {_IMAGE_DATA} of Visual Genome 1.2 "
     f"(https://homes.cs.washington.edu/~ranjay/visualgenome), and with {_H5[0]} and {_DICTS[0]} as scene-graph papers "
     "publish them",
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import SourceError
+from data_prep.errors import SourceError, shorten
 from data_prep.origin import Files
 from data_prep.raw import RawImages, RawSplit
 from data_prep.sources.cifar_pickle import load
@@ -71,6 +71,6 @@ def _is_class_name(value: object) -> bool:
 
 def _entry(name: str, batch: dict[str, object], key: str) -> object:
     if key not in batch:
-        found = ", ".join(each[:_MAX_NAME] for each in sorted(batch)[:8])
+        found = ", ".join(shorten(each) for each in sorted(batch)[:8])
         raise SourceError(f"{name}: has no {key!r}; found {found or 'nothing'}")
     return batch[key]

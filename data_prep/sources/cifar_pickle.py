@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import SourceError
+from data_prep.errors import SourceError, quote, shorten
 
 _MAX_BYTES = 300_000_000  # the official CIFAR-100 training batch has 155,249,918, and 1.5 times as many in protocol 2
 _MAX_INSTRUCTIONS = 1_000_000  # that batch has 255,000; an instruction is one byte and can make an object of 64
@@ -74,7 +74,7 @@ def load(name: str, pickled: bytes) -> dict[str, object]:
         AttributeError,
         OverflowError,
     ) as error:
-        raise SourceError(f"{name}: truncated or damaged pickle ({error})") from None
+        raise SourceError(f"{name}: truncated or damaged pickle ({shorten(error)})") from None
     if not isinstance(value, dict):
         raise SourceError(f"{name}: holds a {type(value).__name__}, expected a dictionary")
     return {_key(name, key): _array(name, item) if isinstance(item, _Call) else item for key, item in value.items()}
@@ -99,7 +99,7 @@ def _check_instructions(name: str, pickled: bytes) -> None:
             if count > _MAX_INSTRUCTIONS:
                 raise SourceError(f"{name}: a pickle of more than {_MAX_INSTRUCTIONS:,} instructions is no CIFAR batch")
             if kind not in _KNOWN:
-                raise SourceError(f"{name}: pickle instruction {kind} has no place in a CIFAR batch; refused")
+                raise SourceError(f"{name}: pickle instruction {kind} does not occur in CIFAR batches; refused")
             if kind in _PUT:
                 if argument > _MAX_INSTRUCTIONS:
                     raise SourceError(f"{name}: pickle memo index {argument:,} is too large; refused")
@@ -196,7 +196,7 @@ def _array(name: str, call: _Call) -> NDArray[np.uint8]:
             raw, dtype, shape, order = call.arguments
             fortran = order == "F"
         else:
-            raise SourceError(f"{name}: a {call.function!r} where an array should be")
+            raise SourceError(f"{name}: a {quote(call.function)} instead of an array")
         kind = dtype.arguments[0]
         kind = kind.decode("latin-1") if isinstance(kind, bytes) else kind
         if dtype.function != _DTYPE or kind not in ("u1", "|u1", "uint8"):
@@ -205,9 +205,9 @@ def _array(name: str, call: _Call) -> NDArray[np.uint8]:
             raise SourceError(f"{name}: its array has no bytes or no shape")
         return np.frombuffer(raw, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
     except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise SourceError(f"{name}: its array is damaged ({error})") from None
+        raise SourceError(f"{name}: its array is damaged ({shorten(error)})") from None
 
 
 def _shown(value: object) -> str:
     """Return a value for a message: only the type of anything but a short string, whose text may be of any length."""
-    return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
+    return quote(value) if isinstance(value, str) else f"a {type(value).__name__}"

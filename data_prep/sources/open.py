@@ -42,7 +42,7 @@ def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
     if sources and dataset.embedded:
         raise UsageError(f"data set {dataset.name!r} needs no source, found {sources[0]}: run it without one")
     if isinstance(dataset, SceneSet):
-        expected = dataset.wanted
+        expected = dataset.source_help
         if not sources and not dataset.embedded and not dataset.archives:
             raise UsageError(f"data set {dataset.name!r} cannot be downloaded: give with --from {expected}")
     else:
@@ -82,24 +82,24 @@ def open_scene_source(
     Raises:
         AffsupError: An archive is damaged, or the download failed.
     """
-    if dataset.needed is None:
+    if dataset.file_pattern is None:
         return RawSource(_EMBEDDED, dataset.name, nullcontext(SceneFiles((), "", "")))
-    places = list(sources) or [download(archive, downloads, progress) for archive in dataset.archives]
-    files = SceneFiles(places, dataset.needed, dataset.wanted)
-    archives = [path for path in places if path.is_file()]
+    paths = list(sources) or [download(archive, downloads, progress) for archive in dataset.archives]
+    files = SceneFiles(paths, dataset.file_pattern, dataset.source_help)
+    archives = [path for path in paths if path.is_file()]
     records, md5s = {}, set()
     for path in archives:
         records[path.name], md5 = checksums(path)
         md5s.add(md5)
-    whole = len(archives) == len(places)
-    kind: Literal["download", "archive", "folder"] = "archive" if whole else "folder"
+    only_archives = len(archives) == len(paths)
+    kind: Literal["download", "archive", "folder"] = "archive" if only_archives else "folder"
     record = SourceRecord(
         kind=kind if sources else "download",
-        files=records | ({} if whole else files.records()),
-        official=md5s == {archive.md5 for archive in dataset.archives} if whole else None,
-        algorithm="md5" if whole else None,
+        files=records | ({} if only_archives else files.records()),
+        official=md5s == {archive.md5 for archive in dataset.archives} if only_archives else None,
+        algorithm="md5" if only_archives else None,
     )
-    return RawSource(record, ", ".join(map(str, places)), nullcontext(files))
+    return RawSource(record, ", ".join(map(str, paths)), nullcontext(files))
 
 
 def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> RawSource[Files]:
@@ -137,11 +137,16 @@ class _FolderFiles(Mapping[str, bytes]):
         present = [name for name in origin.members if self.path(name).is_file()]
         require_members(present, (entry.name for entry in self._root.iterdir()), origin)
         self._names = sorted(set(present).union(select(self._walk(), origin)) if origin.images else present)
-        self._max_bytes = origin.max_bytes
-        size = sum(self.path(name).stat().st_size for name in self._names)
-        if size > origin.max_bytes:
+        self._known = frozenset(self._names)
+        total = 0
+        for name in self._names:
+            size = self.path(name).stat().st_size
+            if size > origin.max_member_bytes:
+                raise SourceError(f"{name} has {size:,} bytes, expected at most {origin.max_member_bytes:,}")
+            total += size
+        if total > origin.max_bytes:
             raise SourceError(
-                f"contains {size:,} bytes, more than the maximum of {origin.max_bytes:,} for this data set"
+                f"contains {total:,} bytes, more than the maximum of {origin.max_bytes:,} for this data set"
             )
 
     def path(self, name: str) -> Path:
@@ -154,6 +159,9 @@ class _FolderFiles(Mapping[str, bytes]):
 
     def __getitem__(self, name: str) -> bytes:
         return self.path(name).read_bytes()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.errors import AffsupError, SourceError
+from data_prep.errors import AffsupError, SourceError, shorten
 from data_prep.sources.archive import tar_index
 from data_prep.store import FileRecord
+
+_MAX_ANNOTATION = 600_000_000  # bytes; the training annotations of COCO have 470 million
 
 
 @dataclass(frozen=True)
 class _FileLocation:
-    """Where the content of a file is stored: in a file or within an archive."""
+    """Position of a file's content: in a file of its own or in an archive."""
 
     path: Path
     offset: int
@@ -37,24 +39,24 @@ class SceneFiles:
 
     Args:
         sources: Folders and uncompressed tar archives.
-        needed: Regular expression of the required files, see `data_prep.raw.SceneSet`.
-        wanted: The sources that were expected, for messages.
+        file_pattern: Regular expression of the required files, see `data_prep.raw.SceneSet`.
+        source_help: The sources that were expected, for messages.
 
     Raises:
         AffsupError: An archive is damaged, malicious or of another kind.
     """
 
-    def __init__(self, sources: Sequence[Path], needed: str, wanted: str) -> None:
-        self._wanted = wanted
+    def __init__(self, sources: Sequence[Path], file_pattern: str, source_help: str) -> None:
+        self._source_help = source_help
         self._sources = sources
         self._annotations: dict[str, _FileLocation] = {}
         self._pictures: dict[str, _FileLocation] = {}
-        pattern = re.compile(rf"(?:.*/)?(?:{needed})")
+        pattern = re.compile(rf"(?:.*/)?(?:{file_pattern})")
         for source in sources:
-            for name, place in _in_archive(source) if source.is_file() else _in_folder(source, pattern):
+            for name, location in _in_archive(source) if source.is_file() else _in_folder(source, pattern):
                 if match := pattern.fullmatch(name):
                     found = self._annotations if match["annotation"] else self._pictures
-                    found.setdefault(match["annotation"] or match["picture"], place)
+                    found.setdefault(match["annotation"] or match["picture"], location)
 
     @property
     def annotations(self) -> Sequence[str]:
@@ -68,8 +70,11 @@ class SceneFiles:
             SourceError: It was not found.
         """
         if name not in self._annotations:
-            raise SourceError(f"has no {name}; expected {self._wanted}")
-        return self._annotations[name].read()
+            raise SourceError(f"has no {name}; expected {self._source_help}")
+        location = self._annotations[name]
+        if location.size > _MAX_ANNOTATION:
+            raise SourceError(f"{name} has {location.size:,} bytes, expected at most {_MAX_ANNOTATION:,}; refused")
+        return location.read()
 
     def json(self, name: str) -> Any:
         """Return the parsed content of an annotation file in JSON.
@@ -80,7 +85,7 @@ class SceneFiles:
         try:
             return json.loads(self.annotation(name))
         except (ValueError, RecursionError) as error:
-            raise SourceError(f"{name}: is not JSON ({error})") from None
+            raise SourceError(f"{name}: is not JSON ({shorten(error)})") from None
 
     def pictures(self, prefix: str = "") -> FoundPictures:
         """Return the pictures whose names begin with `prefix`, by their names without it."""
@@ -94,9 +99,9 @@ class SceneFiles:
         set covers their content.
         """
         listings: dict[str, list[tuple[str, str, int]]] = {}
-        for name, place in sorted(self._annotations.items()):
+        for name, location in sorted(self._annotations.items()):
             folder = str(PurePosixPath(name).parent)
-            content = place.read()
+            content = location.read()
             entry = (hashlib.sha256(content).hexdigest(), name, len(content))
             listings.setdefault(name if folder == "." else folder, []).append(entry)
         records = {
@@ -105,35 +110,35 @@ class SceneFiles:
             else _listing_record(entries)
             for name, entries in listings.items()
         }
-        sizes = [(str(place.size), name, place.size) for name, place in sorted(self._pictures.items())]
+        sizes = [(str(location.size), name, location.size) for name, location in sorted(self._pictures.items())]
         return records | {"pictures": _listing_record(sizes)}
 
 
 class FoundPictures:
     """Encoded pictures by file name; implements `data_prep.raw.Pictures`."""
 
-    def __init__(self, places: Mapping[str, _FileLocation], prefix: str, source: str) -> None:
-        self._places = places
+    def __init__(self, locations: Mapping[str, _FileLocation], prefix: str, source: str) -> None:
+        self._locations = locations
         self._prefix = prefix
         self._source = source
 
     def __contains__(self, name: object) -> bool:
-        return f"{self._prefix}{name}" in self._places
+        return f"{self._prefix}{name}" in self._locations
 
     def __getitem__(self, name: str) -> bytes:
-        return self._places[self._prefix + name].read()
+        return self._locations[self._prefix + name].read()
 
     def size(self, name: str) -> int:
         """Return the size of a picture in bytes."""
-        return self._places[self._prefix + name].size
+        return self._locations[self._prefix + name].size
 
-    def where(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """Return the path where a picture is, or is expected."""
-        place = self._places.get(self._prefix + name)
-        return str(place.path) if place else f"{self._source}/{self._prefix}{name}"
+        location = self._locations.get(self._prefix + name)
+        return str(location.path) if location else f"{self._source}/{self._prefix}{name}"
 
 
-def _in_folder(folder: Path, needed: re.Pattern[str]) -> Iterator[tuple[str, _FileLocation]]:
+def _in_folder(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[str, _FileLocation]]:
     """Yield the required files below a folder, by their path including its name; follows links to folders."""
     top = folder.absolute().name if folder.name not in ("", "..") else folder.resolve().name
     visited = set()
@@ -144,11 +149,11 @@ def _in_folder(folder: Path, needed: re.Pattern[str]) -> Iterator[tuple[str, _Fi
             continue
         visited.add(real)
         folders.sort()
-        here = PurePosixPath(top, Path(inner).relative_to(folder).as_posix()).as_posix()
+        inner_path = PurePosixPath(top, Path(inner).relative_to(folder).as_posix()).as_posix()
         for name in sorted(names):
             path = Path(inner, name)
-            if needed.fullmatch(f"{here}/{name}") and path.is_file():
-                yield f"{here}/{name}", _FileLocation(path, 0, path.stat().st_size)
+            if pattern.fullmatch(f"{inner_path}/{name}") and path.is_file():
+                yield f"{inner_path}/{name}", _FileLocation(path, 0, path.stat().st_size)
 
 
 def _in_archive(archive: Path) -> Iterator[tuple[str, _FileLocation]]:

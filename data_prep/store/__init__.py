@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from data_prep.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError, quote, shorten
 from data_prep.store.images import (
     BLOCK,
     IMAGES_FILE,
@@ -123,11 +123,12 @@ def read_manifest(folder: Path) -> AnyManifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise AffsupError(
-            f"{path} is not a manifest of this version of affsup: {where}: {first['msg']}. {remedy(folder)}"
+            f"{path} is not a manifest of this version of affsup: {shorten(where)}: {shorten(first['msg'])}. "
+            f"{remedy(folder)}"
         ) from None
     if manifest.dataset != folder.name:
         raise AffsupError(
-            f"{path} is the manifest of data set {manifest.dataset!r}, expected {folder.name!r}: {remedy(folder)}"
+            f"{path} is the manifest of data set {quote(manifest.dataset)}, expected {folder.name!r}: {remedy(folder)}"
         )
     return manifest
 
@@ -142,18 +143,18 @@ def read_image_manifest(folder: Path) -> ImageManifest:
     manifest = read_manifest(folder)
     if isinstance(manifest, SceneManifest):
         raise UsageError(
-            f"data set {manifest.dataset!r} holds scenes, expected one of labelled images "
+            f"data set {quote(manifest.dataset)} holds scenes, expected one of labelled images "
             "such as digits or cifar10: choose another with --dataset"
         )
     return manifest
 
 
-def read_scene_manifest(folder: Path, needed: Literal["objects", "categories"] = "objects") -> SceneManifest:
+def read_scene_manifest(folder: Path, annotation: Literal["objects", "categories"] = "objects") -> SceneManifest:
     """Read the manifest of a data set of scenes.
 
     Args:
         folder: The prepared data set.
-        needed: The annotations that are required: objects, or the category of each image.
+        annotation: The annotations that are required: objects, or the category of each image.
 
     Raises:
         AffsupError: See `read_manifest`.
@@ -163,14 +164,14 @@ def read_scene_manifest(folder: Path, needed: Literal["objects", "categories"] =
     expected = {
         "objects": "expected one of scenes with annotated objects such as shapes or voc07",
         "categories": "expected one of scenes with a category each such as shape-scenes or mit67",
-    }[needed]
+    }[annotation]
     if isinstance(manifest, ImageManifest):
         found = "holds labelled images"
-    elif not (manifest.classes if needed == "objects" else manifest.categories):
-        found = f"holds scenes without {needed}"
+    elif not (manifest.classes if annotation == "objects" else manifest.categories):
+        found = f"holds scenes without {annotation}"
     else:
         return manifest
-    raise UsageError(f"data set {manifest.dataset!r} {found}, {expected}: choose another with --dataset")
+    raise UsageError(f"data set {quote(manifest.dataset)} {found}, {expected}: choose another with --dataset")
 
 
 def verify(folder: Path) -> AnyManifest:

@@ -67,7 +67,7 @@ class CommonManifest(Record):
     digest: str = Field(pattern="^[0-9a-f]{64}$")
     affsup: str
 
-    def for_a_run(self) -> dict[str, Any]:
+    def run_record(self) -> dict[str, Any]:
         """Return the description of the data set that a run folder keeps."""
         return {
             "name": self.dataset,

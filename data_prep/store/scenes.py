@@ -10,7 +10,9 @@ objects and r relations has these arrays:
 - `first_relation` int64 [n + 1] in the same way for `relations` int64 [r, 2] (subject, object: indices into the objects
   of the image) and `predicates` int64 [r]; these are empty if relations are derived from the classes;
 - `first_byte` int64 [n + 1] in the same way for `encoded` uint8: the original image files. `encoded` may be longer than
-  the end of its last image.
+  the end of its last image;
+- `checksums` uint32 [n]: CRC-32 of each image file, compared whenever it is read. The manifest has the CRC-32 of all
+  other arrays of a split. Older data sets have neither.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +32,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from data_prep.decode.pictures import PictureError, pixels
-from data_prep.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError, quote
+from data_prep.hdf5 import Hdf5Error, dataset, open_hdf5, read_strings, subgroup, text_attribute
+from data_prep.hdf5 import read as read_array
 from data_prep.store.records import (
     CommonManifest,
     Record,
@@ -57,6 +62,9 @@ _DTYPES = {
     "relations": "int64",
     "predicates": "int64",
 }
+
+
+_COLUMNS = {"sizes": (2,), "boxes": (4,), "relations": (2,)}
 
 
 def _dtypes(categorised: bool) -> dict[str, str]:
@@ -107,6 +115,7 @@ class SceneManifest(CommonManifest):
             without difficult and crowd objects.
         splits: Counts of `train` and `test`.
         left_out: What was left out, by kind and reason.
+        checksums: CRC-32 of the annotations of each split; None in older data sets.
     """
 
     kind: Literal["scenes"]
@@ -116,6 +125,7 @@ class SceneManifest(CommonManifest):
     relations: RelationKind
     splits: dict[SceneSplitName, SceneSplitRecord]
     left_out: list[LeftOutRecord]
+    checksums: dict[SceneSplitName, int] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> SceneManifest:
@@ -123,6 +133,8 @@ class SceneManifest(CommonManifest):
             raise ValueError(f"splits {', '.join(SCENE_SPLITS)} and file {SCENES_FILE} are needed")
         if len(self.category_ids) != len(self.classes):
             raise ValueError(f"{len(self.category_ids)} category_ids for {len(self.classes)} classes")
+        if self.checksums is not None and set(self.checksums) != set(SCENE_SPLITS):
+            raise ValueError(f"checksums of {', '.join(SCENE_SPLITS)} are needed")
         for name, split in self.splits.items():
             if len(split.per_class) != len(self.classes) or sum(split.per_class) != split.objects:
                 raise ValueError(f"splits.{name}.per_class does not add up to {split.objects} over the classes")
@@ -131,9 +143,9 @@ class SceneManifest(CommonManifest):
                 raise ValueError(f"splits.{name}.per_category does not add up to {categorised} over the categories")
         return self
 
-    def for_a_run(self) -> dict[str, Any]:
+    def run_record(self) -> dict[str, Any]:
         """Return the description of the data set that a run folder keeps."""
-        return super().for_a_run() | ({"categories": self.categories} if self.categories else {})
+        return super().run_record() | ({"categories": self.categories} if self.categories else {})
 
     def image_counts(self) -> dict[str, int]:
         """Return the number of images of each split."""
@@ -257,10 +269,10 @@ class Annotations:
 
     def _class_pairs(self, classes: int) -> NDArray[np.int64]:
         """Count ordered pairs of different classes: g^2 - sum n_c^2 for g objects, n_c of them of class c."""
-        taking_part = ~(self.difficult | self.crowd)
-        image = self.image_of_object()[taking_part]
+        counted = ~(self.difficult | self.crowd)
+        image = self.image_of_object()[counted]
         objects = np.bincount(image, minlength=len(self))
-        keys, of_class = np.unique(image * classes + self.labels[taking_part], return_counts=True)
+        keys, of_class = np.unique(image * classes + self.labels[counted], return_counts=True)
         same = np.zeros(len(self), dtype=np.int64)
         np.add.at(same, keys // classes, of_class**2)
         return objects**2 - same
@@ -284,7 +296,7 @@ class Objects:
     crowd: NDArray[np.bool_]
     relations: NDArray[np.int64]
 
-    def taking_part(self) -> Objects:
+    def without_ignored(self) -> Objects:
         """Return the objects that are neither difficult nor a crowd, and the relations among them."""
         kept = ~(self.difficult | self.crowd)
         number = np.cumsum(kept) - 1
@@ -304,6 +316,7 @@ class Scenes:
     annotations: Annotations
     first_byte: NDArray[np.int64]
     offset: int
+    checksums: NDArray[np.uint32] | None
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -330,16 +343,16 @@ class Scenes:
 
     def objects(self, index: int) -> Objects:
         """Return the objects of an image."""
-        held = self.annotations
-        rows = slice(*held.first_object[index : index + 2])
-        labels, difficult, crowd = held.labels[rows], held.difficult[rows], held.crowd[rows]
+        annotations = self.annotations
+        rows = slice(*annotations.first_object[index : index + 2])
+        labels, difficult, crowd = annotations.labels[rows], annotations.difficult[rows], annotations.crowd[rows]
         if self.kind == "annotated":
-            relations = held.relations[slice(*held.first_relation[index : index + 2])]
+            relations = annotations.relations[slice(*annotations.first_relation[index : index + 2])]
         else:
-            taking_part = ~(difficult | crowd)
+            counted = ~(difficult | crowd)
             different = labels[:, None] != labels
-            relations = np.argwhere(different & taking_part[:, None] & taking_part).astype(np.int64)
-        return Objects(held.boxes[rows], labels, difficult, crowd, relations)
+            relations = np.argwhere(different & counted[:, None] & counted).astype(np.int64)
+        return Objects(annotations.boxes[rows], labels, difficult, crowd, relations)
 
     def encoded(self, index: int) -> bytes:
         """Return the original image file.
@@ -355,6 +368,8 @@ class Scenes:
             raise AffsupError(f"{self.path} cannot be read ({error.strerror}): {remedy(self.path.parent)}") from None
         if len(read) != end - start:
             raise AffsupError(f"{self.path} is cut off: {remedy(self.path.parent)}")
+        if self.checksums is not None and zlib.crc32(read) != self.checksums[index]:
+            raise AffsupError(f"{self.path}: image {self.names[index]} is damaged: {remedy(self.path.parent)}")
         return read
 
     def pixels(self, index: int, at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -392,10 +407,11 @@ class NewScenes:
 
 @dataclass(frozen=True)
 class WrittenScenes:
-    """The result of `write_scenes`: the digest of the content, and the counts of each split."""
+    """The result of `write_scenes`: digest of the content, counts and checksums of each split."""
 
     digest: str
     splits: dict[SceneSplitName, SceneSplitRecord]
+    checksums: dict[SceneSplitName, int]
 
 
 def write_scenes(
@@ -420,7 +436,7 @@ def write_scenes(
         OSError: The file cannot be written, as on a full disk.
     """
     digest = _SceneDigest(classes, predicates, kind, categories)
-    records = {}
+    records, checksums = {}, {}
     # Through a Python file: HDF5's driver fails to close the file on a full disk, and crashes the interpreter at exit.
     with (folder / SCENES_FILE).open("w+b") as raw, h5py.File(raw, "w") as h5:
         for name in SCENE_SPLITS:
@@ -428,21 +444,25 @@ def write_scenes(
             group = h5.create_group(name)
             # contiguous, so that readers can seek to an image; the space of left-out images stays unwritten
             encoded = group.create_dataset("encoded", (split.capacity,), dtype=np.uint8)
-            kept, first_byte = [], [0]
+            kept, first_byte, crcs = [], [0], []
             for row, picture in enumerate(split.encoded):
                 if picture is None:
                     continue
                 encoded[first_byte[-1] : first_byte[-1] + len(picture)] = np.frombuffer(picture, dtype=np.uint8)
                 digest.add_picture(picture)
+                crcs.append(zlib.crc32(picture))
                 kept.append(row)
                 first_byte.append(first_byte[-1] + len(picture))
-            group.create_dataset("first_byte", data=np.array(first_byte, dtype=np.int64))
+            offsets, picture_checksums = np.array(first_byte, dtype=np.int64), np.array(crcs, dtype=np.uint32)
+            group.create_dataset("first_byte", data=offsets)
+            group.create_dataset("checksums", data=picture_checksums)
             annotations = split.annotations.take(np.array(kept, dtype=np.int64))
             annotations.store(group)
             digest.end_split(name, annotations)
             records[name] = annotations.record(len(classes), kind, len(categories))
+            checksums[name] = _checksum(annotations, offsets, picture_checksums)
         h5.attrs["digest"] = digest.hexdigest()
-    return WrittenScenes(digest.hexdigest(), records)
+    return WrittenScenes(digest.hexdigest(), records, checksums)
 
 
 def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
@@ -458,21 +478,25 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
         UsageError: There is no such split, or the data set does not contain scenes.
     """
     if not isinstance(manifest, SceneManifest):
-        raise UsageError(f"data set {manifest.dataset!r} holds labelled images, expected scenes")
+        raise UsageError(f"data set {quote(manifest.dataset)} holds labelled images, expected scenes")
     if split not in SCENE_SPLITS:
-        raise UsageError(f"no split {split!r}: choose one of {', '.join(SCENE_SPLITS)}")
+        raise UsageError(f"no split {quote(split)}: choose one of {', '.join(SCENE_SPLITS)}")
     path = folder / SCENES_FILE
     if not path.exists():
         raise not_prepared(folder)
     dtypes = _dtypes(bool(manifest.categories))
+    images, size = manifest.splits[split].images, path.stat().st_size
     try:
-        with h5py.File(path, "r") as h5:
-            group = h5[split]
-            arrays = {key: group[key][:] for key in dtypes}
-            names = group["names"].asstr()[:].tolist()
-            first_byte, capacity = group["first_byte"][:], group["encoded"].shape[0]
-            offset, digest = group["encoded"].id.get_offset() or 0, h5.attrs["digest"]
-    except (OSError, KeyError, RuntimeError, ValueError, AttributeError) as error:
+        with open_hdf5(path) as h5:
+            group = subgroup(h5, split)
+            arrays = {key: read_array(group, key, "iufb", (None, *_COLUMNS.get(key, ())), size) for key in dtypes}
+            names = read_strings(group, "names", images)
+            first_byte = read_array(group, "first_byte", "i", (images + 1,), size)
+            encoded = dataset(group, "encoded", "u", (None,), size)
+            capacity, offset = encoded.shape[0], encoded.id.get_offset() or 0
+            crcs = None if manifest.checksums is None else read_array(group, "checksums", "u", (images,), size)
+            digest = text_attribute(h5, "digest")
+    except (Hdf5Error, FileNotFoundError) as error:
         raise AffsupError(f"{path} is damaged ({error}): {remedy(folder)}") from None
     if {key: array.dtype.name for key, array in arrays.items()} != dtypes:
         raise AffsupError(f"{path} is not in the prepared format (split {split}): {remedy(folder)}")
@@ -484,7 +508,13 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
         wrong = "other counts than its manifest"
     if wrong:
         raise AffsupError(f"{path}: split {split} has {wrong}: {remedy(folder)}")
-    return Scenes(path, manifest.relations, annotations, first_byte, offset)
+    if (
+        manifest.checksums
+        and crcs is not None
+        and _checksum(annotations, first_byte, crcs) != manifest.checksums[split]
+    ):
+        raise AffsupError(f"{path}: the annotations of split {split} are damaged: {remedy(folder)}")
+    return Scenes(path, manifest.relations, annotations, first_byte, offset, crcs)
 
 
 def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
@@ -503,41 +533,53 @@ def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
     verify_content(folder, manifest, SCENES_FILE, digest.hexdigest())
 
 
-def _inconsistency(held: Annotations, first_byte: NDArray[np.int64], capacity: int, manifest: SceneManifest) -> str:
+def _inconsistency(
+    annotations: Annotations, first_byte: NDArray[np.int64], capacity: int, manifest: SceneManifest
+) -> str:
     """Return what is wrong with shapes or ranges, or "" if nothing is."""
-    images, objects, relations = len(held.ids), len(held.labels), len(held.predicates)
+    images, objects, relations = len(annotations.ids), len(annotations.labels), len(annotations.predicates)
     shapes = (
-        (held.sizes, (images, 2)),
-        (held.boxes, (objects, 4)),
-        (held.difficult, (objects,)),
-        (held.crowd, (objects,)),
-        (held.relations, (relations, 2)),
-        (held.category, (images if manifest.categories else 0,)),
+        (annotations.sizes, (images, 2)),
+        (annotations.boxes, (objects, 4)),
+        (annotations.difficult, (objects,)),
+        (annotations.crowd, (objects,)),
+        (annotations.relations, (relations, 2)),
+        (annotations.category, (images if manifest.categories else 0,)),
     )
-    if len(held.names) != images or any(array.shape != shape for array, shape in shapes):
+    if len(annotations.names) != images or any(array.shape != shape for array, shape in shapes):
         return "arrays of different lengths"
     for key, first, total in (
-        ("first_object", held.first_object, objects),
-        ("first_relation", held.first_relation, relations),
+        ("first_object", annotations.first_object, objects),
+        ("first_relation", annotations.first_relation, relations),
         ("first_byte", first_byte, min(capacity, int(first_byte.max(initial=0)))),
     ):
         if first.shape != (images + 1,) or first[0] != 0 or (np.diff(first) < 0).any() or first[-1] != total:
             return f"{key} that does not count up to {total}"
-    if objects and (held.labels.min() < 0 or held.labels.max() >= len(manifest.classes)):
+    if objects and (annotations.labels.min() < 0 or annotations.labels.max() >= len(manifest.classes)):
         return f"labels outside 0..{len(manifest.classes) - 1}"
-    if held.category.size and (held.category.min() < 0 or held.category.max() >= len(manifest.categories)):
+    if annotations.category.size and (
+        annotations.category.min() < 0 or annotations.category.max() >= len(manifest.categories)
+    ):
         return f"categories outside 0..{len(manifest.categories) - 1}"
-    x1, y1, x2, y2 = held.boxes.T
-    width, height = held.sizes[held.image_of_object()].T
+    x1, y1, x2, y2 = annotations.boxes.T
+    width, height = annotations.sizes[annotations.image_of_object()].T
     if not ((x1 >= 0) & (y1 >= 0) & (x1 < x2) & (y1 < y2) & (x2 <= width) & (y2 <= height)).all():
         return "boxes that are empty or outside their image"
     if relations:
-        in_image = np.diff(held.first_object)[held.image_of_relation(), None]
-        if not ((held.relations >= 0) & (held.relations < in_image)).all():
-            return "relations of objects that are not there"
-        if held.predicates.min() < 0 or held.predicates.max() >= len(manifest.predicates):
+        in_image = np.diff(annotations.first_object)[annotations.image_of_relation(), None]
+        if not ((annotations.relations >= 0) & (annotations.relations < in_image)).all():
+            return "relations of objects that do not exist"
+        if annotations.predicates.min() < 0 or annotations.predicates.max() >= len(manifest.predicates):
             return f"predicates outside 0..{len(manifest.predicates) - 1}"
     return ""
+
+
+def _checksum(annotations: Annotations, first_byte: NDArray[np.int64], picture_checksums: NDArray[np.uint32]) -> int:
+    """Return the CRC-32 of all arrays of a split but the encoded images."""
+    crc = zlib.crc32("\n".join(annotations.names).encode())
+    for array in (*annotations.arrays().values(), first_byte, picture_checksums):
+        crc = zlib.crc32(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes(), crc)
+    return crc
 
 
 class _SceneDigest:

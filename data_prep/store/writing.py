@@ -19,54 +19,54 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
-def exclusive(home: Path) -> Iterator[None]:
+def exclusive(destination: Path) -> Iterator[None]:
     """Lock a data set's folder against other processes.
 
     Raises:
         AffsupError: Another process has locked it.
     """
     try:
-        with FileLock(_beside(home, "lock"), timeout=0):
+        with FileLock(_sibling(destination, "lock"), timeout=0):
             yield
     except Timeout:
-        raise AffsupError(f"another process is preparing {home}: wait for it to end, then run again") from None
+        raise AffsupError(f"another process is preparing {destination}: wait for it to end, then run again") from None
 
 
 @contextmanager
-def replace_folder(home: Path, size: int) -> Iterator[Path]:
-    """Yield an empty folder that replaces `home` when the block ends, and is deleted when the block fails.
+def replace_folder(destination: Path, size: int) -> Iterator[Path]:
+    """Yield an empty folder that replaces `destination` when the block ends, and is deleted when the block fails.
 
     Args:
-        home: The folder to replace or to create; locked by `exclusive`, and after `recover`.
+        destination: The folder to replace or to create; locked by `exclusive`, and after `recover`.
         size: Number of bytes that will be written.
 
     Raises:
         AffsupError: The disk does not have enough space.
     """
-    new, old = _beside(home, "new"), _beside(home, "old")
-    with explain_full_disk(home.parent, size):
+    new, old = _sibling(destination, "new"), _sibling(destination, "old")
+    with explain_full_disk(destination.parent, size):
         try:
             new.mkdir()
             yield new
             for path in (*new.iterdir(), new):
-                _to_disk(path)
-            if home.exists():
-                home.rename(old)
-            new.rename(home)
-            _to_disk(home.parent)
+                _fsync(path)
+            if destination.exists():
+                destination.rename(old)
+            new.rename(destination)
+            _fsync(destination.parent)
         finally:
-            recover(home)
+            recover(destination)
 
 
-def recover(home: Path) -> None:
+def recover(destination: Path) -> None:
     """Remove temporary folders of `replace_folder`, and restore the old folder if a process was killed during it."""
-    shutil.rmtree(_beside(home, "new"), ignore_errors=True)
-    old = _beside(home, "old")
+    shutil.rmtree(_sibling(destination, "new"), ignore_errors=True)
+    old = _sibling(destination, "old")
     if old.exists():
-        if home.exists():
+        if destination.exists():
             shutil.rmtree(old)
         else:
-            old.rename(home)
+            old.rename(destination)
 
 
 @dataclass
@@ -115,11 +115,11 @@ def explain_full_disk(folder: Path, size: int) -> Iterator[None]:
         ) from None
 
 
-def _beside(home: Path, suffix: str) -> Path:
-    return home.with_name(f".{home.name}.{suffix}")
+def _sibling(destination: Path, suffix: str) -> Path:
+    return destination.with_name(f".{destination.name}.{suffix}")
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

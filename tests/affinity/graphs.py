@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-FORMS = ("focal", "log", "l2", "smooth_l1", "bce")
+from affsup_cli.affinity import LossForm
+
+FORMS = get_args(LossForm)
 SOFTMAXES = ("matrix", "row")
 DIAGONALS = ("keep", "exclude")
 OPTIONS = tuple(product(FORMS, SOFTMAXES, DIAGONALS))

@@ -38,7 +38,7 @@ def test_preparing_prints_the_split_table_the_source_and_the_place(cli: typer.Ty
     assert cells(result.output, "7")[2] == str(data_prep.check("digits", tmp_path).splits["test"].per_class[7])
     assert "official checksum: not known" in result.output
     assert "prepared: " in result.output
-    assert "not the whole" not in result.output
+    assert "incomplete" not in result.output
 
 
 def test_preparing_again_says_that_it_is_up_to_date(cli: typer.Typer, tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_many_classes_are_shown_as_a_range(cli: typer.Typer, tmp_path: Path) -> 
     result = call(cli, "cifar100", "--data", tmp_path / "data", "--from", archive)
     assert cells(result.output, "each of 100 classes")[2] == "1-1"
     assert "official checksum: not matched (md5)" in result.output
-    assert "not the whole data set: 200 of 50,000 training images" in result.output
+    assert "incomplete: 200 of 50,000 training images" in result.output
 
 
 def test_a_limit_is_passed_on(cli: typer.Typer, tmp_path: Path) -> None:
     result = call(cli, "digits", "--data", tmp_path, "--limit", 100)
     assert cells(result.output, "total") == ["90", "10", "359"]
-    assert "not the whole data set: 100 of 1,438 training images" in result.output
+    assert "incomplete: 100 of 1,438 training images" in result.output
 
 
 def test_the_place_comes_from_the_environment(
@@ -116,7 +116,7 @@ def test_a_set_of_scenes_prints_its_split_table_and_what_was_left_out(cli: typer
     assert "left out: 1 image, of another size than annotated: 000008.jpg is 32x24, annotated as 64x48" in lines
     assert "left out: 4 objects, image left out: 000006.jpg; 000008.jpg" in lines
     assert any(line.startswith("left out: 1 image, missing: 000006.jpg expected ") for line in lines)
-    assert "not the whole data set: 198 of 5,011 training images, 1 of 4,952 test images" in result.output
+    assert "incomplete: 198 of 5,011 training images, 1 of 4,952 test images" in result.output
     again = call(cli, "voc07", "--data", tmp_path / "data", "--check").output
     assert [line for line in again.splitlines() if line.startswith("left out: ")] == lines
     assert "verified: " in again
@@ -138,7 +138,7 @@ def test_a_set_of_categories_alone_prints_no_row_of_objects_and_names_what_was_l
         "left out: 1 image, cannot be decoded: bar/7.jpg cannot be decoded (of no known format)",
         f"left out: 1 image, missing: nursery/8.jpg expected {folder}/Images/nursery/8.jpg",
     ]
-    assert "not the whole data set: 118 of 5,360 training images, 1 of 1,340 test images" in result.output
+    assert "incomplete: 118 of 5,360 training images, 1 of 1,340 test images" in result.output
 
 
 def test_a_set_of_categories_and_objects_prints_both(cli: typer.Typer, tmp_path: Path) -> None:

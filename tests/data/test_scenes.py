@@ -68,13 +68,13 @@ def everything(epochs: SceneEpochs, epoch: int) -> list[tuple[int, tuple[float, 
 
 
 def test_images_take_the_short_side_unless_the_long_one_would_pass_its_limit(paintings: Paintings) -> None:
-    read = list(batches(paintings).in_order(1))
+    read = list(batches(paintings).sequential(1))
     assert [batch.sizes[0] for batch in read] == [(30, 60), (60, 30), (40, 53), (40, 40), (40, 60)]
 
 
 def test_in_order_only_neighbours_of_one_size_share_a_batch() -> None:
     sizes = [(40, 20), (40, 20), (40, 20), (20, 40), (40, 20), (80, 40)]
-    read = list(batches(Paintings(sizes, [(1, 1, 9, 9)] * 6)).in_order(2))
+    read = list(batches(Paintings(sizes, [(1, 1, 9, 9)] * 6)).sequential(2))
     assert [batch.index for batch in read] == [(0, 1), (2,), (3,), (4, 5)]
     assert all(len(set(batch.sizes)) == 1 for batch in read)
 
@@ -170,7 +170,7 @@ def test_a_small_split_that_is_passed_many_times_is_kept_decoded(paintings: Pain
     before = dict(paintings.decoded)
     everything(epochs, 1)
     assert dict(paintings.decoded) == before
-    list(batches(paintings).in_order(2))
+    list(batches(paintings).sequential(2))
     assert dict(paintings.decoded) != before
 
 
@@ -190,7 +190,7 @@ def test_an_image_that_cannot_be_read_stops_the_batch_with_its_error() -> None:
             raise OSError("torn")
 
     with pytest.raises(OSError, match="torn"):
-        list(batches(Broken([(9, 9)], [(1, 1, 5, 5)])).in_order(1))
+        list(batches(Broken([(9, 9)], [(1, 1, 5, 5)])).sequential(1))
 
 
 def test_processes_share_a_batch_as_it_is_padded_for_one(paintings: Paintings) -> None:
@@ -210,5 +210,5 @@ def test_processes_share_a_batch_as_it_is_padded_for_one(paintings: Paintings) -
 
 def test_processes_share_a_split_in_order(paintings: Paintings) -> None:
     data = batches(paintings)
-    alone = [batch.index for batch in data.in_order(2)]
-    assert [batch.index for rank in range(3) for batch in data.in_order(2, Shard(rank, 3))] == alone
+    alone = [batch.index for batch in data.sequential(2)]
+    assert [batch.index for rank in range(3) for batch in data.sequential(2, Shard(rank, 3))] == alone

@@ -134,7 +134,7 @@ def test_other_line_ends_and_blank_lines_are_read(prepare: Preparing) -> None:
         (b"bar/test.jpg\ntest.jpg\n", "TestImages.txt line 2: 'test.jpg' is not an image such as"),
         (b"a/bar/test.jpg\n", "TestImages.txt line 1: 'a/bar/test.jpg' is not an image such as"),
         (b"../test.jpg\n", "TestImages.txt line 1: '../test.jpg' is not an image such as"),
-        (b"\xff\xfe/\0\n", "1 of 7 images are missing"),
+        (b"\xff\xfe/\0\n", "the name of image 7 is"),
         (b"bar/test.jpg\ncasino/1.jpg\n", "1 of 8 images are missing, more than 1%; expected "),
         (b"bar/TEST.jpg\n", "Images/bar/TEST.jpg"),
     ],
@@ -165,7 +165,7 @@ def test_a_hostile_archive_is_refused(official: OfficialFiles, tmp_path: Path) -
 
 @pytest.mark.real_data
 def test_the_real_lists_have_the_official_counts_and_categories(real_data: Path) -> None:
-    read = DATASET.read(SceneFiles([real_data / "mit67"], DATASET.needed, DATASET.wanted))
+    read = DATASET.read(SceneFiles([real_data / "mit67"], DATASET.file_pattern, DATASET.source_help))
     assert len(read.categories) == 67
     assert (read.categories[0], read.categories[-1]) == ("airport_inside", "winecellar")
     for part, count, fewest, most in ((read.train, 5360, 77, 83), (read.test, 1340, 17, 23)):

@@ -63,7 +63,7 @@ def test_categories_are_read_back_and_counted(prepare: Preparing) -> None:
     assert [manifest.splits[part].per_category for part in ("train", "test")] == [[1, 2], [1, 2]]
     assert manifest.category_table() == [("inside", 1, 1), ("outside", 2, 2)]
     assert data_prep.check("shapes", outcome.folder.parent) == manifest
-    assert manifest.for_a_run()["categories"] == ["inside", "outside"]
+    assert manifest.run_record()["categories"] == ["inside", "outside"]
 
 
 def test_a_limit_takes_the_categories_of_the_images_it_takes(prepare: Preparing) -> None:
@@ -79,7 +79,7 @@ def test_a_set_without_categories_is_stored_and_recorded_without(prepare: Prepar
     assert read_scenes(outcome.folder, outcome.manifest, "train").categories.shape == (0,)
     with h5py.File(outcome.folder / "scenes.h5") as h5:
         assert "category" not in h5["train"]
-    assert "categories" not in outcome.manifest.for_a_run()
+    assert "categories" not in outcome.manifest.run_record()
 
 
 def test_a_manifest_from_before_there_were_categories_is_read(prepare: Preparing) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from data_prep.raw import SceneSet
 from data_prep.sources.scene_files import _in_folder
 from data_prep.store import SceneManifest, Scenes, read_scenes
 from tests.data_prep.conftest import OfficialFiles
-from tests.data_prep.scene_sources import Scene, VisualGenome, coco, coco_name, picture, voc, write_coco
+from tests.data_prep.scene_sources import Scene, VisualGenome, coco, picture, voc, write_coco
 
 Preparing = Callable[..., PrepareResult]
 
@@ -94,7 +95,7 @@ def test_links_to_folders_are_followed_once(devkit: dict[str, bytes], official: 
     assert prepared("voc07", tmp_path, tmp_path / "given").manifest.image_counts() == {"train": 2, "test": 1}
     dataset = data_prep.get("voc07")
     assert isinstance(dataset, SceneSet)
-    found = list(_in_folder(tmp_path / "given", re.compile(rf".*/(?:{dataset.needed})")))
+    found = list(_in_folder(tmp_path / "given", re.compile(rf".*/(?:{dataset.file_pattern})")))
     assert len(found) == len(devkit)
 
 
@@ -141,6 +142,8 @@ def test_of_several_archives_the_wrong_one_is_named(
 
 BILLION_LAUGHS = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>'
 XML = "Annotations/000009.xml"
+SIZED = b"<annotation><size><width>64</width><height>48</height></size>%s</annotation>"
+BOX = b"<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
 
 
 @pytest.mark.parametrize(
@@ -149,13 +152,20 @@ XML = "Annotations/000009.xml"
         ({XML: BILLION_LAUGHS}, f"{XML}: declares a document type"),
         ({XML: b"<annotation><size>"}, f"{XML}: is not XML"),
         ({XML: b""}, f"{XML}: is not XML"),
-        ({XML: BILLION_LAUGHS.decode().encode("utf-16")}, f"{XML}: is not XML"),
+        ({XML: BILLION_LAUGHS.decode().encode("utf-16")}, f"{XML}: declares a document type"),
+        ({XML: BILLION_LAUGHS.decode().encode("utf-16-be")}, f"{XML}: declares a document type"),
+        ({XML: b'<?xml version="1.0" encoding="hex"?><a/>'}, f"{XML}: declares the encoding 'hex', which is not"),
+        ({XML: b'<?xml version="1.0" encoding="punycode"?><a/>'}, f"{XML}: declares the encoding 'punycode'"),
+        ({XML: bytes(10_000_001)}, f"{XML} has 10,000,001 bytes, expected at most 10,000,000; refused"),
+        ({XML: b"<a><object><name>" + b"x" * 10**6 + b"</name></object></a>"}, f"{XML}: has no <size/width>"),
         ({XML: b"<annotation/>"}, f"{XML}: has no <size/width>"),
         ({XML: b"<annotation><size><width>x</width><height>1</height></size></annotation>"}, "<size/width> is 'x'"),
         ({XML: b"<annotation><size><width>nan</width><height>1</height></size></annotation>"}, "<size> is nan x 1"),
-        ({XML: b"<annotation><object/></annotation>"}, f"{XML} object 1: has no <name>"),
-        ({XML: b"<a><object><name>dog</name></object></a>"}, f"{XML} object 1: has no <bndbox/xmin>"),
-        ({XML: b"<a><object><name>unicorn</name></object></a>"}, f"{XML} object 1: class 'unicorn' is not one of"),
+        ({XML: SIZED % b"<object/>"}, f"{XML} object 1: has no <name>"),
+        ({XML: SIZED % b"<object><name>dog</name></object>"}, f"{XML} object 1: has no <bndbox>"),
+        ({XML: SIZED % b"<object><name>dog</name><bndbox/></object>"}, f"{XML} object 1 <bndbox>: has no <xmin>"),
+        ({XML: SIZED % b"<object><name>unicorn</name>%s</object>" % BOX}, f"{XML} object 1: class 'unicorn' is not"),
+        ({XML: SIZED % b"<object><name>%s</name>%s</object>" % (b"u" * 10**6, BOX)}, "uuu'... is not one of"),
         ({XML: None}, f"has no {XML}"),
         ({"ImageSets/Main/test.txt": None}, "has no ImageSets/Main/test.txt"),
         ({"ImageSets/Main/test.txt": b""}, "contains 2 training and 0 test images"),
@@ -173,6 +183,44 @@ def test_a_wrong_voc_file_is_named(
         prepared("voc07", tmp_path, folder)
     assert str(caught.value).startswith(f"{folder}: ")
     assert what in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+def test_an_object_with_three_boxes_is_three_objects(
+    devkit: dict[str, bytes], official: OfficialFiles, tmp_path: Path
+) -> None:
+    boxes = b"".join(BOX.replace(b">9<", b">%d<" % right) for right in (9, 20, 40))
+    devkit[XML] = SIZED % b"<object><name>cat</name><difficult>1</difficult>%s</object>" % boxes
+    outcome = prepared("voc07", tmp_path, official.folder(tmp_path, "VOC2007", devkit))
+    found = split(outcome, "train").objects(1)
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 9, 9], [0, 0, 20, 20], [0, 0, 40, 40]])
+    assert [outcome.manifest.classes[label] for label in found.labels] == ["cat"] * 3
+    assert found.difficult.tolist() == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declaration"),
+    [
+        ("utf-16", '<?xml version="1.0" encoding="UTF-16"?>'),
+        ("utf-16-le", '<?xml version="1.0" encoding="UTF-16"?>'),
+        ("utf-16-be", ""),
+        ("utf-8-sig", '<?xml version="1.0" encoding="utf-8"?>'),
+        ("gbk", "<?xml version='1.0' encoding='GBK'?>"),
+        ("latin-1", '<?xml version="1.0" encoding="ISO-8859-1"?>'),
+    ],
+)
+def test_voc_files_with_byte_order_marks_and_other_encodings_are_read(
+    devkit: dict[str, bytes], official: OfficialFiles, tmp_path: Path, encoding: str, declaration: str
+) -> None:
+    expected = prepared("voc07", tmp_path / "1", official.folder(tmp_path / "1", "VOC2007", devkit)).manifest.digest
+    for name in list(devkit):
+        if name.endswith(".xml"):
+            devkit[name] = (declaration + devkit[name].decode()).encode(encoding)
+        if name.endswith(".txt"):
+            devkit[name] = b"\xef\xbb\xbf" + devkit[name].replace(b"\n", b"\r\n")
+    assert prepared("voc07", tmp_path / "2", official.folder(tmp_path / "2", "VOC2007", devkit)).manifest.digest == (
+        expected
+    )
 
 
 # COCO
@@ -253,6 +301,11 @@ def put(key: str, field: str, value: object) -> Callable[[dict], None]:
         (put("images", "height", "48"), "images[0] 'height' is '48', expected a whole number"),
         (put("images", "height", 0), "images[0] is 64 x 0"),
         (drop("categories", "name"), "categories[0] has no 'name'"),
+        (put("categories", "name", "\ud800"), "the name of class 2 is '\\ud800', expected 1 to 200 characters"),
+        (put("categories", "name", "d" * 10**6), "dddd'..., expected 1 to 200 characters"),
+        (put("categories", "name", "a\nb"), "the name of class 2 is 'a\\nb', expected 1 to 200 characters"),
+        (put("images", "file_name", "x/\udfff.jpg"), "the name of image 1 is '\\udfff.jpg'"),
+        (put("images", "height", "9" * 10**6), "999'..., expected a whole number"),
         (drop("annotations", "bbox"), "annotations[0] has no 'bbox', expected 4 numbers"),
         (put("annotations", "bbox", [1, 2, 3]), "annotations[0] 'bbox' is [1, 2, 3], expected 4 numbers"),
         (put("annotations", "bbox", [1, 2, 3, 10**400]), "expected 4 numbers"),
@@ -290,12 +343,16 @@ def test_coco_boxes_that_are_no_numbers_or_too_large_are_counted(tmp_path: Path)
     assert outcome.manifest.splits["train"].objects == 1
 
 
-def test_a_picture_of_coco_is_known_by_its_name_only(coco_scenes: list[Scene], tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["val2014/", "images/val2014/", "../../"])
+def test_a_picture_of_coco_is_found_by_its_name_whatever_its_folder(
+    coco_scenes: list[Scene], tmp_path: Path, folder: str
+) -> None:
     content = coco(coco_scenes, [9])
-    content["images"][0]["file_name"] = "../../" + coco_name("42")
-    folder = write_coco(tmp_path / "coco", content, coco_scenes)
-    with pytest.raises(AffsupError, match="1 of 3 images are missing, more than 1%"):
-        prepared("coco", tmp_path, folder)
+    expected = prepared("coco", tmp_path / "1", write_coco(tmp_path / "coco", content, coco_scenes)).manifest.digest
+    for entry in content["images"]:
+        entry["file_name"] = folder + entry["file_name"]
+    outcome = prepared("coco", tmp_path / "2", write_coco(tmp_path / "other", content, coco_scenes))
+    assert (outcome.manifest.digest, outcome.manifest.left_out) == (expected, [])
 
 
 # Visual Genome
@@ -381,7 +438,7 @@ def row(key: str, index: object, value: int) -> Callable[[dict[str, np.ndarray]]
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda arrays: arrays.pop("boxes_1024"), "VG-SGG.h5: has no data set 'boxes_1024'; found boxes_512"),
+        (lambda arrays: arrays.pop("boxes_1024"), "(has no 'boxes_1024'; found boxes_512"),
         (lambda arrays: arrays.update(split=arrays["split"][:3]), "split has 3 rows, image_data.json 4 images"),
         (lambda arrays: arrays.update(labels=arrays["labels"][:5]), "labels has 5 rows, boxes_1024 6"),
         (lambda arrays: arrays.update(predicates=arrays["predicates"][:1]), "predicates has 1 rows, relationships 3"),
@@ -408,6 +465,50 @@ def test_a_wrong_row_of_visual_genome_is_named(
     change(arrays)
     with pytest.raises(AffsupError) as caught:
         prepared("vg", tmp_path, genome.write(tmp_path / "vg", arrays=arrays))
+    assert what in str(caught.value)
+
+
+def compressed(h5: h5py.Group, folder: Path) -> None:
+    h5.create_dataset("labels", (2 * 10**9, 1), "i4", chunks=(10**6, 1), compression="gzip")
+
+
+def external(h5: h5py.Group, folder: Path) -> None:
+    h5.create_dataset("labels", (6, 1), "i4", external=[(folder / "private", 0, 24)])
+
+
+def external_link(h5: h5py.Group, folder: Path) -> None:
+    h5["labels"] = h5py.ExternalLink(str(folder / "private"), "x")
+
+
+def soft_link(h5: h5py.Group, folder: Path) -> None:
+    h5["labels"] = h5py.SoftLink("/predicates")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (compressed, "'labels' would take 8,000,000,000 bytes, expected at most 400,000,000; refused"),
+        (external, "the values of 'labels' are stored in another file; refused"),
+        (external_link, "'labels' is a link to another path or file; refused"),
+        (soft_link, "'labels' is a link to another path or file; refused"),
+        (lambda h5, folder: h5.create_group("labels"), "'labels' is a group, expected a data set"),
+        (lambda h5, folder: h5.create_dataset("labels", (6, 1), dtype=h5py.string_dtype()), "expected integers"),
+        (lambda h5, folder: h5.create_dataset("labels", data=h5py.Empty("i4")), "None"),
+        (lambda h5, folder: h5.create_dataset("labels", data=np.zeros((6, 1), [("a", "i4")])), "expected integers"),
+        (lambda h5, folder: h5.create_dataset("labels", (6, 1), dtype=h5py.ref_dtype), "expected integers"),
+    ],
+)
+def test_an_h5_with_labels_of_another_kind_or_place_is_refused(
+    genome: VisualGenome, tmp_path: Path, make: Callable[[h5py.Group, Path], None], what: str
+) -> None:
+    folder = genome.write(tmp_path / "vg")
+    (tmp_path / "private").write_bytes(bytes(24))
+    with h5py.File(folder / "VG-SGG.h5", "r+") as h5:
+        del h5["labels"]
+        make(h5, tmp_path)
+    with pytest.raises(AffsupError) as caught:
+        prepared("vg", tmp_path, folder)
+    assert f"{folder}: VG-SGG.h5: truncated or damaged (" in str(caught.value)
     assert what in str(caught.value)
 
 

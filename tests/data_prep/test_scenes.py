@@ -417,7 +417,23 @@ def test_a_swapped_picture_is_found_by_the_content_digest(prepare: Preparing) ->
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"JFIF", b"JFIE", 1))
     record = manifest.files["scenes.h5"].model_copy(update={"sha256": scenes_module.checksums(path)[0].sha256})
-    changed = manifest.model_copy(update={"files": {"scenes.h5": record}})
-    (outcome.folder / "manifest.json").write_text(changed.model_dump_json())
+    older = manifest.model_copy(update={"files": {"scenes.h5": record}, "checksums": None})
+    (outcome.folder / "manifest.json").write_text(older.model_dump_json())
     with pytest.raises(AffsupError, match=r"scenes\.h5 has content .* its manifest says"):
         data_prep.check("voc07", outcome.folder.parent)
+
+
+def test_a_damaged_picture_or_annotation_is_found_when_it_is_read(prepare: Preparing) -> None:
+    outcome = prepare(many(2))
+    path = outcome.folder / "scenes.h5"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"JFIF", b"JFIE", 1))
+    scenes = read_scenes(outcome.folder, outcome.manifest, "train")
+    with pytest.raises(AffsupError, match=r"image 000001\.jpg is damaged: run `affsup prepare voc07"):
+        scenes.pixels(0)
+    scenes.pixels(1)
+    path.write_bytes(content)
+    with h5py.File(path, "r+") as h5:
+        h5["train/boxes"][0, 0] += 1
+    with pytest.raises(AffsupError, match="the annotations of split train are damaged: run `affsup prepare voc07"):
+        read_scenes(outcome.folder, outcome.manifest, "train")

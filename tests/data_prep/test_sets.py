@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 import data_prep
-from data_prep.errors import SourceError, UsageError
+from data_prep.errors import AffsupError, SourceError, UsageError
 from data_prep.raw import RawImages, RawSplit
+from data_prep.sources.open import _FolderFiles
 from tests.data_prep.conftest import CIFAR10_NAMES, OfficialFiles
 
 
@@ -184,3 +187,37 @@ def test_digits_keep_every_image_once_with_its_row() -> None:
     np.testing.assert_allclose(images[..., 0] / 255, bunch.images[rows] / 16, atol=0.5 / 255)
     np.testing.assert_array_equal(np.concatenate([data.train.labels, data.test.labels]), bunch.target[rows])
     assert len(data.test.labels) == 359
+
+
+@pytest.mark.parametrize("missing", ["val/images/val_4.JPEG", "train/n00000002/images/n00000002_3.JPEG", "words.txt"])
+def test_folder_and_archive_of_tiny_imagenet_with_a_missing_file_are_treated_alike(
+    official: OfficialFiles, tmp_path: Path, missing: str
+) -> None:
+    files = official.tiny_imagenet()
+    del files[missing]
+    sources = [
+        official.zip(tmp_path / "tiny.zip", "tiny-imagenet-200", files),
+        official.folder(tmp_path, "tiny-imagenet-200", files),
+    ]
+    results = []
+    for number, source in enumerate(sources):
+        try:
+            manifest = data_prep.prepare("tiny-imagenet", sources=[source], data_dir=tmp_path / str(number)).manifest
+            results.append(manifest.digest)
+        except AffsupError as error:
+            results.append(str(error).removeprefix(f"{source}: ").partition("; found")[0])
+    assert results[0] == results[1]
+    if missing.startswith("val"):
+        assert re.match(r"val/val_annotations\.txt line \d+: names image 'val_4\.JPEG', which is missing", results[0])
+
+
+def test_a_folder_of_tiny_imagenet_reads_each_picture_once(
+    official: OfficialFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = official.folder(tmp_path, "tiny-imagenet-200", official.tiny_imagenet())
+    read: list[str] = []
+    original = _FolderFiles.__getitem__
+    monkeypatch.setattr(_FolderFiles, "__getitem__", lambda self, name: (read.append(name), original(self, name))[1])
+    data_prep.prepare("tiny-imagenet", sources=[folder], data_dir=tmp_path / "data")
+    pictures = [name for name in read if name.endswith(".JPEG")]
+    assert len(pictures) == len(set(pictures)) == 36 + 12

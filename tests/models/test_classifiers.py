@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from affsup_cli.models import CLASSIFIERS, build_classifier
+from affsup_cli.models.classifiers.build import CLASSIFIERS, build_classifier
 from data_prep.errors import UsageError
 
 

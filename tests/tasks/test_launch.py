@@ -9,8 +9,7 @@ import torch
 import data_prep
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
-from affsup_cli.tasks.evaluation import evaluate_run
-from affsup_cli.tasks.launch import data_digest, measure_run, run_name, train_run
+from affsup_cli.tasks.launch import data_digest, evaluate_run, measure_run, run_name, train_run
 from affsup_cli.tasks.minibatch import MinibatchTask
 from data_prep.errors import AffsupError, UsageError
 

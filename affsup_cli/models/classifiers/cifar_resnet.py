@@ -7,9 +7,6 @@ Shortcuts across stages have no parameters (option A: every second pixel, zeros 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,7 +14,7 @@ from affsup_cli.models.classifiers.classifier import Classifier
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside an option-A shortcut."""
+    """Two 3x3 convolutions with an option-A shortcut."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +35,7 @@ class BasicBlock(nn.Module):
         return F.relu(out + x, inplace=True)
 
 
-class Backbone(nn.Module):
+class CifarResNet(nn.Module):
     """Images `[N, channels, H, W]` -> pooled features `[N, 64]`."""
 
     width = 64
@@ -66,9 +63,4 @@ class Backbone(nn.Module):
 
 def cifar_resnet(depth: int, channels: int, classes: int) -> Classifier:
     """Build the network of `depth` = 6n + 2 layers."""
-    return Classifier(Backbone(channels, (depth - 2) // 6), Backbone.width, classes)
-
-
-ARCHITECTURES: dict[str, Callable[[int, int], Classifier]] = {
-    f"resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 56, 110)
-}
+    return Classifier(CifarResNet(channels, (depth - 2) // 6), CifarResNet.width, classes)

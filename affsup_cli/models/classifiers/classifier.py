@@ -1,4 +1,4 @@
-"""What every image classifier here is: a backbone that gives one feature vector an image, and a linear layer on it."""
+"""The structure of all image classifiers: a backbone with one feature vector for each image, and a linear layer."""
 
 from __future__ import annotations
 

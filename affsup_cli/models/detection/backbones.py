@@ -1,4 +1,4 @@
-"""Backbones of the detectors: images in, a map for the RPN and a map for the heads out, both at one stride."""
+"""Backbones of the detectors: from images to a map for the RPN and a map for the heads, both at the same stride."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class Pixels(NamedTuple):
-    """How a network wants its images: `(image - mean) / std`, RGB 0..255, then perhaps in the order BGR."""
+    """Input normalisation of a network: `(image - mean) / std` of RGB 0..255, then reordered if `bgr`."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -27,7 +27,7 @@ class Pixels(NamedTuple):
 
 
 PIXELS = {
-    # The statistics of ImageNet that all weights of torchvision were trained with.
+    # ImageNet's statistics, with which torchvision's weights were trained.
     "torchvision": Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     # network.PIXEL_MEANS of Relation Networks' release, for the weights of He et al.; no scaling.
     "caffe": Pixels((123.15, 115.90, 103.06), (1.0, 1.0, 1.0), bgr=True),
@@ -40,16 +40,16 @@ class Backbone(nn.Module):
     """A network in three parts, cut where a detector needs its maps.
 
     Args:
-        early: images to stride 4; with pretrained weights, the part that stays as it is.
+        early: images to stride 4; frozen if pretrained.
         middle: from there to the RPN's map.
         late: from there to the heads' map, at the same stride.
         stride: pixels between neighbours of either map.
         channels: channels of the two maps.
-        pixels: what the network expects of images.
+        pixels: the input normalisation.
     """
 
     mean: Tensor
-    """`[3, 1, 1]` RGB: the colour that becomes 0, so the one to pad images with."""
+    """`[3, 1, 1]` RGB: normalised to 0, so images are padded with it."""
     std: Tensor
 
     def __init__(
@@ -78,8 +78,8 @@ class Backbone(nn.Module):
             images: float `[B, 3, H, W]`, RGB, 0..255.
 
         Returns:
-            `[B, channels[0], H', W']` and `[B, channels[1], H', W']`, H' and W' being H and W over `stride`, rounded
-            up.
+            `[B, channels[0], H', W']` and `[B, channels[1], H', W']`, with H' = ceil(H / stride) and
+            W' = ceil(W / stride).
         """
         images = (images - self.mean) / self.std
         low: Tensor = self.middle(self.early(images.flip(1) if self.bgr else images))
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
 
 
 class _Parts(NamedTuple):
-    """A network as files of weights know it, and the parts of it that a detector uses."""
+    """A network with the key names of its weight files, and the parts of it that a detector uses."""
 
     network: nn.Module
     early: nn.Module
@@ -98,40 +98,40 @@ class _Parts(NamedTuple):
 
 
 class _Architecture(NamedTuple):
-    """How to build a network, and what to know of files of its weights."""
+    """How to build a network, and the properties of its weight files."""
 
     build: Callable[[Norm], _Parts]
     epsilon: float = 1e-5
-    """Of batch norm."""
+    """eps of batch norm."""
     unused: tuple[str, ...] = ()
-    """What the names of layers begin with that a detector has no use for."""
+    """Prefixes of keys that a detector does not use."""
     torchvision: bool = True
 
 
 def build_backbone(arch: str, weights: str, pixels: str, load: bool = True) -> Backbone:
     """Build a backbone.
 
-    With weights, batch norm uses the statistics in them for ever and everything up to stride 4 (conv1 and res2 of a
-    ResNet) is frozen, as in Relation Networks' release. Without, group norm takes the place of batch norm, which a
-    batch of two images cannot feed, and everything is trained. The last stage's stride becomes dilation, so both maps
-    lie at stride 16 ("convnet": 8).
+    With weights, batch norm keeps their statistics and all layers up to stride 4 (conv1 and res2 of a ResNet) are
+    frozen, as in Relation Networks' release. Without, group norm replaces batch norm, which needs more than two images,
+    and all layers are trained. The last stage is dilated instead of strided, so both maps have stride 16 ("convnet":
+    8).
 
     Args:
         arch: a key of `BACKBONES`.
         weights: "imagenet" for torchvision's (downloaded once), "none", or the path of a state dict in the layout of
             torchvision's network, or of the EfficientNet-Lite-PyTorch package for "efficientnet_lite0".
-        pixels: a key of `PIXELS`, as the weights were trained.
-        load: read the weights; without, the network is only fit to take a state dict of a network that had them.
+        pixels: a key of `PIXELS`, as in the training of the weights.
+        load: read the weights; false if a state dict of the whole will be loaded.
 
     Raises:
         UsageError: a name is unknown, or there are no such weights for the architecture.
-        AffsupError: the weights cannot be had, or do not fit.
+        AffsupError: the weights cannot be read or downloaded, or do not fit.
     """
     _check_name("model.arch", arch, BACKBONES)
     _check_name("model.pixels", pixels, PIXELS)
     architecture = BACKBONES[arch]
     if arch == "convnet" and weights != "none":
-        raise UsageError(f"model.weights is '{weights}', but nobody has trained a 'convnet' before: set it to 'none'")
+        raise UsageError(f"model.weights = '{weights}': there are no pretrained weights of 'convnet', set it to 'none'")
     if weights == "imagenet" and not architecture.torchvision:
         raise UsageError(
             f"torchvision has no weights 'imagenet' of {arch} (model.weights): give the path of a file, or 'none'"
@@ -147,7 +147,7 @@ def build_backbone(arch: str, weights: str, pixels: str, load: bool = True) -> B
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm (Wu and He, ECCV 2018) with eight channels a group, which divides every width used here."""
+    """Group norm (Wu and He, ECCV 2018) with groups of eight channels; all widths are multiples of 8."""
     return nn.GroupNorm(channels // 8, channels)
 
 
@@ -175,7 +175,7 @@ def _efficientnet_lite0(norm: Norm) -> _Parts:
 
 
 def _convnet(norm: Norm) -> _Parts:
-    """0.3 million parameters for generated scenes and tests; a cell of its maps sees 47 and 63 pixels, at stride 8."""
+    """0.3 million parameters, for generated scenes and tests; stride 8, receptive fields of 47 and 63 pixels."""
     layer = partial(Conv2dNormActivation, kernel_size=3, norm_layer=norm)
     early = nn.Sequential(layer(3, 32, stride=2), layer(32, 48, stride=2))
     middle = nn.Sequential(layer(48, 96, stride=2), layer(96, 96), layer(96, 96))
@@ -196,10 +196,10 @@ BACKBONES: dict[str, _Architecture] = {
 
 
 def _at_stride_1(stage: nn.Module) -> nn.Module:
-    """Keep the resolution of a stage that begins by halving it; what follows looks twice as far (dilation 2).
+    """Replace the stride of a stage by dilation 2 of its later convolutions.
 
-    Every second pixel of the new map is the old map, so that weights trained with the stride remain right. (torchvision
-    does so for two of its ResNets, and dilates MobileNet's first convolution too.)
+    Every second pixel of the new map is the old map, so that weights trained with the stride stay valid. (torchvision
+    does the same for two of its ResNets, and also dilates MobileNet's first convolution.)
     """
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
@@ -213,11 +213,11 @@ def _at_stride_1(stage: nn.Module) -> nn.Module:
 
 def _check_name(field: str, name: str, known: Mapping[str, object]) -> None:
     if name not in known:
-        raise UsageError(f"{field} knows no '{name}'{did_you_mean(name, known)}: known are {', '.join(known)}")
+        raise UsageError(f"{field} = '{name}' is unknown{did_you_mean(name, known)}: known are {', '.join(known)}")
 
 
 def _load(network: nn.Module, arch: str, weights: str) -> None:
-    """Load "imagenet" or a file into a network in the layout of such files."""
+    """Load "imagenet" or a file into a network with the same key names."""
     source, state = _imagenet(arch) if weights == "imagenet" else (weights, _read(Path(weights)))
     expected = _used(arch, network.state_dict())
     found = _used(arch, state)
@@ -235,7 +235,7 @@ def _load(network: nn.Module, arch: str, weights: str) -> None:
 
 
 def _used(arch: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a detector needs of a state dict, under names without the underscores of the EfficientNet-Lite package."""
+    """The entries that a detector uses, without the leading underscores of the EfficientNet-Lite package."""
     plain = {".".join(part.removeprefix("_") for part in key.split(".")): value for key, value in state.items()}
     unused = BACKBONES[arch].unused
     return {
@@ -246,7 +246,7 @@ def _used(arch: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _imagenet(arch: str) -> tuple[str, dict[str, Tensor]]:
-    """The first weights that torchvision had, trained as He et al. did, and where they come from."""
+    """Torchvision's first ImageNet weights (trained like those of He et al.), and their URL."""
     weights = get_model_weights(arch).IMAGENET1K_V1
     try:
         return weights.url, weights.get_state_dict(progress=True, check_hash=True)
@@ -264,7 +264,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise AffsupError(
             f"{path} cannot be read (model.weights): {error.strerror}. Give 'imagenet', 'none' or the path of a file"
         ) from error
-    except Exception as error:  # torch raises whatever a foreign file leads to: zip, pickle, key and runtime errors
+    except Exception as error:  # a damaged file can raise zip, pickle, key and runtime errors
         raise AffsupError(
             f"{path} is no file of weights (model.weights, {type(error).__name__}): "
             "expected a state dict that torch.save wrote"

@@ -1,10 +1,10 @@
 """Faster R-CNN with or without relation modules in its head, as Relation Networks build it.
 
-How the release and the paper are read: docs/paper-departures.md#reading-11.
+Choices and departures: docs/paper-departures.md#reading-11.
 
 Backbone -> region proposals -> pooled features -> two fully connected layers, in a relation network with a relation
-module after each -> class scores and one box a region. torchvision's own parts but for the relation modules, the choice
-of proposals and the mining of hard regions.
+module after each -> class scores and one box a region. All parts are torchvision's, except the relation modules, the
+choice of proposals and the mining of hard regions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MATCH_IOU = 0.5
 
 
 class Graph(NamedTuple):
-    """What a relation module looked with: scaled dot products (eq. 9) and geometric logits, `[B, heads, Q, N]` each."""
+    """Attention logits of a relation module, `[B, heads, Q, N]`: scaled dot products (eq. 9) and geometric logits."""
 
     dots: Tensor
     geometry: Tensor
@@ -48,19 +48,19 @@ class Graph(NamedTuple):
 
 @dataclass(frozen=True)
 class Regions:
-    """What the detector makes of B images.
+    """The regions of B images with their features and predictions.
 
     Attributes:
         boxes: the N proposals of each image, float32 `[B, N, 4]` in pixels of its input, padded with zeros.
-        present: bool `[B, N]`, false where a proposal only pads; those come last.
+        present: bool `[B, N]`, false for padding, which comes last.
         pooled: RoI features of the queries (proposals, in training the annotated boxes after them),
-            `[B, Q, channels * 7 * 7]`: what the head starts from.
-        entered: what the first layer of the head gives and the first relation module takes (F_in), `[B, Q, width]`.
-        features: what the last layer of the head gives, `[B, Q, width]`.
-        context: what the last relation module gives (F_out, eq. 10), `[B, Q, width]`; None without modules.
+            `[B, Q, channels * 7 * 7]`, the input of the head.
+        entered: output of the head's first layer, input of the first relation module (F_in), `[B, Q, width]`.
+        features: output of the head's last layer, `[B, Q, width]`.
+        context: output of the last relation module (F_out, eq. 10), `[B, Q, width]`; None without modules.
         class_logits: `[B, Q, C + 1]`; class 0 is the background.
         box_deltas: `[B, Q, 4]`, one box a region whatever its class.
-        graphs: one a relation module, the first first.
+        graphs: of the relation modules, in order.
     """
 
     boxes: Tensor
@@ -80,10 +80,10 @@ class Regions:
 
 
 class Proposals(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's region proposal network on one map, with NMS that stops when it has enough.
+    """torchvision's region proposal network on one map, with NMS that stops at the wanted number.
 
-    Nothing here waits for a GPU but what is torchvision's: NMS, the sampler of anchors and the losses, whose results
-    have lengths that the host must know, and the constants of its box coder.
+    The only synchronisations with a GPU are torchvision's: NMS, the sampler of anchors and the losses (results of
+    data-dependent length), and the constants of the box coder.
     """
 
     def filter_proposals(
@@ -93,16 +93,16 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         image_shapes: Sequence[tuple[int, int]],
         num_anchors_per_level: Sequence[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Choose each image's proposals, the most object-like first (overrides torchvision's).
+        """Choose each image's proposals by descending objectness (overrides torchvision's).
 
-        Where an image has too few, zeros may follow them, with confidence 0.
+        If an image has too few, zeros with confidence 0 may follow.
         """
         chosen, scores = [], []
         candidates = min(self.pre_nms_top_n(), proposals.shape[1])
         best, order = objectness.detach().reshape(len(proposals), -1).topk(candidates)
         for boxes, confidence, rows, shape in zip(proposals, best, order, image_shapes, strict=True):
             inside = clip_boxes_to_image(boxes[rows], shape)
-            # A box without an area overlaps nothing, itself included, and would fill the list: such boxes go last.
+            # NMS never suppresses boxes without an area: they are sorted last.
             solid = ((inside[:, 2:] - inside[:, :2]) >= self.min_size).all(dim=1)
             confidence = confidence.masked_fill(~solid, -torch.inf)
             kept = first_nms(inside, confidence, self.nms_thresh, self.post_nms_top_n())
@@ -111,17 +111,17 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         return chosen, scores
 
     def assign_targets_to_anchors(self, anchors: list[Tensor], targets: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Label all images' anchors at once (overrides torchvision's, which goes image by image).
+        """Label all images' anchors at once (overrides torchvision's loop over images).
 
         Args:
-            anchors: `[A, 4]` of each image, the same of all.
+            anchors: `[A, 4]` of each image, all equal.
             targets: the annotated boxes `[B, G, 4]`, padded with zeros.
 
         Returns:
-            Of each image the labels `[A]` (1 object, 0 none, -1 neither) and the boxes `[A, 4]` that those of label 1
-            should become.
+            For each image, the labels `[A]` (1 object, 0 background, -1 ignored) and the target boxes `[A, 4]` of the
+            anchors with label 1.
         """
-        targets = F.pad(targets, (0, 0, 0, 1))  # there is always a box to read then
+        targets = F.pad(targets, (0, 0, 0, 1))  # so that there is at least one box
         real = _real(targets).unsqueeze(-1)
         overlap = box_iou(targets.flatten(0, 1), anchors[0]).view(*targets.shape[:2], -1).masked_fill(~real, -1)
         best, match = overlap.max(dim=1)
@@ -132,8 +132,8 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
         return list(labels), list(targets.gather(1, match.unsqueeze(-1).expand(-1, -1, 4)))
 
 
-class Described(NamedTuple):
-    """What a head makes of regions, each `[B, Q, width]`, and its modules' graphs; see `Regions`."""
+class HeadOutput(NamedTuple):
+    """The features of a head, each `[B, Q, width]`, and its modules' graphs; see `Regions`."""
 
     entered: Tensor
     features: Tensor
@@ -142,9 +142,9 @@ class Described(NamedTuple):
 
 
 class DetectorHead(nn.Module):
-    """Two fully connected layers on pooled features with relation modules after them: FC, module, FC, module.
+    """Two fully connected layers on pooled features, each followed by a relation module: FC, module, FC, module.
 
-    With one module it stands after the second layer. A module's context is added before the ReLU.
+    A single module follows the second layer. A module's context is added before the ReLU.
     """
 
     def __init__(self, classes: int, channels: int, width: int, relation: Relation | None) -> None:
@@ -159,8 +159,8 @@ class DetectorHead(nn.Module):
         for parameter in chain(*(part.parameters() for part in (self.layers, self.classifier, self.regressor))):
             _initialise(parameter)
 
-    def forward(self, pooled: Tensor, boxes: Tensor, present: Tensor) -> Described:
-        """Describe pooled queries `[B, Q, channels * 7 * 7]`; keys are the first N of them."""
+    def forward(self, pooled: Tensor, boxes: Tensor, present: Tensor) -> HeadOutput:
+        """Compute the features of pooled queries `[B, Q, channels * 7 * 7]`; the keys are the first N."""
         embedding = geometry_embedding(boxes, boxes[:, : present.shape[1]]) if len(self.relations) else None
         graphs = []
         context = None
@@ -174,22 +174,22 @@ class DetectorHead(nn.Module):
                 features = features + context
                 graphs.append(Graph(dots, geometry))
             features = features.relu()
-        return Described(entered, features, context, tuple(graphs))
+        return HeadOutput(entered, features, context, tuple(graphs))
 
 
 class DetectorNetwork(nn.Module):
     """A detector for C classes.
 
     Args:
-        backbone: two maps of an image at one stride, the first for proposals, the second for the regions' features.
-        classes: number of classes C, the background not among them.
+        backbone: computes two maps at the same stride, for the proposals and for the regions' features.
+        classes: number of classes C without the background.
         options: its sizes, the recipe's `[model]`.
         relation: its relation modules, the recipe's `[relation]`; None for a plain Faster R-CNN.
     """
 
     _box_weights: Tensor
-    _somewhere: Tensor
-    """A box that can be encoded."""
+    _dummy_box: Tensor
+    """A valid box, in place of absent ones."""
 
     def __init__(self, backbone: Backbone, classes: int, options: Detector, relation: Relation | None = None) -> None:
         super().__init__()
@@ -217,20 +217,20 @@ class DetectorNetwork(nn.Module):
             for layer in (self.reduce, *self.head.layers):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self._coder = BoxCoder(BOX_WEIGHTS)
-        # On the device from the start: a constant made in a step would have it wait for its copy.
+        # Buffers: a constant created in a step would be copied to the device, which synchronises.
         self.register_buffer("_box_weights", torch.tensor(BOX_WEIGHTS), persistent=False)
-        self.register_buffer("_somewhere", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
+        self.register_buffer("_dummy_box", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
 
     def forward(
         self, images: Tensor, sizes: list[tuple[int, int]], gt_boxes: Tensor | None = None
     ) -> tuple[Regions, dict[str, Tensor]]:
-        """Find and describe regions.
+        """Find regions and compute their features.
 
         Args:
-            images: RGB `[B, 3, H, W]`, 0..255, padded; what lies outside `sizes` is overwritten.
+            images: RGB `[B, 3, H, W]`, 0..255, padded; pixels outside `sizes` are overwritten.
             sizes: (height, width) of each image within them.
-            gt_boxes: in training the annotated boxes `[B, G, 4]`, padded with zeros. They join the proposals as
-                queries that nobody looks at.
+            gt_boxes: in training the annotated boxes `[B, G, 4]`, padded with zeros. They are added as
+                queries without being keys.
 
         Returns:
             The regions, and in training the losses of the proposals.
@@ -240,7 +240,7 @@ class DetectorNetwork(nn.Module):
     def maps(self, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return the backbone's maps of padded images, the proposals' and the head's; see `Backbone.forward`."""
         for place, (height, width) in enumerate(sizes):
-            # Padding has the mean's colour, which is 0 once normalised, as the first convolution's own padding is.
+            # The mean's colour is normalised to 0, like the padding of the first convolution.
             images[place, :, height:] = self.backbone.mean
             images[place, :, :, width:] = self.backbone.mean
         maps: tuple[Tensor, Tensor] = self.backbone(images)
@@ -253,16 +253,16 @@ class DetectorNetwork(nn.Module):
         sizes: list[tuple[int, int]],
         gt_boxes: Tensor | None = None,
     ) -> tuple[Regions, dict[str, Tensor]]:
-        """Do what `forward` does, from the `maps` of the images on."""
+        """As `forward`, from the `maps` of the images."""
         map_of_proposals, map_of_head = maps
-        with without_autocast(map_of_proposals):  # boxes of 8 bits would lie on a grid of several pixels
+        with without_autocast(map_of_proposals):  # bfloat16 coordinates would be rounded to several pixels
             boxes, losses = self.proposals(ImageList(images, sizes), {"0": map_of_proposals.float()}, gt_boxes)
         padded, present = self._padded(boxes)
         queries = padded if gt_boxes is None else torch.cat([padded, gt_boxes], dim=1)
         pooled = self._pool(self.reduce(map_of_head).relu(), queries)
-        described = self.head(pooled, queries, present)
-        logits = self.head.classifier(described.features).float()
-        deltas = self.head.regressor(described.features).float()
+        output = self.head(pooled, queries, present)
+        logits = self.head.classifier(output.features).float()
+        deltas = self.head.regressor(output.features).float()
         named = (
             {"objectness_loss": losses["loss_objectness"], "proposal_loss": losses["loss_rpn_box_reg"]}
             if losses
@@ -272,19 +272,19 @@ class DetectorNetwork(nn.Module):
             padded,
             present,
             pooled,
-            described.entered,
-            described.features,
-            described.context,
+            output.entered,
+            output.features,
+            output.context,
             logits,
             deltas,
-            described.graphs,
+            output.graphs,
         )
         return regions, named
 
     def detection_losses(self, regions: Regions, gt_boxes: Tensor, gt_labels: Tensor) -> dict[str, Tensor]:
-        """Return the losses of the classes and boxes of an image's `mined` hardest regions, averaged over the images.
+        """Return the class and box losses of the `mined` hardest regions of each image, averaged over the images.
 
-        Online hard example mining: all regions are scored, those with the largest sum of both losses are learned from.
+        Online hard example mining: the regions with the largest sum of both losses are trained on.
         Cross-entropy, the mean over the hard regions, and smooth L1 on the boxes of those among them that overlap an
         object by more than 0.5, summed and divided by `mined`.
 
@@ -294,10 +294,10 @@ class DetectorNetwork(nn.Module):
             gt_labels: 0-based classes `[B, G]`.
         """
         queries = torch.cat([regions.boxes, gt_boxes], dim=1)
-        there = torch.cat([regions.present, _real(gt_boxes)], dim=1)
+        valid = torch.cat([regions.present, _real(gt_boxes)], dim=1)
         match = match_proposals(queries, gt_boxes, MATCH_IOU)
         matched = match >= 0
-        # A zero in front is what regions without an object read.
+        # The zero in front is read by regions without an object.
         padded_labels = torch.cat(
             [
                 torch.zeros_like(gt_labels[:, :1]) if gt_labels.shape[1] else gt_labels.new_zeros(len(gt_labels), 1),
@@ -305,14 +305,14 @@ class DetectorNetwork(nn.Module):
             ],
             dim=1,
         )
-        wanted = padded_labels.gather(1, match + 1)
-        of_classes = F.cross_entropy(regions.class_logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(
-            wanted
+        expected = padded_labels.gather(1, match + 1)
+        of_classes = F.cross_entropy(regions.class_logits.flatten(0, 1), expected.flatten(), reduction="none").view_as(
+            expected
         )
         of_boxes = self._box_loss(regions.box_deltas, queries, gt_boxes, match)
-        hardness = (of_classes + of_boxes).detach().masked_fill(~there, -1)
+        hardness = (of_classes + of_boxes).detach().masked_fill(~valid, -1)
         mined = min(self._options.mined, hardness.shape[1])
-        hard = torch.zeros_like(there).scatter(1, hardness.topk(mined, dim=1).indices, True) & there
+        hard = torch.zeros_like(valid).scatter(1, hardness.topk(mined, dim=1).indices, True) & valid
         kept = hard.sum(dim=1).clamp(min=1)
         return {
             "class_loss": ((of_classes * hard).sum(dim=1) / kept).mean(),
@@ -330,7 +330,7 @@ class DetectorNetwork(nn.Module):
     def refined(self, regions: Regions, sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return all proposals' refined boxes `[B, N, 4]`, in pixels of the input, and class probabilities `[B, N, C]`.
 
-        Those of proposals that only pad have no meaning.
+        Those of padding are undefined.
         """
         count = regions.boxes.shape[1]
         deltas = regions.box_deltas[:, :count].flatten(0, 1)
@@ -339,7 +339,7 @@ class DetectorNetwork(nn.Module):
         return refined, regions.class_logits[:, :count].softmax(dim=2)[:, :, 1:]
 
     def _padded(self, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """All images' proposals to N of them: `[B, N, 4]`, and which are there."""
+        """Pad the proposals of each image to N: `[B, N, 4]`, and which are present."""
         filled = [F.pad(of_image, (0, 0, 0, self._options.proposals - len(of_image))) for of_image in boxes]
         padded = torch.stack(filled)
         return padded, _real(padded)
@@ -354,15 +354,15 @@ class DetectorNetwork(nn.Module):
         return torch.as_tensor(pooled).reshape(*boxes.shape[:2], -1)
 
     def _box_loss(self, deltas: Tensor, queries: Tensor, gt_boxes: Tensor, match: Tensor) -> Tensor:
-        """Smooth L1 of each region `[B, Q]`, 0 where it has no object."""
+        """Smooth L1 of each region `[B, Q]`; 0 for regions without an object."""
         matched = (match >= 0).unsqueeze(-1)
-        # A region without an object gets some box that can be encoded, and then its own answer for a target.
-        places = torch.where(matched, queries, self._somewhere)
+        # A region without an object encodes a dummy box, and has its own prediction as target.
+        anchored = torch.where(matched, queries, self._dummy_box)
         objects = F.pad(gt_boxes, (0, 0, 1, 0)).gather(1, (match + 1).unsqueeze(-1).expand(-1, -1, 4))
-        objects = torch.where(matched, objects, self._somewhere)
-        wanted = encode_boxes(objects.flatten(0, 1), places.flatten(0, 1), self._box_weights).view_as(deltas)
-        wanted = torch.where(matched, wanted, deltas.detach())
-        return F.smooth_l1_loss(deltas, wanted, reduction="none", beta=1.0).sum(dim=-1)
+        objects = torch.where(matched, objects, self._dummy_box)
+        expected = encode_boxes(objects.flatten(0, 1), anchored.flatten(0, 1), self._box_weights).view_as(deltas)
+        expected = torch.where(matched, expected, deltas.detach())
+        return F.smooth_l1_loss(deltas, expected, reduction="none", beta=1.0).sum(dim=-1)
 
 
 def _initialise(parameter: Tensor) -> None:
@@ -374,5 +374,5 @@ def _initialise(parameter: Tensor) -> None:
 
 
 def _real(boxes: Tensor) -> Tensor:
-    """Say which boxes `[..., 4]` are more than padding."""
+    """Return which boxes `[..., 4]` are not padding."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)

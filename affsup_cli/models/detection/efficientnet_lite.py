@@ -1,9 +1,8 @@
 """EfficientNet-Lite0 without its classifier.
 
-That is EfficientNet-B0 of Tan and Le, ICML 2019, without squeeze-and-excitation and with ReLU6. Written after
-TensorFlow's `efficientnet_lite_builder.py`, by whose weights it is used: each convolution pads as TensorFlow's "SAME"
-does, and names are those of the EfficientNet-Lite-PyTorch package without their leading underscores. Stochastic depth
-is left out.
+EfficientNet-B0 (Tan and Le, ICML 2019) without squeeze-and-excitation and with ReLU6, compatible with the weights of
+TensorFlow's `efficientnet_lite_builder.py`: convolutions pad like TensorFlow's "SAME", and names are those of the
+EfficientNet-Lite-PyTorch package without their leading underscores. Stochastic depth is left out.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class SameConv2d(nn.Conv2d):
             )
         )
         top, left = vertical // 2, horizontal // 2
-        # Even padding is the convolution's own, which needs no copy of the map.
+        # The convolution itself can pad symmetrically, without a copy of the map.
         if (vertical, horizontal) == (2 * top, 2 * left):
             return F.conv2d(x, self.weight, None, self.stride, (top, left), self.dilation, self.groups)
         x = F.pad(x, (left, horizontal - left, top, vertical - top))
@@ -61,7 +60,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Widen, filter each channel by itself, narrow; beside a shortcut where the shape stays."""
+    """Inverted residual: expansion, depthwise convolution, projection; with a shortcut where the shape is unchanged."""
 
     def __init__(self, channels_in: int, stage: Stage, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -82,10 +81,10 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Stem and 16 blocks: the names under which a file of weights holds them.
+    """Stem and 16 blocks, with the names that files of weights have.
 
     Args:
-        norm: makes the normalisation of a number of channels.
+        norm: creates the normalisation layer for a number of channels.
     """
 
     def __init__(self, norm: Callable[[int], nn.Module]) -> None:

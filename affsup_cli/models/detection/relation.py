@@ -1,7 +1,7 @@
-"""The relation module of Hu et al., Relation Networks for Object Detection, CVPR 2018, as its released code has it.
+"""The relation module of Hu et al., Relation Networks for Object Detection, CVPR 2018, as in its released code.
 
-That is multi-head attention among the proposals of an image whose logits are scaled dot products (eq. 9) plus the
-logarithm of a learned geometric weight (supplement F).
+Multi-head attention among the proposals of an image; the logits are scaled dot products (eq. 9) plus the logarithm of
+a learned geometric weight (supplement F).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ INITIAL_STD = 0.01
 
 @torch.no_grad()
 def geometry_embedding(boxes: Tensor, keys: Tensor, dim: int = 64, wavelength: float = 1000.0) -> Tensor:
-    """The embedding E_G of where each key box lies as each query box sees it, supplement F; eq. 5 of Relation Networks.
+    """The embedding E_G of each key box relative to each query box, supplement F; eq. 5 of Relation Networks.
 
-    Four logarithms of ratios, `|x_q - x_k| / w_q` and `|y_q - y_k| / h_q` of the centres (no less than 0.001),
-    `w_q / w_k` and `h_q / h_k`, times 100, each in `dim / 8` wavelengths from 2 pi to 2 pi `wavelength` (which itself
-    is not reached): first all its sines, then all its cosines. A box narrower than a pixel counts as a pixel wide.
-    No gradient flows into the boxes. Compute it once for all modules that look at the same boxes.
+    Four logarithms of ratios, `|x_q - x_k| / w_q` and `|y_q - y_k| / h_q` of the centres (at least 0.001),
+    `w_q / w_k` and `h_q / h_k`, times 100, each in `dim / 8` wavelengths from 2 pi up to, but not including,
+    2 pi `wavelength`: first all sines, then all cosines. Sides below one pixel count as one pixel. The boxes get no
+    gradient. Compute it once for all modules on the same boxes.
 
     Args:
         boxes: queries `[..., Q, 4]` as x1, y1, x2, y2 in pixels.
-        keys: `[..., N, 4]`, alike.
+        keys: `[..., N, 4]`, in the same format.
         dim: length of the embedding, a multiple of 8.
         wavelength: ratio of the longest wavelength to the shortest.
 
@@ -58,8 +58,8 @@ class RelationModule(nn.Module):
     concatenated. Values are mapped before they are averaged, not after as in the release: the same, as both are
     linear and weights sum to 1, for a sixteenth of the work. New layers start as N(0, 0.01) with bias 0.
 
-    Images share nothing but the parameters. Logits and softmax are float32 under autocast: W is ranked and
-    supervised, and bfloat16 would tie what differs. A head of two modules computes E_G once::
+    Images do not interact. Logits and softmax are float32 under autocast: W is ranked and supervised, and bfloat16
+    would create ties. A head of two modules computes E_G once::
 
         embedding = geometry_embedding(boxes, boxes[:, :keys])
         f = fc1(pooled)
@@ -92,24 +92,24 @@ class RelationModule(nn.Module):
         """Relate proposals to the keys, which are the first N of them.
 
         Args:
-            features: `[B, Q, d]`, Q >= N; those after the keys (annotated boxes, in training) only look.
-            embedding: E_G `[B, Q, N, geometry_dim]` from `geometry_embedding`; it says what N is.
-            present: bool `[B, N]`, false for keys that only pad an image's proposals to N: nobody looks at them.
+            features: `[B, Q, d]`, Q >= N; the last Q - N (annotated boxes, in training) are queries only.
+            embedding: E_G `[B, Q, N, geometry_dim]` from `geometry_embedding`; its third dimension is N.
+            present: bool `[B, N]`, false for padding among the keys, which gets no attention.
 
         Returns:
             The context `[B, Q, d]` to be added to `features` (0 in an image without keys), the scaled dot products
             of eq. 9 without geometry `[B, heads, Q, N]`, and the geometric logits `log max(ReLU(FC(E_G)), 1e-6)`
-            `[B, heads, Q, N]`. Those of absent keys have no meaning.
+            `[B, heads, Q, N]`. Those of absent keys are undefined.
         """
         keys = features[:, : embedding.shape[2]]
-        queries, looked_at, values = (
+        queries, projected_keys, values = (
             self._split(projected) for projected in (self.query(features), self.key(keys), self.value(keys))
         )
         with without_autocast(features):
-            dots = scaled_dot_affinity(at_least_float32("queries", queries), at_least_float32("keys", looked_at))
+            dots = scaled_dot_affinity(at_least_float32("queries", queries), at_least_float32("keys", projected_keys))
             weight = self.geometry(embedding).relu().clamp(min=LEAST_GEOMETRIC_WEIGHT)
             geometry = weight.log().permute(0, 3, 1, 2)
-            # The lowest number, not -inf: where no key is present a softmax of infinities is NaN, and so its gradient.
+            # The lowest number, not -inf: without any key, a softmax of infinities and its gradient would be NaN.
             lowest = torch.finfo(dots.dtype).min
             attention = (dots + geometry).masked_fill(~present[:, None, None], lowest).softmax(dim=-1)
         context = (attention.to(values.dtype) @ values).transpose(1, 2).flatten(2)
@@ -122,6 +122,6 @@ class RelationModule(nn.Module):
 
 
 def centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres and sizes `[..., 2]` (x, y) of boxes `[..., 4]`; one narrower than a pixel counts as a pixel wide."""
+    """Centres and sizes `[..., 2]` (x, y) of boxes `[..., 4]`; sides below one pixel count as one pixel."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return (low + high) / 2, (high - low).clamp(min=1)

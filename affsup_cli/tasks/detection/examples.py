@@ -1,4 +1,4 @@
-"""A few fixed images of a split with the attention of their objects, for pictures of relations (figures 1, 7 and 9)."""
+"""Example images of a split with the attention of their objects, for pictures of relations (figures 1, 7 and 9)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from data_prep.store import Objects, Scenes
 
 COUNT = 12
 PARTNERS = 5
-ALMOST_EVEN = 0.99  # of an even share: weights that are all the same may round below it
-MERGED_IOU = 0.5  # of partners that overlap more, the strongest alone is shown
+ALMOST_EVEN = 0.99  # times an even share, as equal weights may be rounded below it
+MERGED_IOU = 0.5  # of partners that overlap more, only the strongest is kept
 
 
 class Examples:
-    """Chooses images by a rule that looks at annotations alone, so that all runs on a data set show the same.
+    """Chooses images by their annotations alone, so that all runs on a data set have the same examples.
 
-    Of the images where two classes meet, those in which a class also has two objects come first; `COUNT` of them are
-    taken at even distances.
+    Of the images with two or more classes, those with two objects of a class come first; `COUNT` of them are taken at
+    even distances.
     """
 
     def __init__(self, scenes: Scenes) -> None:
@@ -29,7 +29,7 @@ class Examples:
         self._examples: dict[int, Example] = {}
 
     def add(self, index: int, boxes: Tensor, affinity: Tensor) -> None:
-        """Keep image `index` if it is one of those chosen.
+        """Add image `index` if it was chosen.
 
         Args:
             index: of the image in its split.
@@ -38,7 +38,7 @@ class Examples:
         """
         if index not in self._chosen or len(boxes) < 2:
             return
-        objects = self._scenes.objects(index).taking_part()
+        objects = self._scenes.objects(index).without_ignored()
         references = box_iou(torch.from_numpy(objects.boxes).to(boxes), boxes).argmax(dim=1)
         partners = np.full((len(references), PARTNERS, 4), np.nan, dtype=np.float32)
         weights = np.full((len(references), PARTNERS), np.nan, dtype=np.float32)
@@ -65,8 +65,8 @@ class Examples:
 def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple[Tensor, Tensor]:
     """Return the proposals `[P]` that proposal `reference` attends to most, and their weights `[P]`.
 
-    A weight is the share of the reference's own row of W under a softmax without itself; of boxes that overlap by more
-    than 0.5 the strongest stands for all, and those with less than an even share are left out.
+    A weight is an entry of the softmax of the reference's row of W without its diagonal. Of boxes that overlap by more
+    than 0.5 only the strongest is kept; weights below an even share, 1 / (N - 1), are left out.
 
     Args:
         boxes: of the proposals, `[N, 4]`.
@@ -82,7 +82,7 @@ def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple
 
 
 def _choose(scenes: Scenes) -> list[int]:
-    described = [(index, scenes.objects(index).taking_part()) for index in range(len(scenes))]
+    described = [(index, scenes.objects(index).without_ignored()) for index in range(len(scenes))]
     meeting = [(index, objects) for index, objects in described if len(set(objects.labels.tolist())) > 1]
     first = [index for index, objects in meeting if _repeats_a_class(objects)]
     chosen = _evenly(first, COUNT)

@@ -1,4 +1,4 @@
-"""What a detection network found in a split, kept image by image and written into the run folder."""
+"""Relationship proposals and detections of a split, as files in the run folder."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from torch import Tensor
 from affsup_cli.metrics.relationship import Floats, Indices
 from affsup_cli.runs.folder import atomic_file
 
-PAIRS_KEPT = 100  # of an image's relationship proposals; of 300 proposals there are 89,700 pairs
+PAIRS_KEPT = 100  # of an image's pairs; 300 proposals have 89,700
 
 
 class RelationshipProposals:
-    """The strongest pairs of every image: memory grows with the images, not with their pairs."""
+    """The strongest pairs of each image; memory is linear in the number of images."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
 
     def add(self, image_id: int, boxes: Tensor, ranked: Indices, weights: Floats) -> None:
-        """Keep the strongest pairs of boxes `[N, 4]`, of those that `top_pairs` has ranked."""
+        """Add the strongest pairs of boxes `[N, 4]`, as ranked by `top_pairs`."""
         ends = boxes.float().cpu().numpy()[ranked[:PAIRS_KEPT]]
         self._parts.append((image_id, ends[:, 0], ends[:, 1], weights[:PAIRS_KEPT]))
 
     def merge(self, other: RelationshipProposals) -> None:
-        """Keep the pairs of other images too."""
+        """Add the pairs of other images."""
         self._parts += other._parts
 
     def write(self, path: Path) -> None:
         """Write HDF5: `image_id` int64 [P], `subject` and `object` float32 [P, 4] in pixels, `weight` float32 [P].
 
-        Rows of an image stand together, the strongest first.
+        Rows are grouped by image, in descending order of weight.
         """
         with atomic_file(path) as temporary, h5py.File(temporary, "w") as h5:
             counts = [len(weight) for *_, weight in self._parts]

@@ -1,4 +1,4 @@
-"""The network of a detection recipe and the graph in it that ranks pairs: what training and predicting share."""
+"""The network of a detection recipe and the graph that ranks its pairs, for training and prediction."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe, R
 from affsup_cli.runtime.devices import autocast, memory_format
 from data_prep.sources.open import checksums
 
-ABSENT = -1e4  # an affinity that no softmax gives any weight, in place of those of proposals that only pad
+ABSENT = -1e4  # affinity of padded proposals: its softmax weight is 0
 
 
 class SceneNetwork(nn.Module):
-    """A detector, and for `relpn` what scores its pairs."""
+    """A detector, and for `relpn` the scorer of its pairs."""
 
     def __init__(self, detector: DetectorNetwork, pairs: PairScorer | None) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ def build_network(recipe: DetectionRecipe, classes: int, pretrained: bool = True
     """Build the recipe's network; new weights are drawn from torch's global generator.
 
     Args:
-        recipe: what to build.
-        classes: how many.
-        pretrained: load the backbone's weights; without, only a state dict of the whole makes it useful.
+        recipe: of the network.
+        classes: their number.
+        pretrained: load the backbone's weights; false if a state dict of the whole will be loaded.
 
     Raises:
         UsageError: the architecture is unknown or has no such weights.
@@ -49,14 +49,14 @@ def build_network(recipe: DetectionRecipe, classes: int, pretrained: bool = True
 
 
 def checksum_of(weights: str) -> str | None:
-    """Return the SHA-256 of a file of weights (`model.weights`); None where they are no file."""
+    """Return the SHA-256 of a file of weights; None if `weights` (`model.weights`) is not a file."""
     return checksums(Path(weights))[0].sha256 if Path(weights).is_file() else None
 
 
 def find_regions(
     model: SceneNetwork, batch: SceneBatch, recipe: DetectionRecipe, gt_boxes: Tensor | None = None
 ) -> tuple[Regions, dict[str, Tensor]]:
-    """Run the detector on a batch in the recipe's arithmetic and memory format; see `DetectorNetwork.forward`."""
+    """Run the detector on a batch in the recipe's precision and memory format; see `DetectorNetwork.forward`."""
     pixels = batch.images.to(torch.float32, memory_format=memory_format(recipe.run.channels_last))
     with autocast(pixels.device, recipe.train.precision):
         found: tuple[Regions, dict[str, Tensor]] = model.detector(pixels, batch.sizes, gt_boxes)
@@ -64,11 +64,11 @@ def find_regions(
 
 
 def attention_graph(regions: Regions, affinity: RelationAffinity, heads: str) -> Tensor:
-    """Return W of the supervised relation module (eq. 9), row = reference; absent proposals have no weight in it.
+    """Return W of the supervised relation module (eq. 9), row = reference; padded proposals have no weight.
 
     Args:
         regions: of a relation network.
-        affinity: which module, and whether its geometric term is added.
+        affinity: selects the module, and whether its geometric term is added.
         heads: "mean" for `[B, 1, N, N]`, "each" for `[B, heads, N, N]`.
     """
     graph = regions.graphs[affinity.module - 1]
@@ -80,13 +80,13 @@ def attention_graph(regions: Regions, affinity: RelationAffinity, heads: str) ->
 
 
 def pair_scores(regions: Regions, scorer: PairScorer) -> Tensor:
-    """Return the scores of pairs `[B, N, N]`, row = subject; those of absent proposals are the lowest."""
+    """Return the scores of pairs `[B, N, N]`, row = subject; those of padding are the lowest."""
     scores: Tensor = scorer(regions.features[:, : regions.boxes.shape[1]].float(), regions.boxes)
     return scores.masked_fill(~regions.pairs, ABSENT)
 
 
 def ranking_graph(recipe: DetectionRecipe, model: SceneNetwork, regions: Regions) -> Tensor | None:
-    """Return what ranks pairs of proposals `[B, N, N]`: W's mean over heads, or scores; None where there is neither."""
+    """Return the weights that rank pairs `[B, N, N]`: W's mean over heads, or scores; None if there are neither."""
     if model.pairs is not None:
         return pair_scores(regions, model.pairs)
     if isinstance(recipe, RelnetRecipe):

@@ -1,4 +1,4 @@
-"""What a trained detector says of anyone's own pictures."""
+"""Objects and their relations in pictures, from a trained detector."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from affsup_cli.data.picture import Picture
-from affsup_cli.data.scenes import SceneBatches
+from affsup_cli.data.scenes import SceneBatches, SinglePicture
 from affsup_cli.models.detection.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe
 from affsup_cli.runs.checkpoint import fitting
@@ -24,14 +23,14 @@ from data_prep.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Relation:
+class Partners:
     """The strongest partners of a reference object.
 
     Attributes:
-        reference: which detection it is.
-        boxes: float32 `[P, 4]` of the proposals it attends to most, in pixels.
-        weights: float32 `[P]`, the share of the reference's attention, in 0..1.
-        labels: int64 `[P]`, the likeliest class of each, background left out.
+        reference: index of the detection.
+        boxes: float32 `[P, 4]` of the proposals with the largest weights, in pixels.
+        weights: float32 `[P]`, shares of the reference's attention, in 0..1.
+        labels: int64 `[P]`, the most probable class of each without the background.
     """
 
     reference: int
@@ -42,7 +41,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in a picture, the most confident first.
+    """The detections of a picture, by descending score.
 
     Attributes:
         path: the picture's file.
@@ -50,7 +49,7 @@ class Prediction:
         boxes: float32 `[D, 4]` as x1, y1, x2, y2 in pixels.
         labels: int64 `[D]`.
         scores: float32 `[D]`, 0..1.
-        relation: of the chosen reference; None where nothing is found, or the network has no graph.
+        partners: of the chosen reference; None without detections, or if the network has no graph.
     """
 
     path: Path
@@ -58,18 +57,18 @@ class Prediction:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
-    relation: Relation | None
+    partners: Partners | None
 
 
 class Predictor:
-    """A trained model, ready for pictures; its data set need not be there.
+    """A trained detector for pictures; needs no prepared data set.
 
     Args:
         trained: a detector.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: the model is no detector, or the device is not there.
+        UsageError: the model is no detector, or the device does not exist.
         AffsupError: the weights cannot be read.
     """
 
@@ -106,24 +105,26 @@ class Predictor:
     @torch.no_grad()
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
         data = self._recipe.data
-        (batch,) = SceneBatches(Picture(image), data.short_side, data.long_side, self._device).in_order(1)
+        (batch,) = SceneBatches(SinglePicture(image), data.short_side, data.long_side, self._device).sequential(1)
         regions, _ = find_regions(self._model, batch, self._recipe)
         scale = batch.scales[0].repeat(2)
         ((refined, probabilities),) = self._model.detector.detections(regions, batch.sizes)
         chosen, labels, scores = soft_nms(refined, probabilities, keep=self._recipe.test.detections, least=least)
         graph = ranking_graph(self._recipe, self._model, regions)
-        relation = None
-        wanted = labels == self.classes.index(reference) if reference is not None else torch.ones_like(labels).bool()
-        if graph is not None and wanted.any():
-            place = int(wanted.nonzero()[0])
+        partners = None
+        candidates = (
+            labels == self.classes.index(reference) if reference is not None else torch.ones_like(labels).bool()
+        )
+        if graph is not None and candidates.any():
+            index = int(candidates.nonzero()[0])
             count = int(regions.present[0].sum())
             proposals = regions.boxes[0, :count]
-            partners, weights = strongest_partners(proposals, graph[0, :count, :count], int(chosen[place]))
-            relation = Relation(
-                place,
-                (proposals[partners] / scale).cpu().numpy(),
+            strongest, weights = strongest_partners(proposals, graph[0, :count, :count], int(chosen[index]))
+            partners = Partners(
+                index,
+                (proposals[strongest] / scale).cpu().numpy(),
                 weights.cpu().numpy(),
-                probabilities[partners].argmax(dim=1).cpu().numpy(),
+                probabilities[strongest].argmax(dim=1).cpu().numpy(),
             )
         return Prediction(
             path,
@@ -131,5 +132,5 @@ class Predictor:
             (refined[chosen] / scale).cpu().numpy(),
             labels.cpu().numpy(),
             scores.cpu().numpy(),
-            relation,
+            partners,
         )

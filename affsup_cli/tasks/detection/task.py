@@ -60,7 +60,7 @@ class DetectionTask:
         self._manifest = manifest
         self._train = read_scenes(self._folder, manifest, "train")
         self._affinity = recipe.affinity if isinstance(recipe, RelnetRecipe) else None
-        self._refuse_what_does_not_fit()
+        self._check_recipe()
         configure_cuda(recipe.train.precision)
         torch.manual_seed(recipe.seed)
         model = build_network(recipe, len(manifest.classes), pretrained)
@@ -78,20 +78,20 @@ class DetectionTask:
         )
         self._samplers = self._counted_samplers()
         self.steps = self._epochs.steps
-        self.data = manifest.for_a_run()
+        self.data = manifest.run_record()
         self.begun_from = {"weights": checksum_of(recipe.model.weights) if pretrained else None}
         affinity = self._affinity
         self._loss = None
         if affinity is not None and affinity.loss != "none":
             self._loss = AffinityLoss(affinity.loss, affinity.gamma, affinity.softmax)
-        self._found: dict[str, tuple[DetectionPrecision, RelationshipProposals, list[Example]]] = {}
+        self._findings: dict[str, tuple[DetectionPrecision, RelationshipProposals, list[Example]]] = {}
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw the epoch's order."""
         self._epochs.begin(epoch)
 
     def losses(self, step: int) -> Losses:
-        """Run one batch; metrics: the share of images with an empty target, and M over those with one."""
+        """Compute the losses of one batch; metrics: share of images with an empty target, and M over the others."""
         batch = self._epochs.batch(step)
         regions, main = self._regions(batch, batch.boxes)
         main |= self.model.detector.detection_losses(regions, batch.boxes, batch.labels)
@@ -114,7 +114,7 @@ class DetectionTask:
             wanted = relationship_target(match_proposals(regions.boxes, batch.boxes), batch.relations)
             main["pair_loss"] = self.model.pairs.loss(pair_scores(regions, self.model.pairs), wanted, regions.pairs)
         for name, sampler in self._samplers.items():
-            counts[name] = sampler.taken
+            counts[name] = sampler.count
         whole = self._epochs.size(step)
         return Losses(
             size=self._shard.size(whole),
@@ -129,13 +129,13 @@ class DetectionTask:
         )
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """Return detection precision; of networks with a graph of relations its recall at every K, and M."""
+        """Return detection precision; for networks with a graph of relations also its recall at every K, and M."""
         scenes = read_scenes(self._folder, self._manifest, split)
-        found = self._find(scenes)
-        everyones = collectives.gather_object(found)
-        return collectives.broadcast_from_rank0(lambda: self._measured(split, everyones))
+        findings = self._evaluate_shard(scenes)
+        all_findings = collectives.gather_object(findings)
+        return collectives.broadcast_from_rank0(lambda: self._measured(split, all_findings))
 
-    def _find(self, scenes: Scenes) -> _Found:
+    def _evaluate_shard(self, scenes: Scenes) -> _Findings:
         """Evaluate this process's shard of a split."""
         detections: list[tuple[Any, ...]] = []
         masses: list[tuple[Tensor, Tensor]] = []
@@ -144,11 +144,11 @@ class DetectionTask:
         attention = AttentionShares()
         examples = Examples(scenes)
 
-        def count(seen: tuple[tuple[int, ...], HostCopy]) -> None:
-            indices, on_host = seen
+        def count(outputs: tuple[tuple[int, ...], HostCopy]) -> None:
+            indices, on_host = outputs
             values = on_host.read()
             if "mass" in values:
-                masses.append((values["mass"].clone(), values["supervised"].clone()))  # not of the pinned memory
+                masses.append((values["mass"].clone(), values["supervised"].clone()))  # a copy outside of pinned memory
             for place, index in enumerate(indices):
                 scale, present = values["scales"][place].repeat(2), int(values["present"][place].sum())
                 objects, image_id = scenes.objects(index), int(scenes.ids[index])
@@ -163,47 +163,47 @@ class DetectionTask:
                     ranked, weights = top_pairs(of_image, max(PAIRS_KEPT, *recall.ks))
                     recall.update_ranked(where, ranked, gt_boxes, gt_pairs)
                     proposals.add(image_id, where, ranked, weights)
-                    counted = objects.taking_part()
+                    counted = objects.without_ignored()
                     attention.update(where, of_image, torch.from_numpy(counted.boxes), torch.from_numpy(counted.labels))
                     examples.add(index, where, of_image)
 
-        # On a CPU the two would only take turns: with a thread an evaluation took a fifth longer.
+        # On a CPU a thread would only compete for cores: an evaluation took a fifth longer.
         in_turn = map_in_background if self._device.type == "cuda" else map
-        deque(in_turn(count, self._seen(scenes)), maxlen=0)
-        return _Found(detections, masses, recall, proposals, attention, examples.finished())
+        deque(in_turn(count, self._outputs(scenes)), maxlen=0)
+        return _Findings(detections, masses, recall, proposals, attention, examples.finished())
 
-    def _measured(self, split: str, everyones: Sequence[_Found]) -> dict[str, float]:
-        """Put together what the processes found, which is in the order of the images, and measure it."""
+    def _measured(self, split: str, all_findings: Sequence[_Findings]) -> dict[str, float]:
+        """Merge the findings of the processes, in the order of the images, and compute the metrics."""
         precision, averages = DetectionPrecision(self._manifest.classes, self._recipe.test.evaluator), Averages()
         recall, proposals = RelationshipRecall(self._recipe.test.recall_at), RelationshipProposals()
         attention = AttentionShares()
         examples: list[Example] = []
-        for found in everyones:
-            for image in found.detections:
+        for findings in all_findings:
+            for image in findings.detections:
                 precision.update(*image)
-            for mass, supervised in found.masses:
+            for mass, supervised in findings.masses:
                 averages.add({"mass": mass}, supervised)
-            recall.merge(found.recall)
-            proposals.merge(found.proposals)
-            attention.merge(found.attention)
-            examples += found.examples
-        self._found = {split: (precision, proposals, examples)}
+            recall.merge(findings.recall)
+            proposals.merge(findings.proposals)
+            attention.merge(findings.attention)
+            examples += findings.examples
+        self._findings = {split: (precision, proposals, examples)}
         measured = precision.compute() | averages.read()
         if self._has_graph:
             computed = recall.compute()
             measured |= {f"recall@{k}": value for k, value in computed["micro"].items()}
             measured |= {f"recall_macro@{k}": value for k, value in computed["macro"].items()}
             measured |= attention.compute()
-        # Without an object, or without a pair, in the whole split there is nothing to be right or wrong about.
+        # NaN: the split has no object, or no pair.
         return {name: value for name, value in measured.items() if not math.isnan(value)}
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Choose by mAP: for sets of scenes that have a validation split, of which there are none yet."""
+        """Return mAP, by which the best epoch is chosen on sets with a validation split (none yet)."""
         return metrics["map_all"]
 
     def export(self, folder: Path, split: str) -> None:
-        """Write detections (COCO's format), the strongest relationship proposals, and pictures to look at."""
-        precision, proposals, examples = self._found[split]
+        """Write detections (COCO's format), the strongest relationship proposals, and example images."""
+        precision, proposals, examples = self._findings[split]
         run = RunFolder(folder)
         write_detections(run.detections(split), precision.coco_results(self._manifest.category_ids))
         if self._has_graph:
@@ -220,44 +220,44 @@ class DetectionTask:
         return SceneBatches(scenes, data.short_side, data.long_side, self._device, cache_bytes)
 
     @torch.no_grad()
-    def _seen(self, scenes: Scenes) -> Iterator[tuple[tuple[int, ...], HostCopy]]:
-        """Yield which images are in each batch of this process's shard, and what is detected in them."""
+    def _outputs(self, scenes: Scenes) -> Iterator[tuple[tuple[int, ...], HostCopy]]:
+        """Yield the indices of the images of each batch of this process's shard, and the network's outputs."""
         self.model.eval()
-        for batch in self._batches(scenes).in_order(self._recipe.train.batch_size, self._shard):
+        for batch in self._batches(scenes).sequential(self._recipe.train.batch_size, self._shard):
             regions, _ = self._regions(batch)
-            seen = {"scales": batch.scales, "boxes": regions.boxes, "present": regions.present}
-            seen["refined"], seen["probabilities"] = self.model.detector.refined(regions, batch.sizes)
+            outputs = {"scales": batch.scales, "boxes": regions.boxes, "present": regions.present}
+            outputs["refined"], outputs["probabilities"] = self.model.detector.refined(regions, batch.sizes)
             graph = ranking_graph(self._recipe, self.model, regions)
             if graph is not None:
-                seen["graph"] = graph
+                outputs["graph"] = graph
                 if self._affinity is not None:
                     target = self._target(regions, batch, self._affinity)
-                    seen["mass"], seen["supervised"] = _mass(graph, target)
-            yield batch.index, HostCopy(seen)
+                    outputs["mass"], outputs["supervised"] = _mass(graph, target)
+            yield batch.index, HostCopy(outputs)
 
     def _regions(self, batch: SceneBatch, gt_boxes: Tensor | None = None) -> tuple[Regions, dict[str, Tensor]]:
         return find_regions(self.model, batch, self._recipe, gt_boxes)
 
     def _target(self, regions: Regions, batch: SceneBatch, affinity: RelationAffinity) -> Tensor:
-        """T of each image's proposals, bool `[B, N, N]`."""
+        """Return T of each image's proposals, bool `[B, N, N]`."""
         first, second = (
             self._manifest.classes.index(name) if name else None for name in (affinity.first, affinity.second)
         )
         truth = GroundTruth(batch.boxes, batch.labels, batch.relations, first, second)
         return proposal_target(affinity.target, regions.boxes, truth)
 
-    def _counted_samplers(self) -> dict[str, _Counted]:
-        """Have what the proposals' and the pairs' losses are means over counted: of several processes it differs."""
+    def _counted_samplers(self) -> dict[str, _CountingSampler]:
+        """Wrap the samplers so that losses of several processes can be weighted by their number of samples."""
         if collectives.world_size() == 1:
             return {}
         proposals, pairs = self.model.detector.proposals, self.model.pairs
-        proposals.fg_bg_sampler = of_anchors = _Counted(proposals.fg_bg_sampler)
+        proposals.fg_bg_sampler = of_anchors = _CountingSampler(proposals.fg_bg_sampler)
         samplers = {"objectness_loss": of_anchors, "proposal_loss": of_anchors}
         if pairs is not None:
-            pairs.sampler = samplers["pair_loss"] = _Counted(pairs.sampler)
+            pairs.sampler = samplers["pair_loss"] = _CountingSampler(pairs.sampler)
         return samplers
 
-    def _refuse_what_does_not_fit(self) -> None:
+    def _check_recipe(self) -> None:
         needs_annotated = isinstance(self._recipe, RelpnRecipe) or (
             self._affinity is not None and self._affinity.target == "relationship"
         )
@@ -275,16 +275,16 @@ class DetectionTask:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was found in a part of a split.
+class _Findings:
+    """The findings in a part of a split.
 
     Attributes:
-        detections: what `DetectionPrecision.update` takes, of each image.
-        masses: M of each batch, and how many images it is the mean of.
+        detections: the arguments of `DetectionPrecision.update`, of each image.
+        masses: M of each batch, and the number of images that it is the mean of.
         recall: over these images.
         proposals: their strongest pairs.
-        attention: the shares of their objects' attention.
-        examples: those of them that are kept.
+        attention: the shares of attention of their objects.
+        examples: those among these images.
     """
 
     detections: list[tuple[Any, ...]]
@@ -295,15 +295,15 @@ class _Found:
     examples: list[Example]
 
 
-class _Counted:
-    """A sampler of positives and negatives that remembers how many it has `taken` last."""
+class _CountingSampler:
+    """A sampler of positives and negatives with the number of its last samples, `count`."""
 
     def __init__(self, sampler: Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]]) -> None:
         self._sampler = sampler
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         positive, negative = self._sampler(labels)
-        self.taken = torch.stack([mask.sum() for mask in (*positive, *negative)]).sum()
+        self.count = torch.stack([mask.sum() for mask in (*positive, *negative)]).sum()
         return positive, negative
 
 

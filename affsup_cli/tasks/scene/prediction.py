@@ -1,4 +1,4 @@
-"""What scene a trained network takes anyone's own pictures for."""
+"""Scene categories of pictures, from a trained scene classifier."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from affsup_cli.data.picture import Picture
-from affsup_cli.data.scenes import SceneBatches
+from affsup_cli.data.scenes import SceneBatches, SinglePicture
 from affsup_cli.recipe import SceneRecipe
 from affsup_cli.runs.checkpoint import fitting
 from affsup_cli.runs.export import Trained
@@ -19,7 +18,7 @@ from data_prep.errors import AffsupError
 
 
 class ScenePredictor:
-    """A trained scene classifier, ready for pictures; its data set need not be there.
+    """A trained scene classifier for pictures; needs no prepared data set.
 
     Args:
         trained: the run.
@@ -27,7 +26,7 @@ class ScenePredictor:
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device does not exist.
         AffsupError: the weights cannot be read.
     """
 
@@ -51,9 +50,9 @@ class ScenePredictor:
             AffsupError: the file is not a picture.
         """
         data = self._recipe.data
-        pictures = SceneBatches(Picture(open_picture(path)), data.short_side, data.long_side, self._device)
-        (batch,) = pictures.in_order(1)
+        pictures = SceneBatches(SinglePicture(open_picture(path)), data.short_side, data.long_side, self._device)
+        (batch,) = pictures.sequential(1)
         described = describe(self._model, batch, self._recipe)
         probabilities = self._model(described[None]).softmax(dim=1)[0]
         order = probabilities.argsort(descending=True).tolist()
-        return {self._categories[place]: probabilities[place].item() for place in order}
+        return {self._categories[index]: probabilities[index].item() for index in order}

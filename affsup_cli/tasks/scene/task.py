@@ -1,4 +1,4 @@
-"""Scene categories from a relation network that stays as it is (sections 4.3 and 6.6, table 2)."""
+"""Scene categories from a frozen relation network (sections 4.3 and 6.6, table 2)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from data_prep.store import read_scene_manifest, read_scenes
 class SceneTask:
     """A branch on a frozen relation network; L = cross entropy of the scene's category.
 
-    What part A says of an image never changes, so each image and its mirror image pass it once, in the first epoch of
-    the first run, one at a time: the result does not depend on the order. Later epochs train on these descriptions, and
-    so do later runs on the same part A. Each of several processes describes what is in its own shares.
+    Part A's features of an image never change, so each image and its mirror image pass it once, in the first epoch of
+    the first run, one at a time: the result does not depend on the order. Later epochs and later runs on the same part
+    A use the cached features. Each of several processes computes the features of its own shard.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SceneTask:
         configure_cuda(recipe.train.precision)
         self.model, self.begun_from = build_scene_classifier(recipe, len(self._manifest.categories), fresh, network)
         self.model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
-        self.data = self._manifest.for_a_run()
+        self.data = self._manifest.run_record()
         images = Images(self._manifest.digest, "train", len(self._train), recipe.data.mirror)
         self._entries = images.entries()
         self._categories = torch.from_numpy(self._train.categories).to(self._device)
@@ -64,7 +64,7 @@ class SceneTask:
         self._plan = [batch[self._shard.slice_or_dummy(len(batch))] for batch in batches]
 
     def losses(self, step: int) -> Losses:
-        """Run one batch; metrics: accuracy."""
+        """Compute the losses of one batch; metrics: accuracy."""
         batch, whole = self._plan[step], self._sizes[step]
         logits = self.model(self._descriptions.of(batch, list(chain.from_iterable(self._plan[step:]))))
         wanted = self._categories[[index for index, _ in batch]]
@@ -83,16 +83,16 @@ class SceneTask:
         """Return accuracy, and its mean over the categories, of images as they are."""
         self.model.eval()
         scenes = read_scenes(self._folder, self._manifest, split)
-        here = self._shard.slice_of(len(scenes))
+        shard = self._shard.slice_of(len(scenes))
         images = Images(self._manifest.digest, split, len(scenes), mirror=False)
-        entries = images.entries()[here]
+        entries = images.entries()[shard]
         descriptions = self._descriptions if split == "train" else self._describing(images)
         size = self._recipe.train.batch_size
-        found_here = [
+        predicted = [
             self.model(descriptions.of(entries[start : start + size], entries[start:])).argmax(1).tolist()
             for start in range(0, len(entries), size)
         ]
-        found = torch.tensor([*chain.from_iterable(chain.from_iterable(collectives.all_gather_object(found_here)))])
+        found = torch.tensor([*chain.from_iterable(chain.from_iterable(collectives.all_gather_object(predicted)))])
         wanted = torch.from_numpy(scenes.categories)
         right = (found == wanted).double()
         of_each = torch.bincount(wanted, right), torch.bincount(wanted)
@@ -103,11 +103,11 @@ class SceneTask:
         }
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Choose by accuracy: for sets of scenes that have a validation split, of which there are none yet."""
+        """Return the accuracy, by which the best epoch is chosen on sets with a validation split (none yet)."""
         return metrics["accuracy"]
 
     def export(self, folder: Path, split: str) -> None:
-        """Reports need no more than the numbers."""
+        """Write nothing: reports need the metrics alone."""
 
     def _describing(self, images: Images) -> Descriptions:
         data = self._recipe.data
@@ -119,13 +119,13 @@ class SceneTask:
 def build_scene_classifier(
     recipe: SceneRecipe, categories: int, fresh: bool = True, network: Trained | None = None
 ) -> tuple[SceneClassifier, dict[str, Any]]:
-    """Build the network on the CPU and say what it was begun from (see `Task.begun_from`).
+    """Build the network on the CPU, and return its initial weights' sources (see `Task.begun_from`).
 
     Args:
-        recipe: what to build.
-        categories: how many.
-        fresh: put in part A's weights; without, only a state dict of the whole makes it useful.
-        network: the finished run that they come from, where the recipe has a `prerequisite`.
+        recipe: of the network.
+        categories: their number.
+        fresh: load part A's weights; false if a state dict of the whole will be loaded.
+        network: the finished run with part A's weights, where the recipe has a `prerequisite`.
 
     Raises:
         UsageError: that run is missing, or is of another recipe.
@@ -149,7 +149,7 @@ def build_scene_classifier(
         begun_from["network"] = {"run": network.name, "digest": network.digest, "data": ran_on["data"]}
     elif fresh:
         begun_from["weights"] = checksum_of(recipe.network.model.weights)
-    torch.manual_seed(recipe.seed)  # the branch begins alike whatever part A drew
+    torch.manual_seed(recipe.seed)  # the branch's initial weights must not depend on part A
     return SceneClassifier(part_a.detector, recipe.model, categories), begun_from
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_prep.decode.pictures import PictureError, check_picture, open_picture, pixels
+from data_prep.decode.pictures import PictureError, check_picture, open_picture, pixels, upright_size
 from data_prep.errors import AffsupError
 from tests.data_prep.scene_sources import ORIENTATION, picture
 
@@ -134,3 +135,28 @@ def test_a_picture_that_cannot_be_opened_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_bytes(b"text")
     with pytest.raises(AffsupError, match=r"text\.jpg cannot be read as a picture"):
         open_picture(tmp_path / "text.jpg")
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """A PNG file of one bit a pixel that claims a size: its header is checked before its pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("size", [(13_000, 13_000), (8001, 8000), (64_000_001, 1), (200_000, 10_000)])
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "large.png").write_bytes(png(*size))
+    with pytest.raises(AffsupError, match=r"large\.png .*(at most 64 megapixels: scale it down|exceeds limit)"):
+        open_picture(tmp_path / "large.png")
+    for check in (check_picture, pixels):
+        with pytest.raises(PictureError, match=r"megapixels|exceeds limit"):
+            check(png(*size), size)
+    with pytest.raises(PictureError, match=r"megapixels|exceeds limit"):
+        upright_size(png(*size))
+
+
+def test_a_picture_of_64_megapixels_is_opened() -> None:
+    assert upright_size(png(8000, 8000, bytes(8000 * 1001))) == (8000, 8000)

@@ -4,6 +4,7 @@ import gzip
 import io
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -105,8 +106,82 @@ def test_a_bomb_in_a_tar_header_is_refused(cifar10_origin: Origin, tmp_path: Pat
         info = tarfile.TarInfo(f"{ROOT}/test_batch")
         info.pax_headers = {"comment": "x" * 8_000_000}
         archive.addfile(info)
-    with pytest.raises(SourceError, match="unpacks to more than 2,000,000 bytes"):
+    with pytest.raises(SourceError, match="larger headers than any official archive"):
         read_all(tmp_path / "a.tar.gz", cifar10_origin)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+@pytest.mark.parametrize("member", ["test_batch", "extra"])
+def test_a_member_that_claims_an_enormous_size_is_refused(
+    cifar10_origin: Origin, tmp_path: Path, mode: str, member: str
+) -> None:
+    with tarfile.open(tmp_path / "a", mode, format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo(f"{ROOT}/{member}")
+        info.pax_headers = {"size": str(10**20)}
+        archive.addfile(info)
+    with pytest.raises(SourceError, match="would unpack to more than 2,000,000 bytes"):
+        read_all(tmp_path / "a", cifar10_origin)
+    if mode == "w":
+        with pytest.raises(SourceError, match=r"truncated or damaged archive \('.*' is incomplete"):
+            tar_index(tmp_path / "a")
+
+
+def header_of_size(size: int, kind: bytes) -> bytes:
+    """The 512 bytes of a tar member that claims a size in GNU's binary form."""
+    info = tarfile.TarInfo("a")
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("size", [300_000_000, 10**20])
+def test_a_large_header_is_refused_before_it_is_read(
+    cifar10_origin: Origin, tmp_path: Path, kind: bytes, size: int
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(header_of_size(size, kind))
+    with path.open("r+b") as file:
+        file.truncate(300_000_000)  # a hole: the rest needs no disk
+    tracemalloc.start()
+    try:
+        for read in (tar_index, lambda path: read_all(path, cifar10_origin)):
+            with pytest.raises(SourceError, match=r"larger headers than any official archive|truncated or damaged"):
+                read(path)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_required_member_is_not_larger_than_it_can_be(
+    official: OfficialFiles, cifar10_origin: Origin, tmp_path: Path
+) -> None:
+    path = official.zip(tmp_path / "a.zip", ROOT, official.cifar10() | {"batches.meta": bytes(1_500_000)})
+    with pytest.raises(SourceError, match=r"batches\.meta' has 1,500,000 bytes, expected at most 1,000,000; refused"):
+        read_all(path, replace(cifar10_origin, max_bytes=20_000_000, max_member_bytes=1_000_000))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_with_another_compression_is_refused(
+    official: OfficialFiles, cifar10_origin: Origin, tmp_path: Path, method: int
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        for name, content in official.cifar10().items():
+            archive.writestr(f"{ROOT}/{name}", content)
+    with pytest.raises(SourceError, match=f"has compression method {method}, in the official archive it is 8"):
+        read_all(tmp_path / "a.zip", cifar10_origin)
+
+
+def test_a_message_repeats_200_characters_of_a_name(cifar10_origin: Origin, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a", "w") as archive:
+        add(archive, "/" + "x" * 60_000)
+    for read in (tar_index, lambda path: read_all(path, cifar10_origin)):
+        with pytest.raises(SourceError, match=r"x'\.\.\. has a path outside") as caught:
+            read(tmp_path / "a")
+        assert str(caught.value).count("x") < 210
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

@@ -109,7 +109,7 @@ def test_every_truncation_is_refused(pickled: bytes) -> None:
         ({1: 2}, "a dictionary key is a int"),
         ({(1, 2): 2}, "a dictionary key is a tuple"),
         ({"data": DATA.astype(np.float32)}, "array of type 'f4', expected uint8"),
-        ({"data": np.dtype("u1")}, r"'numpy\.dtype' where an array should be"),
+        ({"data": np.dtype("u1")}, r"'numpy\.dtype' instead of an array"),
     ],
 )
 def test_what_no_batch_holds_is_refused(value: object, what: str) -> None:
@@ -168,7 +168,7 @@ COLLISION = b"\x8a\x08" + struct.pack("<q", 2**61 - 1)
         (b"\x80\x02}" + COLLISION + b"Ns.", "integer above"),
         (b"\x80\x02cnumpy\nndarray\n}X\x04\x00\x00\x00nameNsb.", "state for numpy.ndarray"),
         (b"\x80\x02cnumpy\ndtype\nN}X\x04\x00\x00\x00nameNs\x86b.", "state for numpy.dtype"),
-        (b"\x80\x02}U\x04datacnumpy\ndtype\n" + SHARED_LIST + b"\x85Rs.", "dtype' where an array should be"),
+        (b"\x80\x02}U\x04datacnumpy\ndtype\n" + SHARED_LIST + b"\x85Rs.", "dtype' instead of an array"),
         (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00x" + SHARED_LIST + b"\x86R.", "encoded as a list"),
     ],
 )

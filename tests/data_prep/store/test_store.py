@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+import data_prep.store.images as images_module
 from data_prep.build import build
 from data_prep.errors import AffsupError, UsageError
 from data_prep.raw import DataSet
@@ -21,6 +24,7 @@ from data_prep.store import (
     write_images,
     write_manifest,
 )
+from tests.data_prep.conftest import OfficialFiles
 
 
 def new_splits(block: int, labels: tuple[int, ...] = (0, 1, 2, 0, 1)) -> dict:
@@ -161,7 +165,7 @@ def test_a_file_of_another_shape_is_not_the_prepared_format(prepared: Path) -> N
     with h5py.File(prepared / "images.h5", "r+") as h5:
         del h5["train/labels"]
         h5["train/labels"] = np.zeros(3)
-    with pytest.raises(AffsupError, match="not in the prepared format"):
+    with pytest.raises(AffsupError, match=r"'train/labels' is float64 \[3\], expected integers"):
         read(prepared)
 
 
@@ -216,8 +220,8 @@ def test_verify_sees_a_truncated_file(prepared: Path) -> None:
         ("train/labels", 0, 10, "labels outside 0..9"),
         ("train/labels", 0, -1, "labels outside 0..9"),
         ("val/labels", slice(None), 0, "split val has other class counts"),
-        ("test/images", 0, 0, "content"),
-        ("test/source_index", 0, 19, "content"),
+        ("test/images", 0, 0, "images 0 to 19 of split test are damaged: run `affsup prepare cifar10"),
+        ("test/source_index", 0, 19, "the labels of split test are damaged"),
     ],
 )
 def test_verify_sees_content_that_the_manifest_does_not_describe(
@@ -232,5 +236,108 @@ def test_verify_sees_content_that_the_manifest_does_not_describe(
 
 def test_verify_sees_a_wrong_image_shape(prepared: Path) -> None:
     change_manifest(prepared, image_shape=[3, 16, 64])
-    with pytest.raises(AffsupError, match=r"has images \[90, 32, 32, 3\], its manifest says \[90, 16, 64, 3\]"):
+    with pytest.raises(AffsupError, match=r"'train/images' has shape \[90, 32, 32, 3\], expected \[90, 16, 64, 3\]"):
         verify(prepared)
+
+
+def without_checksums(folder: Path) -> None:
+    """Make the manifest one of an older data set, with the bytes of images.h5."""
+    change_manifest(folder, checksums=None)
+    record_images(folder)
+
+
+def test_data_sets_without_checksums_are_read_and_verified_by_their_digest(prepared: Path) -> None:
+    expected = read(prepared).images
+    without_checksums(prepared)
+    np.testing.assert_array_equal(read(prepared).images, expected)
+    assert verify(prepared).checksums is None
+    with h5py.File(prepared / "images.h5", "r+") as h5:
+        h5["test/images"][0] = 0
+    record_images(prepared)
+    with pytest.raises(AffsupError, match="content"):
+        verify(prepared)
+
+
+def test_a_flipped_bit_of_any_block_is_found_when_the_split_is_read(
+    tmp_path: Path, cifar10: DataSet, cifar10_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "BLOCK", 40)
+    folder = build(cifar10, sources=[cifar10_archive], data_dir=tmp_path / "data").folder
+    assert len(read_manifest(folder).checksums["train"].images) == 3  # 90 images
+    for index, blocks in ((0, "0 to 39"), (39, "0 to 39"), (40, "40 to 79"), (89, "80 to 89")):
+        with h5py.File(folder / "images.h5", "r+") as h5:
+            h5["train/images"][index, 3, 5, 1] ^= 4
+        with pytest.raises(AffsupError, match=f"images {blocks} of split train are damaged"):
+            read(folder)
+        read(folder, "val")
+        with h5py.File(folder / "images.h5", "r+") as h5:
+            h5["train/images"][index, 3, 5, 1] ^= 4
+    read(folder)
+
+
+def virtual_layout(source: Path) -> h5py.VirtualLayout:
+    layout = h5py.VirtualLayout((90,), "i8")
+    layout[:] = h5py.VirtualSource(source, "labels", shape=(90,))
+    return layout
+
+
+def external(group: h5py.Group, folder: Path) -> None:
+    group.create_dataset("labels", (90,), "i8", external=[(folder / "private", 0, 720)])
+
+
+def external_link(group: h5py.Group, folder: Path) -> None:
+    group["labels"] = h5py.ExternalLink(str(folder / "other.h5"), "labels")
+
+
+def soft_link(group: h5py.Group, folder: Path) -> None:
+    group["labels"] = h5py.SoftLink("/val/labels")
+
+
+def virtual(group: h5py.Group, folder: Path) -> None:
+    group.create_virtual_dataset("labels", virtual_layout(folder / "other.h5"))
+
+
+def a_group(group: h5py.Group, folder: Path) -> None:
+    group.create_group("labels")
+
+
+def enormous(group: h5py.Group, folder: Path) -> None:
+    group.create_dataset("labels", (2**40,), "i8", chunks=(1000,))
+
+
+def text(group: h5py.Group, folder: Path) -> None:
+    group.create_dataset("labels", (90,), "S8")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (external, "stored in another file"),
+        (external_link, "is a link"),
+        (soft_link, "is a link"),
+        (virtual, "stored in another file"),
+        (a_group, "is a group"),
+        (enormous, "has shape"),
+        (text, "expected integers"),
+    ],
+)
+def test_labels_elsewhere_or_of_another_kind_are_refused(
+    prepared: Path, tmp_path: Path, make: Callable[[h5py.Group, Path], None], what: str
+) -> None:
+    (tmp_path / "private").write_bytes(bytes(720))
+    with h5py.File(tmp_path / "other.h5", "w") as h5:
+        h5["labels"] = np.zeros(90, np.int64)
+    with h5py.File(prepared / "images.h5", "r+") as h5:
+        del h5["train/labels"]
+        make(h5["train"], tmp_path)
+    with pytest.raises(AffsupError, match=rf"images\.h5 is damaged \(.*'train/labels'.*{what}"):
+        read(prepared)
+
+
+def test_images_of_one_colour_cannot_be_normalised(cifar10: DataSet, tmp_path: Path, official: OfficialFiles) -> None:
+    files = official.cifar10()
+    batch = {"data": np.full((20, 3072), 7, np.uint8), "labels": list(range(10)) * 2}
+    files |= {name: pickle.dumps(batch, 2) for name in files if name != "batches.meta"}
+    folder = official.folder(tmp_path, "cifar-10-batches-py", files)
+    with pytest.raises(AffsupError, match="channel 1 has the same value in all training pixels"):
+        build(cifar10, sources=[folder], data_dir=tmp_path / "data")

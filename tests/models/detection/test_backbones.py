@@ -191,11 +191,14 @@ def test_weights_that_cannot_be_downloaded_are_asked_for_as_a_file(monkeypatch: 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (("resnet51", "none", "caffe"), r"model\.arch knows no 'resnet51' \(did you mean 'resnet\d+'\?\): known are"),
-        (("resnet18", "none", "cafe"), r"model\.pixels knows no 'cafe' \(did you mean 'caffe'\?\)"),
+        (
+            ("resnet51", "none", "caffe"),
+            r"model\.arch = 'resnet51' is unknown \(did you mean 'resnet\d+'",
+        ),
+        (("resnet18", "none", "cafe"), r"model\.pixels = 'cafe' is unknown \(did you mean 'caffe'\?\)"),
         (("efficientnet_lite0", "imagenet", "signed"), "torchvision has no weights 'imagenet' of efficientnet_lite0"),
-        (("convnet", "imagenet", "torchvision"), "nobody has trained a 'convnet' before: set it to 'none'"),
-        (("convnet", "some.pth", "torchvision"), "nobody has trained a 'convnet' before: set it to 'none'"),
+        (("convnet", "imagenet", "torchvision"), "there are no pretrained weights of 'convnet', set it to 'none'"),
+        (("convnet", "some.pth", "torchvision"), "there are no pretrained weights of 'convnet', set it to 'none'"),
     ],
 )
 def test_a_wrong_call_is_refused(call: tuple[str, str, str], message: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from affsup_cli.models.detection.relpn import PairScorer, pair_places
+from affsup_cli.models.detection.relpn import PairScorer, relative_boxes
 
 
 def scorer(sampled: int = 1000) -> PairScorer:
@@ -33,11 +33,11 @@ def place_oracle(subject: list[float], other: list[float]) -> np.ndarray:
 
 def test_places_tell_left_from_right_and_above_from_below() -> None:
     middle, left, below = [40.0, 40, 60, 60], [10.0, 40, 30, 60], [40.0, 70, 60, 90]
-    places = pair_places(torch.tensor([[middle, left, below]]))[0]
+    places = relative_boxes(torch.tensor([[middle, left, below]]))[0]
     assert places[0, 1, 0] == -places[1, 0, 0] < 0
     assert places[0, 2, 1] == -places[2, 0, 1] > 0
     assert places.shape == (3, 3, 12)
-    assert pair_places(torch.zeros(1, 2, 4)).isfinite().all()
+    assert relative_boxes(torch.zeros(1, 2, 4)).isfinite().all()
 
 
 def test_a_pairs_score_is_the_sum_of_its_visual_and_its_spatial_branch() -> None:

@@ -38,8 +38,7 @@ from affsup_cli.tasks.background import map_in_background
 from affsup_cli.tasks.detection import task as detection_task
 from affsup_cli.tasks.detection.network import ranking_graph
 from affsup_cli.tasks.detection.task import DetectionTask, _mass
-from affsup_cli.tasks.evaluation import evaluate_run
-from affsup_cli.tasks.launch import train_run
+from affsup_cli.tasks.launch import evaluate_run, train_run
 from affsup_cli.training.step import clipped_step, optimizer
 from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError, UsageError
@@ -154,7 +153,7 @@ def test_nothing_of_ours_in_a_step_or_an_evaluation_waits_for_the_device(shapes:
         task.losses(0).total().backward()
     scenes = read_scenes(shapes / "shapes", read_scene_manifest(shapes / "shapes"), "test")
     with Waits() as in_a_batch:
-        next(task._seen(scenes))
+        next(task._outputs(scenes))
     assert in_a_step.ours == in_a_batch.ours == []
     assert in_a_step.torchvisions  # what it notes, if it is there
 

@@ -23,8 +23,7 @@ from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks import build_task
-from affsup_cli.tasks.evaluation import evaluate_run
-from affsup_cli.tasks.launch import train_run
+from affsup_cli.tasks.launch import evaluate_run, train_run
 from affsup_cli.tasks.scene.feature_cache import Images, KeptFile, basis
 from affsup_cli.tasks.scene.task import SceneTask
 from data_prep.store import read_scene_manifest, read_scenes

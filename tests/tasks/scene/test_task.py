@@ -19,8 +19,7 @@ from affsup_cli.runs.export import Trained, export_trained, open_trained
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.stop import Stopped
 from affsup_cli.tasks import build_task
-from affsup_cli.tasks.evaluation import evaluate_run
-from affsup_cli.tasks.launch import train_run
+from affsup_cli.tasks.launch import evaluate_run, train_run
 from affsup_cli.tasks.scene.task import SceneTask
 from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError, UsageError
