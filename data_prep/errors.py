@@ -26,6 +26,10 @@ class UsageError(AffsupError):
     exit_code = 2
 
 
+class AffsupWarning(UserWarning):
+    """Something that the user should know, while the work goes on."""
+
+
 class SourceError(AffsupError):
     """The official files are not as expected. The message names the file within the source, but not the source."""
 

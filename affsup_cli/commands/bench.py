@@ -51,7 +51,7 @@ def print_bench(found: Bench) -> None:
     """Print the speeds of the kinds of run, then the hours of the tables."""
     from rich.table import Table
 
-    from affsup_cli.runtime.devices import device_name
+    from affsup_cli.runtime.devices import device_name, has_bf16_instructions
     from affsup_cli.views.console import console, counted
 
     def table(*columns: str) -> Table:
@@ -61,6 +61,8 @@ def print_bench(found: Bench) -> None:
         return shown
 
     console.print(f"{device_name(found.device)} ({found.device})", style="bold", markup=False)
+    if not has_bf16_instructions(found.device):
+        console.print("no bf16 instructions: train.precision = bf16 would be slower than float32", style="yellow")
     speeds = table("kind of run", "step", "evaluation", "timed")
     for kind, speed in found.speeds.items():
         timed = f"{counted(speed.steps, 'step')}, {counted(speed.images, 'image')}"

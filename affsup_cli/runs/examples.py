@@ -47,8 +47,8 @@ class Example:
 
     def partners(self, reference: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the boxes [p, 4] and weights [p] of the partners that object `reference` has."""
-        there = np.isfinite(self.partner_weights[reference])
-        return self.partner_boxes[reference, there], self.partner_weights[reference, there]
+        valid = np.isfinite(self.partner_weights[reference])
+        return self.partner_boxes[reference, valid], self.partner_weights[reference, valid]
 
 
 _MAX_BYTES = 200_000_000  # of one array
@@ -89,7 +89,7 @@ def read_examples(path: Path) -> tuple[tuple[str, ...], list[Example]]:
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: `affsup evaluate` writes it") from None
     except Hdf5Error as error:
-        raise AffsupError(f"{path} is damaged ({error}): `affsup evaluate` writes it anew") from error
+        raise AffsupError(f"{path} is damaged ({error}): `affsup evaluate` writes it again") from error
 
 
 def _read(group: h5py.Group, classes: int) -> Example:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from data_prep.errors import shorten
 from data_prep.store import MAX_EXAMPLES, AnyManifest, CountRow, ImageManifest, SceneManifest
 
 MAX_CLASS_ROWS = 20
@@ -22,7 +23,7 @@ def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
     for entry in manifest.left_out if isinstance(manifest, SceneManifest) else ():
         what = entry.what if entry.count > 1 else entry.what.removesuffix("s")
         more = "; ..." if entry.count > len(entry.examples) >= MAX_EXAMPLES else ""
-        yield f"left out: {entry.count:,} {what}, {entry.reason}: {'; '.join(entry.examples)}{more}"
+        yield f"left out: {entry.count:,} {what}, {entry.reason}: {'; '.join(map(shorten, entry.examples))}{more}"
 
 
 def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
@@ -32,7 +33,7 @@ def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
     counts = zip(manifest.categories, manifest.splits["train"].per_category, strict=True)
     empty = [name for name, count in counts if not count]
     if empty:
-        named = ", ".join(empty[:MAX_EXAMPLES]) + (", ..." if len(empty) > MAX_EXAMPLES else "")
+        named = ", ".join(map(shorten, empty[:MAX_EXAMPLES])) + (", ..." if len(empty) > MAX_EXAMPLES else "")
         yield f"{len(empty)} of {len(manifest.categories)} categories have no training image ({named})"
 
 
@@ -76,4 +77,4 @@ def _add_classes(table: Table, rows: Sequence[CountRow], what: str = "classes") 
 
 
 def _add(table: Table, name: str, *counts: int) -> None:
-    table.add_row(escape(name), *(f"{count:,}" for count in counts))
+    table.add_row(escape(shorten(name)), *(f"{count:,}" for count in counts))
