@@ -108,6 +108,7 @@ def prepare(
     sources: Sequence[Path] = (),
     data_dir: Path,
     limit: int | None = None,
+    drop_empty: bool = False,
     progress: ProgressCallback | None = None,
 ) -> PrepareResult:
     """Create `<data_dir>/<name>/` from the files of a data set; do nothing if it is prepared with the same request.
@@ -120,6 +121,7 @@ def prepare(
             addresses and kept in `<data_dir>/.downloads/`.
         data_dir: Folder of the prepared data sets.
         limit: Use only this many of the official training images, drawn at random; all test images are used.
+        drop_empty: Leave out images without a related pair, as papers on scene graphs do; only for scenes.
         progress: Called with the progress of the work.
 
     Raises:
@@ -130,7 +132,7 @@ def prepare(
 
     if isinstance(dataset, str):
         dataset = get(dataset)
-    return build(dataset, sources=sources, data_dir=data_dir, limit=limit, progress=progress)
+    return build(dataset, sources=sources, data_dir=data_dir, limit=limit, drop_empty=drop_empty, progress=progress)
 
 
 def check(name: str, data_dir: Path) -> AnyManifest:

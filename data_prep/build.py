@@ -20,7 +20,7 @@ from data_prep.sources.open import (
     open_scene_source,
     open_source,
 )
-from data_prep.store import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
+from data_prep.store import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, SceneManifest, read_manifest
 from data_prep.store.writing import exclusive, recover
 
 
@@ -39,6 +39,7 @@ def build(
     sources: Sequence[Path] = (),
     data_dir: Path,
     limit: int | None = None,
+    drop_empty: bool = False,
     progress: ProgressCallback | None = None,
 ) -> PrepareResult:
     """Prepare a data set; see `data_prep.prepare`."""
@@ -47,6 +48,8 @@ def build(
         raise UsageError(f"--limit {limit}: expected at least 1 image to train on")
     if limit is not None and not isinstance(dataset, SceneSet) and limit < 2:
         raise UsageError(f"--limit {limit}: expected at least 2, one image to train on and one to validate on")
+    if drop_empty and not isinstance(dataset, SceneSet):
+        raise UsageError(f"--drop-empty is for scenes with relations, and {dataset.name} has labelled images")
     folder = data_dir / dataset.name
     destination = folder.resolve()  # the folder may be a link to another place
     report = progress or _ignore
@@ -55,13 +58,13 @@ def build(
         with exclusive(destination):
             recover(destination)
             _require_no_foreign_files(destination)
-            present = _prepared_as_requested(folder, dataset, limit)
+            present = _find_prepared(folder, dataset, limit, drop_empty)
             if present and not sources:
                 return PrepareResult("up to date", folder, present)
             source = _open(dataset, sources, data_dir / ".downloads", report)
             if present and present.source == source.record:
                 return PrepareResult("up to date", folder, present)
-            return PrepareResult("prepared", folder, _write(dataset, source, destination, limit, report))
+            return PrepareResult("prepared", folder, _write(dataset, source, destination, limit, report, drop_empty))
     except OSError as error:
         raise AffsupError(f"{error.filename or data_dir}: {error.strerror or error}; nothing was changed") from None
 
@@ -75,24 +78,33 @@ def _open(dataset: AnyDataSet, sources: Sequence[Path], downloads: Path, progres
 
 
 def _write(
-    dataset: AnyDataSet, source: RawSource[Any], destination: Path, limit: int | None, progress: ProgressCallback
+    dataset: AnyDataSet,
+    source: RawSource[Any],
+    destination: Path,
+    limit: int | None,
+    progress: ProgressCallback,
+    drop_empty: bool,
 ) -> AnyManifest:
     try:
         with source.files as files:
             if isinstance(dataset, SceneSet):
-                return build_scenes.write(dataset, dataset.read(files), source.record, destination, limit, progress)
+                return build_scenes.write(
+                    dataset, dataset.read(files), source.record, destination, limit, progress, drop_empty=drop_empty
+                )
             return build_images.write(dataset, dataset.read(files), source.record, destination, limit, progress)
     except SourceError as error:
         raise AffsupError(f"{source.label}: {error}") from None
 
 
-def _prepared_as_requested(folder: Path, dataset: AnyDataSet, limit: int | None) -> AnyManifest | None:
+def _find_prepared(folder: Path, dataset: AnyDataSet, limit: int | None, drop_empty: bool) -> AnyManifest | None:
     """Return the manifest of the prepared data set if it has this limit and its files are undamaged, else None."""
     try:
         manifest = read_manifest(folder)
     except AffsupError:
         return None  # missing or broken: prepare it again
     if manifest.limit != limit or manifest.definition != definition_record(dataset):
+        return None
+    if isinstance(manifest, SceneManifest) and manifest.drop_empty != drop_empty:
         return None
     for name, record in manifest.files.items():
         path = folder / name

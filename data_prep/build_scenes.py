@@ -19,11 +19,11 @@ from data_prep.raw import MAX_NAME, Pictures, RawScenes, SceneSet, check_names
 from data_prep.sources.open import checksums, definition_record
 from data_prep.store import (
     MAX_EXAMPLES,
-    SCENE_SPLITS,
     SCENES_FILE,
     Annotations,
     LeftOutRecord,
     NewScenes,
+    RelationKind,
     SceneManifest,
     SceneSplitName,
     SourceRecord,
@@ -124,6 +124,8 @@ def write(
     destination: Path,
     limit: int | None,
     progress: ProgressCallback,
+    *,
+    drop_empty: bool = False,
 ) -> SceneManifest:
     """Write a prepared data set of scenes, replacing `destination`.
 
@@ -134,6 +136,7 @@ def write(
         destination: The folder to replace.
         limit: Number of training images to use; None for all.
         progress: Called with the number of written images.
+        drop_empty: Whether to leave out images without a related pair, as papers on scene graphs do.
 
     Raises:
         UsageError: The limit is larger than the data set.
@@ -141,7 +144,10 @@ def write(
     """
     for kind, names in (("class", raw.classes), ("predicate", raw.predicates), ("category", raw.categories)):
         check_names(kind, names, MAX_NAME)
-    check_names("image", [*raw.train.names, *raw.test.names], _MAX_PATH)
+    parts: dict[SceneSplitName, Annotations] = {"train": raw.train, "test": raw.test}
+    if raw.val is not None and len(raw.val):
+        parts["val"] = raw.val
+    check_names("image", [name for part in parts.values() for name in part.names], _MAX_PATH)
     log = LeftOutLog()
     counts: dict[Literal["train", "test"], int] = {"train": len(raw.train), "test": len(raw.test)}
     official_counts = dict(dataset.official_counts) or counts
@@ -149,10 +155,12 @@ def write(
         raise SourceError(
             f"contains {counts['train']} training and {counts['test']} test images; expected at least one of each"
         )
-    parts: dict[SceneSplitName, Annotations] = {"train": _limited(raw.train, limit), "test": raw.test}
+    parts["train"] = _limited(raw.train, limit)
     advice = "Put them there" if dataset.layout else "Give each folder that contains some with --from"
     _refuse_missing([name for part in parts.values() for name in part.names], raw.pictures, advice)
     parts = {name: clean_annotations(part, log) for name, part in parts.items()}
+    if drop_empty:
+        parts = {name: _without_empty(part, len(raw.classes), raw.relations, log) for name, part in parts.items()}
     done = ImageCounter(progress, sum(map(len, parts.values())))
     new = {
         name: NewScenes(part, _usable_pictures(part, raw.pictures, log, done), _capacity(part, raw.pictures))
@@ -161,7 +169,7 @@ def write(
     size = sum(split.capacity for split in new.values()) + sum(64 * len(part.labels) for part in parts.values())
     with replace_folder(destination, size) as folder:
         written = write_scenes(folder, raw.classes, raw.predicates, raw.relations, new, raw.categories)
-        for name in SCENE_SPLITS:
+        for name in parts:
             if not written.splits[name].images:
                 raise SourceError(f"none of its {len(parts[name]):,} {name} images can be used: {_summary(log)}")
         manifest = SceneManifest(
@@ -178,7 +186,8 @@ def write(
             limit=limit,
             official_counts=official_counts,
             definition=definition_record(dataset),
-            complete={name: split.images for name, split in written.splits.items()} == official_counts,
+            complete={name: split.images for name, split in written.splits.items() if name != "val"} == official_counts,
+            drop_empty=drop_empty,
             source=record,
             files={SCENES_FILE: checksums(folder / SCENES_FILE)[0]},
             digest=written.digest,
@@ -196,6 +205,14 @@ def _limited(train: Annotations, limit: int | None) -> Annotations:
         return train
     order = np.random.RandomState(0).permutation(len(train))  # the legacy generator: its stream never changes
     return train.take(np.sort(order[:limit]))
+
+
+def _without_empty(part: Annotations, classes: int, kind: RelationKind, log: LeftOutLog) -> Annotations:
+    """Return the annotations of the images that have a related pair."""
+    empty = part.pairs(classes, kind) == 0
+    examples = [part.names[int(row)] for row in np.flatnonzero(empty)[:MAX_EXAMPLES]]
+    log.add("images", "without a related pair", int(empty.sum()), examples)
+    return part.take(np.flatnonzero(~empty))
 
 
 def _refuse_missing(names: Sequence[str], pictures: Pictures, advice: str) -> None:

@@ -108,6 +108,7 @@ class RawScenes:
         relations: Whether relations are annotated or derived from the classes.
         train: Annotations of the training images.
         test: Annotations of the test images.
+        val: Annotations of the official validation images; None if there are none.
         pictures: The images, by the names in the annotations.
         category_ids: The publisher's number of each class; 1, 2, ... if empty.
         left_out: Annotations in the files that belong to no image.
@@ -121,6 +122,7 @@ class RawScenes:
     test: Annotations
     pictures: Pictures
     category_ids: tuple[int, ...] = ()
+    val: Annotations | None = None
     left_out: tuple[LeftOutRecord, ...] = ()
     categories: tuple[str, ...] = ()
 

@@ -253,7 +253,7 @@ def write_own_files(folder: Path) -> None:
     files = {f"photos/{name}/{number}.jpg": picture() for name in ("daisy", "rose") for number in range(6)}
     scenes = [Scene(f"{n:06d}", [("cat", 1, 1, 30, 30, 0), ("dog", 20, 10, 60, 40, 0)]) for n in range(1, 6)]
     files |= {f"VOCdevkit/VOC2007/{name}": content for name, content in voc(scenes[:3], scenes[3:]).items()}
-    for split, part in (("train", scenes[:3]), ("test", scenes[3:])):
+    for split, part in (("train", scenes[:3]), ("val", scenes[3:4]), ("test", scenes[4:])):
         boxes = [Scene(scene.name, [(18, 1, 1, 30, 30, 0), (1, 20, 10, 40, 30, 0)]) for scene in part]
         content = {key: value for key, value in coco(boxes, []).items() if key != "test"}
         files[f"street/{split}.json"] = json.dumps(content).encode()
@@ -282,7 +282,12 @@ def test_the_commands_of_the_data_tutorial_work_in_their_order(
         more = {"minibatch": [*short, "--set", "train.milestones=[]"], "relnet": small}.get(words[2], [])
         code, error = call(words + more, monkeypatch, capsys)
         assert code == 0, (line, error)
-    assert {path.parent.name for path in Path("data").glob("*/manifest.json")} == own_sets()
+    (run,) = Path("runs").glob("relnet-street*")
+    code, error = call(["affsup", "evaluate", str(run), "--split", "val", "--device", "cpu"], monkeypatch, capsys)
+    assert code == 0, error
+    assert {path.parent.name for path in Path("data").glob("*/manifest.json")} == {
+        *("flowers", "street", "animals", "letters")
+    }
     assert len(list(Path("runs").glob("*/result.json"))) == len([line for line in lines if " train " in line]) == 4
 
 

@@ -41,6 +41,9 @@ def prepare(
         int | None,
         typer.Option("--size", metavar="N", help="Layout folder: pixels per side of the images.  [default: 64]"),
     ] = None,
+    drop_empty: Annotated[
+        bool, typer.Option("--drop-empty", help="Scenes: leave out images without a related pair.")
+    ] = False,
     data: DataDir = DATA_DIR,
     check: Annotated[bool, typer.Option("--check", help="Verify the prepared data set; change nothing.")] = False,
     limit: Annotated[
@@ -79,12 +82,12 @@ def prepare(
     from data_prep.errors import UsageError
 
     if check:
-        if source or limit is not None or size is not None:
-            raise UsageError("--check verifies the prepared data set: it takes no --from, --limit or --size")
+        if source or limit is not None or size is not None or drop_empty:
+            raise UsageError("--check verifies the prepared data set: it takes no option but --data and --name")
         checked = name or dataset
         manifest, folder, status = data_prep.check(checked, data), data / checked, "verified"
     else:
-        outcome = _with_progress(console, _find(dataset, name, size), source or [], data, limit)
+        outcome = _with_progress(console, _find(dataset, name, size), source or [], data, limit, drop_empty)
         manifest, folder, status = outcome.manifest, outcome.folder, outcome.status
     console.print(split_table(manifest))
     for line in left_out_lines(manifest):
@@ -126,7 +129,7 @@ def _find(dataset: str, name: str | None, size: int | None) -> AnyDataSet:
 
 
 def _with_progress(
-    console: Console, dataset: AnyDataSet, sources: list[Path], data: Path, limit: int | None
+    console: Console, dataset: AnyDataSet, sources: list[Path], data: Path, limit: int | None, drop_empty: bool
 ) -> PrepareResult:
     from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -151,7 +154,9 @@ def _with_progress(
         bar.update(tasks[step], completed=done / scale, total=total / scale)
 
     try:
-        return data_prep.prepare(dataset, sources=sources, data_dir=data, limit=limit, progress=show)
+        return data_prep.prepare(
+            dataset, sources=sources, data_dir=data, limit=limit, drop_empty=drop_empty, progress=show
+        )
     finally:
         bar.live.stop()  # Progress.stop would print an empty line into a file or pipe
 

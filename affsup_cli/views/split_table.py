@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_prep.errors import shorten
-from data_prep.store import MAX_EXAMPLES, AnyManifest, ImageManifest, SceneManifest
+from data_prep.store import MAX_EXAMPLES, AnyManifest, CountRow, ImageManifest, SceneManifest
 
 MAX_CLASS_ROWS = 20
 
@@ -28,11 +28,13 @@ def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
 
 def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
     """Yield a line on categories without training images."""
-    table = manifest.category_table() if isinstance(manifest, SceneManifest) else []
-    empty = [name for name, train, _ in table if not train]
+    if not isinstance(manifest, SceneManifest):
+        return
+    counts = zip(manifest.categories, manifest.splits["train"].per_category, strict=True)
+    empty = [name for name, count in counts if not count]
     if empty:
         named = ", ".join(map(shorten, empty[:MAX_EXAMPLES])) + (", ..." if len(empty) > MAX_EXAMPLES else "")
-        yield f"{len(empty)} of {len(table)} categories have no training image ({named})"
+        yield f"{len(empty)} of {len(manifest.categories)} categories have no training image ({named})"
 
 
 def _images_table(manifest: ImageManifest) -> Table:
@@ -48,7 +50,7 @@ def _scenes_table(manifest: SceneManifest) -> Table:
     table = _table(f"{manifest.dataset}: content of each split", "", manifest)
     for row in manifest.split_table():
         _add(table, *row)
-    categories = [(f"category {name}", train, test) for name, train, test in manifest.category_table()]
+    categories: list[CountRow] = [(f"category {row[0]}", *row[1:]) for row in manifest.category_table()]
     for rows, what in ((categories, "categories"), (manifest.class_table(), "classes")):
         if rows:
             table.add_section()
@@ -64,7 +66,7 @@ def _table(title: str, first: str, manifest: AnyManifest) -> Table:
     return table
 
 
-def _add_classes(table: Table, rows: Sequence[tuple[str, *tuple[int, ...]]], what: str = "classes") -> None:
+def _add_classes(table: Table, rows: Sequence[CountRow], what: str = "classes") -> None:
     if len(rows) <= MAX_CLASS_ROWS:
         for row in rows:
             _add(table, *row)

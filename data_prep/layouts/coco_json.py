@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 def _read(files: SceneFiles) -> RawScenes:
     from data_prep.sources import coco_json
-    from data_prep.store import MAX_EXAMPLES, LeftOutRecord
 
     paths = _files_of_splits(files)
     contents = {split: coco_json.load(files, path) for split, path in paths.items()}
@@ -41,16 +40,12 @@ def _read(files: SceneFiles) -> RawScenes:
         parts[split] = coco_json.read_annotations(
             path, content, list(classes), names, list(predicates), crowd_required=False
         )
-    left_out: list[LeftOutRecord] = []
+    val = None
     if set(parts) == {"train"}:
         train, test = (parts["train"].take(rows) for rows in draw_test(len(parts["train"])))
     else:
         train, test = parts["train"], parts["test" if "test" in parts else "val"]
-        if len(parts) == 3:
-            count, examples = len(parts["val"]), [shorten(name) for name in parts["val"].names[:MAX_EXAMPLES]]
-            left_out.append(
-                LeftOutRecord(what="images", reason="of the validation split", count=count, examples=examples)
-            )
+        val = parts["val"] if len(parts) == 3 else None
     return RawScenes(
         classes=tuple(classes.values()),
         predicates=tuple(predicates.values()),
@@ -59,7 +54,7 @@ def _read(files: SceneFiles) -> RawScenes:
         test=test,
         pictures=pictures,
         category_ids=tuple(classes),
-        left_out=tuple(left_out),
+        val=val,
     )
 
 

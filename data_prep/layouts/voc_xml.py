@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 def _read(files: SceneFiles) -> RawScenes:
     from data_prep.annotations import concatenate
     from data_prep.sources.voc_xml import read_xml
-    from data_prep.store import MAX_EXAMPLES, LeftOutRecord
 
     paths = sorted(path for path in files.annotations if path.endswith(".xml"))
     if not paths:
@@ -39,7 +38,7 @@ def _read(files: SceneFiles) -> RawScenes:
     def scenes(members: Iterable[str]) -> list[SceneAnnotation]:
         return [_scene(number, path, annotations[path], labels, index) for number, path in enumerate(members, start=1)]
 
-    left_out: list[LeftOutRecord] = []
+    val = None
     if len(splits) == 1:
         (members,) = splits.values()
         everything = concatenate(scenes(members))
@@ -47,13 +46,8 @@ def _read(files: SceneFiles) -> RawScenes:
     else:
         train = concatenate(scenes(splits["train"]))
         test = concatenate(scenes(splits["test" if "test" in splits else "val"]))
-        if len(splits) == 3:
-            examples = [shorten(path) for path in list(splits["val"])[:MAX_EXAMPLES]]
-            count = len(splits["val"])
-            left_out.append(
-                LeftOutRecord(what="images", reason="of the validation split", count=count, examples=examples)
-            )
-    return RawScenes(classes, (), "classes", train, test, pictures, left_out=tuple(left_out))
+        val = concatenate(scenes(splits["val"])) if len(splits) == 3 else None
+    return RawScenes(classes, (), "classes", train, test, pictures, val=val)
 
 
 def _listed_splits(files: SceneFiles, paths: Sequence[str]) -> dict[str, dict[str, None]]:

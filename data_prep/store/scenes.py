@@ -1,6 +1,7 @@
 """The format of prepared scenes: images of any size with annotated objects and relations, a category each, or both.
 
-`scenes.h5` has the attribute `digest`, as in the manifest, and groups `train` and `test`. A group with n images, m
+`scenes.h5` has the attribute `digest`, as in the manifest, and groups `train`, `test` and, if the data set has an
+official validation split, `val`. A group with n images, m
 objects and r relations has these arrays:
 
 - `ids` int64 [n], `names` [n], `sizes` int32 [n, 2] (width, height);
@@ -46,9 +47,12 @@ from data_prep.store.records import (
 )
 
 SCENES_FILE = "scenes.h5"
-SceneSplitName = Literal["train", "test"]
-SCENE_SPLITS: tuple[SceneSplitName, ...] = ("train", "test")
+SceneSplitName = Literal["train", "val", "test"]
+SCENE_SPLITS: tuple[SceneSplitName, ...] = ("train", "val", "test")
 RelationKind = Literal["annotated", "classes"]
+CountRow = tuple[str, *tuple[int, ...]]
+"""A row of a table: its name, and a count for each split."""
+
 MAX_EXAMPLES = 5  # that are listed for each kind and reason of what is left out
 _DTYPES = {
     "ids": "int64",
@@ -113,7 +117,8 @@ class SceneManifest(CommonManifest):
         category_ids: The publisher's number of each class, as used in detection files.
         relations: Whether related pairs are annotated, or are all ordered pairs of objects of different classes
             without difficult and crowd objects.
-        splits: Counts of `train` and `test`.
+        splits: Counts of `train`, `test` and, if there is one, `val`.
+        drop_empty: Whether images without a related pair were left out.
         left_out: What was left out, by kind and reason.
         checksums: CRC-32 of the annotations of each split; None in older data sets.
     """
@@ -124,17 +129,18 @@ class SceneManifest(CommonManifest):
     category_ids: list[int]
     relations: RelationKind
     splits: dict[SceneSplitName, SceneSplitRecord]
+    drop_empty: bool = False
     left_out: list[LeftOutRecord]
     checksums: dict[SceneSplitName, int] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> SceneManifest:
-        if set(self.splits) != set(SCENE_SPLITS) or SCENES_FILE not in self.files:
-            raise ValueError(f"splits {', '.join(SCENE_SPLITS)} and file {SCENES_FILE} are needed")
+        if not {"train", "test"} <= set(self.splits) or SCENES_FILE not in self.files:
+            raise ValueError(f"splits train and test and file {SCENES_FILE} are needed")
         if len(self.category_ids) != len(self.classes):
             raise ValueError(f"{len(self.category_ids)} category_ids for {len(self.classes)} classes")
-        if self.checksums is not None and set(self.checksums) != set(SCENE_SPLITS):
-            raise ValueError(f"checksums of {', '.join(SCENE_SPLITS)} are needed")
+        if self.checksums is not None and set(self.checksums) != set(self.splits):
+            raise ValueError("checksums of each split are needed")
         for name, split in self.splits.items():
             if len(split.per_class) != len(self.classes) or sum(split.per_class) != split.objects:
                 raise ValueError(f"splits.{name}.per_class does not add up to {split.objects} over the classes")
@@ -149,31 +155,33 @@ class SceneManifest(CommonManifest):
 
     def image_counts(self) -> dict[str, int]:
         """Return the number of images of each split."""
-        return {name: self.splits[name].images for name in SCENE_SPLITS}
+        return {name: self.splits[name].images for name in self.split_names()}
 
-    def split_table(self) -> list[tuple[str, int, int]]:
-        """Return rows of (what, train, test) counts; without objects if there are no classes."""
-        train, test = (self.splits[name] for name in SCENE_SPLITS)
-        images = ("images", train.images, test.images)
-        if not self.classes:
-            return [images]
-        return [
-            images,
-            ("objects", train.objects, test.objects),
-            ("pairs", train.pairs, test.pairs),
-            ("images without a pair", train.without_pair, test.without_pair),
-            ("images without an object", train.without_object, test.without_object),
-        ]
+    def split_names(self) -> list[SceneSplitName]:
+        """Return the names of the splits, in the order of tables."""
+        return [name for name in SCENE_SPLITS if name in self.splits]
 
-    def class_table(self) -> list[tuple[str, int, int]]:
-        """Return rows of (class, train objects, test objects)."""
-        train, test = (self.splits[name] for name in SCENE_SPLITS)
-        return list(zip(self.classes, train.per_class, test.per_class, strict=True))
+    def split_table(self) -> list[CountRow]:
+        """Return rows of counts for the splits in the order of `split_names`; only images if there are no classes."""
+        splits = [self.splits[name] for name in self.split_names()]
+        rows = {
+            "images": [split.images for split in splits],
+            "objects": [split.objects for split in splits],
+            "pairs": [split.pairs for split in splits],
+            "images without a pair": [split.without_pair for split in splits],
+            "images without an object": [split.without_object for split in splits],
+        }
+        return [(what, *counts) for what, counts in rows.items() if self.classes or what == "images"]
 
-    def category_table(self) -> list[tuple[str, int, int]]:
-        """Return rows of (category, train images, test images)."""
-        train, test = (self.splits[name] for name in SCENE_SPLITS)
-        return list(zip(self.categories, train.per_category, test.per_category, strict=True))
+    def class_table(self) -> list[CountRow]:
+        """Return rows of the number of objects of each class, in the columns of `split_table`."""
+        counts = zip(*(self.splits[name].per_class for name in self.split_names()), strict=True)
+        return [(name, *row) for name, row in zip(self.classes, counts, strict=True)]
+
+    def category_table(self) -> list[CountRow]:
+        """Return rows of the number of images of each category, in the columns of `split_table`."""
+        counts = zip(*(self.splits[name].per_category for name in self.split_names()), strict=True)
+        return [(name, *row) for name, row in zip(self.categories, counts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -250,7 +258,7 @@ class Annotations:
 
     def record(self, classes: int, kind: RelationKind, categories: int = 0) -> SceneSplitRecord:
         """Return the counts of images, objects and pairs."""
-        pairs = self._annotated_pairs() if kind == "annotated" else self._class_pairs(classes)
+        pairs = self.pairs(classes, kind)
         return SceneSplitRecord(
             images=len(self),
             objects=len(self.labels),
@@ -260,6 +268,10 @@ class Annotations:
             per_class=class_counts(self.labels, classes),
             per_category=class_counts(self.category, categories),
         )
+
+    def pairs(self, classes: int, kind: RelationKind) -> NDArray[np.int64]:
+        """Return the number of ordered pairs of related objects of each image, int64 [n]."""
+        return self._annotated_pairs() if kind == "annotated" else self._class_pairs(classes)
 
     def _annotated_pairs(self) -> NDArray[np.int64]:
         ends = self.first_object[self.image_of_relation(), None] + self.relations
@@ -429,7 +441,7 @@ def write_scenes(
         classes: Class names.
         predicates: Predicate names.
         kind: Whether relations are annotated or derived from the classes.
-        splits: `train` and `test`.
+        splits: `train`, `test` and perhaps `val`.
         categories: Category names; empty if images have no category.
 
     Raises:
@@ -440,6 +452,8 @@ def write_scenes(
     # Through a Python file: HDF5's driver fails to close the file on a full disk, and crashes the interpreter at exit.
     with (folder / SCENES_FILE).open("w+b") as raw, h5py.File(raw, "w") as h5:
         for name in SCENE_SPLITS:
+            if name not in splits:
+                continue
             split = splits[name]
             group = h5.create_group(name)
             # contiguous, so that readers can seek to an image; the space of left-out images stays unwritten
@@ -471,7 +485,7 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
     Args:
         folder: The prepared data set.
         manifest: Its manifest, from `read_manifest`.
-        split: `train` or `test`.
+        split: `train`, `test` or, if the data set has it, `val`.
 
     Raises:
         AffsupError: It is not prepared, damaged, or does not match the manifest.
@@ -479,8 +493,8 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
     """
     if not isinstance(manifest, SceneManifest):
         raise UsageError(f"data set {quote(manifest.dataset)} holds labelled images, expected scenes")
-    if split not in SCENE_SPLITS:
-        raise UsageError(f"no split {quote(split)}: choose one of {', '.join(SCENE_SPLITS)}")
+    if split not in manifest.split_names():
+        raise UsageError(f"no split {quote(split)}: choose one of {', '.join(manifest.split_names())}")
     path = folder / SCENES_FILE
     if not path.exists():
         raise not_prepared(folder)
@@ -525,7 +539,7 @@ def verify_scenes(folder: Path, manifest: SceneManifest) -> None:
     """
     verify_file(folder, manifest, SCENES_FILE)
     digest = _SceneDigest(manifest.classes, manifest.predicates, manifest.relations, manifest.categories)
-    for name in SCENE_SPLITS:
+    for name in manifest.split_names():
         scenes = read_scenes(folder, manifest, name)
         for index in range(len(scenes)):
             digest.add_picture(scenes.encoded(index))

@@ -228,9 +228,7 @@ def test_relations_between_objects_are_read(scenes: list[Scene], tmp_path: Path)
     assert train.annotations.predicates.tolist() == [0, 1, 0]
 
 
-def test_a_single_json_file_is_divided_and_three_leave_the_validation_split_out(
-    scenes: list[Scene], tmp_path: Path
-) -> None:
+def test_a_single_json_file_is_divided_and_of_three_each_is_a_split(scenes: list[Scene], tmp_path: Path) -> None:
     single = coco_files(scenes, ".")
     result = prepare("coco-json", write(tmp_path / "1" / "mine", {name[2:]: file for name, file in single.items()}))
     assert result.manifest.image_counts() == {"train": 2, "test": 1}
@@ -238,10 +236,29 @@ def test_a_single_json_file_is_divided_and_three_leave_the_validation_split_out(
     for scene, name in zip(scenes, ("train", "valid", "test"), strict=True):
         files |= coco_files([scene], name)
     result = prepare("coco-json", write(tmp_path / "3" / "mine", files))
-    assert result.manifest.image_counts() == {"train": 1, "test": 1}
-    assert split(result, "test").ids.tolist() == [9]
+    assert result.manifest.image_counts() == {"train": 1, "val": 1, "test": 1}
+    assert [split(result, name).ids.tolist() for name in ("train", "val", "test")] == [[42], [7], [9]]
+    assert result.manifest.complete
+    assert result.manifest.split_table()[0] == ("images", 1, 1, 1)
+    assert result.manifest.class_table()[0] == ("person", 1, 0, 1)
+    assert data_prep.check("mine", result.folder.parent) == result.manifest
+
+
+def test_images_without_a_related_pair_are_left_out_if_asked(scenes: list[Scene], tmp_path: Path) -> None:
+    relations = [{"id": 1, "image_id": 9, "subject_id": 104, "object_id": 103, "predicate_id": 5}]
+    files = coco_files(scenes, "train", relations) | coco_files(
+        scenes[2:], "test", [{"id": 1, "image_id": 9, "subject_id": 101, "object_id": 100, "predicate_id": 2}]
+    )
+    source = write(tmp_path / "mine", files)
+    result = prepare("coco-json", source, drop_empty=True)
+    assert split(result, "train").ids.tolist() == [9]
     (entry,) = result.manifest.left_out
-    assert (entry.reason, entry.count) == ("of the validation split", 1)
+    assert (entry.what, entry.reason, entry.count) == ("images", "without a related pair", 2)
+    assert not result.manifest.complete
+    assert prepare("coco-json", source, drop_empty=True).status == "up to date"
+    assert prepare("coco-json", source).manifest.image_counts() == {"train": 3, "test": 1}
+    with pytest.raises(UsageError, match="--drop-empty is for scenes"):
+        data_prep.prepare("digits", data_dir=tmp_path, drop_empty=True)
 
 
 @pytest.mark.parametrize("place", ["", "images/", "images/train/", "../mine/", "C:\\photos\\"])
