@@ -44,7 +44,7 @@ def get(name: str) -> AnyDataSet:
         return datasets()[name]
     except KeyError:
         hint = did_you_mean(name, datasets())
-        raise UsageError(f"no data set {quote(name)}{hint}: choose one of {', '.join(datasets())}") from None
+        raise UsageError(f"no data set {quote(name)}{hint}: known are {', '.join(datasets())}") from None
 
 
 def prepare(

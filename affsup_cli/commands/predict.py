@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from affsup_cli.completion import complete_run
 from affsup_cli.options import RUNS_DIR, Device, RunsDir, model_path
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def predict(
     run: Annotated[
         str,
         typer.Argument(
-            help="Run folder of frcnn, relnet, relpn or scene, its name under --runs, or a file of `affsup export`."
+            autocompletion=complete_run,
+            help="Run folder of frcnn, relnet, relpn or scene, its name under --runs, or a file of `affsup export`.",
         ),
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, ...")],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affsup_cli.completion import complete_dataset
 from affsup_cli.options import DATA_DIR, DataDir
 
 if TYPE_CHECKING:
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set; `affsup list datasets` prints them.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the data set; `affsup list datasets` prints them.", autocompletion=complete_dataset
+        ),
+    ],
     source: Annotated[
         list[Path] | None,
         typer.Option(

@@ -480,7 +480,7 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
     if not isinstance(manifest, SceneManifest):
         raise UsageError(f"data set {quote(manifest.dataset)} holds labelled images, expected scenes")
     if split not in SCENE_SPLITS:
-        raise UsageError(f"no split {quote(split)}: choose one of {', '.join(SCENE_SPLITS)}")
+        raise UsageError(f"no split {quote(split)}: known are {', '.join(SCENE_SPLITS)}")
     path = folder / SCENES_FILE
     if not path.exists():
         raise not_prepared(folder)

@@ -86,8 +86,7 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
     drawn = footnotes.lines()
     notes = selection.remarks(footnotes)
     histories = {run.folder.name: run.folder.history() for run in group.members}
-    records = [record for history in histories.values() for record in history.records]
-    split: Split = "test" if all(is_finite(record.get("test_accuracy")) for record in records) else "val"
+    split: Split = "test" if all(_has_curve(history, "test") for history in histories.values()) else "val"
     notes += [
         f"{name} has {history.epochs:,} epochs, of which {len(history.records):,} are read: evenly spaced ones"
         for name, history in histories.items()
@@ -130,9 +129,12 @@ def _curves_fault(run: TrainedRun) -> str | None:
         return str(error)
     if history.epochs != run.result.epochs:
         return f"metrics.jsonl has {history.epochs} of {run.result.epochs} epochs"
-    if not all(is_finite(record.get("val_accuracy")) for record in history.records):
-        return "val_accuracy is not a number in every epoch"
-    return None
+    splits = [split for split in _SPLIT_NAMES if _has_curve(history, split)]
+    return None if splits else "neither test_accuracy nor val_accuracy is a number in every epoch"
+
+
+def _has_curve(history: History, split: Split) -> bool:
+    return all(is_finite(record.get(f"{split}_accuracy")) for record in history.records)
 
 
 def _variant_curves(
