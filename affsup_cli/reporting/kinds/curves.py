@@ -29,6 +29,7 @@ _CSV_COLUMNS = ("panel", "curve", "seed", "epoch", "split", "error", "mass")
 _SPLIT_NAMES: dict[Split, str] = {"test": "test", "val": "validation"}
 _LINES = (("#222222", "-"), ("#3f90da", "--"), ("#e76300", "-."), ("#832db6", "-"), ("#94a4a2", "--"))
 _BEST = "#d00000"
+_MANY_EPOCHS = 20
 _DECIMALS = 2  # of errors in percent
 
 
@@ -230,8 +231,10 @@ def _line(axes: Axes, epochs: Sequence[int], values: Values, colour: str, dashes
 
 
 def _error_axis_limit(panels: Sequence[_PanelCurves]) -> float:
-    """Return the upper limit of the error axes: the first epochs may exceed it, so that the last stay readable."""
+    """Return the upper limit of the error axes: the first of many epochs may exceed it, so that the last stay readable."""
     curves = [curve for panel in panels for curve in panel.curves]
     highest = max(float(curve.error.mean(axis=0).max()) for curve in curves)
+    if max(len(curve.epochs) for curve in curves) < _MANY_EPOCHS:
+        return 1.08 * highest or 1.0
     worst_end = max(curve.final_error for curve in curves)
     return min(1.08 * highest, 3.5 * worst_end) or 1.08 * highest or 1.0
