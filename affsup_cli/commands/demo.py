@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
+from affsup_cli.options import expand_user
+
 TABLES = ("demo-relations", "demo")
 REPORTS = ("demo-relations", "demo-recall", "demo-attention", "demo", "demo-mass", "demo-features")
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's data, runs, tables and figures.")] = Path(
-        "demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", callback=expand_user, help="Folder for the demo's data, runs, tables and figures.")
+    ] = Path("demo"),
 ) -> None:
     """Train both halves of the paper on small data, and print their tables.
 
@@ -68,7 +70,8 @@ def findings(runs: Path) -> str:
     return (
         f"Generated scenes, mean over the test objects. Attention on objects of other classes: "
         f"{change('attention_other_class')}. On others of its own class: {change('attention_same_class')}. "
-        f"Recall of the annotated relations at 50 pairs: {change('recall@50')}. Detection, mAP@0.5: {change('map_50')}.\n"
+        f"Recall of the annotated relations at 50 pairs: {change('recall@50')}. "
+        f"mAP@0.5: {change('map_50')}.\n"
         f"Digits. M of a mini-batch: {metrics['digits/resnet20/base']['test_mass']:.3f} without L_G, "
         f"{metrics['digits/resnet20/affinity']['test_mass']:.3f} with it; accuracy after 5 epochs: "
         f"{metrics['digits/resnet20/base']['test_accuracy']:.1%} and "

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind, TargetKind
+from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, MatchKind, SoftmaxKind, TargetKind
 
 OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
 """Fields that change what is recorded but not the trained model; also under `network.` for a prerequisite."""
@@ -51,6 +51,9 @@ class Affinity(Section):
     lambda_: float = Field(alias="lambda", ge=0, description="weight of L_G in the total loss (eq. 8)")
     softmax: SoftmaxKind = Field(description="softmax over the whole matrix (eq. 3) or each row (eq. 12)")
     measure: bool = Field(description="record M also if L_G is not trained on")
+    row_average: bool = Field(
+        False, description="softmax = row: average the loss over the rows with a target, in place of their sum (eq. 13)"
+    )
 
     @field_validator("gamma")
     @classmethod
@@ -83,6 +86,12 @@ class RelationAffinity(Affinity):
     module: int = Field(ge=1, description="which relation module's graph, 1 = the first")
     heads: Literal["mean", "each"] = Field(description="a graph of the heads' mean, or one a head; ranked: the mean")
     geometry: bool = Field(description="add the geometric term to the graph (eq. 9 has none)")
+    average: AverageKind = Field(
+        "with-target", description="average L_G over the images that have a target, or over all images of the batch"
+    )
+    match: MatchKind = Field(
+        "argmax", description="a proposal's objects: the one that it overlaps most, or any; IoU above 0.5"
+    )
 
 
 class SceneData(Section):
@@ -173,8 +182,8 @@ class SceneModel(Section):
 class Training(Section):
     """`[train]`: schedule, optimiser and precision (section 6.2)."""
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1, description="images a step")
+    epochs: int = Field(ge=1, le=10**6)
+    batch_size: int = Field(ge=1, le=10**6, description="images a step")
     learning_rate: float = Field(gt=0)
     milestones: tuple[int, ...] = Field(
         strict=False, description="epochs after which the learning rate is divided by 10"
@@ -185,7 +194,9 @@ class Training(Section):
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     clip_norm: float = Field(ge=0, description="largest norm of the gradient, which is scaled down to it; 0 = off")
-    precision: Literal["float32", "tf32", "bf16"] = Field(description="bf16 = autocast; tf32 changes CUDA only")
+    precision: Literal["float32", "tf32", "bf16", "auto"] = Field(
+        description="bf16 = autocast; tf32 changes CUDA only; auto = bf16 where that is fast, else float32"
+    )
     select: Literal["best", "last"] = Field(description="test the best epoch on the validation split, or the last")
     test_curve: bool = Field(description="evaluate the test split after every epoch (figure 5); never used to choose")
 
@@ -199,10 +210,13 @@ class NetworkTraining(Training):
 class ClassifierTraining(NetworkTraining):
     """`[train]` of a classifier."""
 
-    batch_size: int = Field(ge=2, description="images a step")
+    batch_size: int = Field(ge=2, le=10**6, description="images a step")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the cross entropy's target that is spread over all classes"
     )
+
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class Execution(Section):
@@ -210,13 +224,26 @@ class Execution(Section):
 
     device: str = Field(description="auto, cpu, cuda or cuda:N")
     checkpoint_seconds: float = Field(gt=0, description="longest time between two checkpoints")
-    tensorboard: bool = Field(description="write TensorBoard events into the run folder")
+    tensorboard: bool = Field(False, description='the older form of trackers = ["tensorboard"]')
+    trackers: tuple[Tracker, ...] = Field(
+        (), strict=False, description="where each epoch's numbers go as well, such as tensorboard,wandb"
+    )
     graph: Literal["auto", "off"] = Field(
         "auto", description="auto: on CUDA, where all steps are alike, capture one as a CUDA graph and replay it"
+    )
+    deterministic: bool = Field(
+        False, description="use deterministic kernels only: two runs on one kind of GPU are bit-identical, and slower"
     )
     channels_last: bool = Field(
         True, description="memory format of images and weights: channels last (NHWC); false: channels first (NCHW)"
     )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names_after_commas(cls, trackers: Any) -> Any:
+        if not isinstance(trackers, str):
+            return trackers
+        return [name.strip() for name in trackers.split(",") if name.strip()]
 
 
 class DetectionExecution(Execution):
@@ -231,7 +258,7 @@ class Recipe(Section):
     CELL_FIELDS: ClassVar[frozenset[str]] = frozenset()
     """Fields of this class alone (dotted keys) that `defines_cell`."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=100)
     task: str
     seed: int = Field(ge=0, lt=2**63)
     train: Training
@@ -273,7 +300,7 @@ class Recipe(Section):
 class MinibatchRecipe(Recipe):
     """Affinity supervision of image classification (section 5)."""
 
-    CELL_FIELDS = frozenset({"model.arch", "data.train_images"})
+    CELL_FIELDS = frozenset({"model.arch", "data.train_images", "train.schedule", "train.label_smoothing"})
 
     task: Literal["minibatch"]
     data: ImageData

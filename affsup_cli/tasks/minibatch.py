@@ -20,7 +20,8 @@ from affsup_cli.distributed.shard import WHOLE, Shard
 from affsup_cli.metrics.average import Averages
 from affsup_cli.models.classifiers.build import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
-from affsup_cli.runs.folder import RunFolder, atomic_file
+from affsup_cli.runs.features import write_features
+from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
 from affsup_cli.training.cuda_graph import CapturedCalls
 from affsup_cli.training.task import Losses
@@ -41,7 +42,7 @@ class MinibatchTask:
         _check_recipe(recipe, manifest)
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
-        configure_cuda(recipe.train.precision)
+        configure_cuda(recipe.train.precision, fixed_shapes=True)
         layout = memory_format(recipe.run.channels_last)
         self.model = model.to(memory_format=layout).to(self._device)
         if recipe.train.compile:
@@ -57,7 +58,13 @@ class MinibatchTask:
         self.steps = self._epochs.steps
         self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._shard == WHOLE else 0
         self.captured = CapturedCalls(None)
-        self.data = manifest.run_record()
+        self.data = manifest.run_record() | {
+            "preprocessing": {
+                "image_shape": list(manifest.image_shape),
+                "mean": list(manifest.channel_mean),
+                "std": list(manifest.channel_std),
+            }
+        }
         self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(
@@ -67,6 +74,8 @@ class MinibatchTask:
             diagonal=affinity.diagonal,
             normalize=affinity.normalize,
             temperature=affinity.temperature,
+            ignore_index=None,
+            row_average=affinity.row_average,
         )
 
     def begin_epoch(self, epoch: int) -> None:
@@ -151,12 +160,7 @@ class MinibatchTask:
             of_batch, _, of_images = self._predictions(evaluation.data, index)
             features.append(of_batch.half().cpu().numpy())
             labels.append(of_images.cpu().numpy())
-        with atomic_file(RunFolder(folder).features) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                features=np.concatenate(features),
-                labels=np.concatenate(labels),
-            )
+        write_features(RunFolder(folder).features, np.concatenate(features), np.concatenate(labels))
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self._device, self._recipe.train.precision):

@@ -44,13 +44,16 @@ def tables() -> FittingTable:
 def datasets(data_dir: Path) -> FittingTable:
     """Return the table of data sets, with those that are prepared."""
     rows = []
-    for name, dataset in data_prep.datasets().items():
+    own = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
+    for name in dict.fromkeys((*data_prep.datasets(), *own)):
         folder = data_dir / name
+        installed = data_prep.datasets().get(name)
         try:
             state = _counts(read_manifest(folder)) if folder.exists() else f"no: affsup prepare {name}"
+            summary = (installed or data_prep.get(name, data_dir)).summary
         except AffsupError as error:
-            state = shorten(error)
-        rows.append((name, dataset.summary, state))
+            state, summary = shorten(error), installed.summary if installed else "your own"
+        rows.append((name, summary, state))
     columns = ("name", "what it is", "prepared")
     return FittingTable(f"data sets (in {data_dir})", columns, rows, prose=("what it is", "prepared"))
 
@@ -65,7 +68,7 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
         return _describe_recipe(load_recipe(name))
     if name in report_names():
         return _describe_table(name)
-    if name in data_prep.datasets():
+    if name in data_prep.datasets() or (data_dir / name / "manifest.json").is_file():
         return _describe_dataset(read_manifest(data_dir / name))
     run = RunFolder(run_path(name, runs_dir))
     if run.exists:

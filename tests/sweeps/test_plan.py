@@ -123,7 +123,7 @@ def test_a_damaged_folder_keeps_its_own_step_from_running_and_no_other(make: Run
     assert [step.state for step in plan.steps] == ["damaged", "missing"]
     assert sorted(warning.split()[1] for warning in plan.warnings) == sorted(["another", place.name])
     (place / "recipe.toml").unlink()
-    assert [step.state for step in planned(make, wanted).steps] == ["missing", "missing"]
+    assert [step.state for step in planned(make, wanted).steps] == ["damaged", "missing"]
 
 
 def test_the_time_left_is_told_from_epochs_of_other_seeds(make: RunMaker) -> None:

@@ -231,7 +231,7 @@ def _line(axes: Axes, epochs: Sequence[int], values: Values, colour: str, dashes
 
 
 def _error_axis_limit(panels: Sequence[_PanelCurves]) -> float:
-    """Return the upper limit of the error axes: the first of many epochs may exceed it, so that the last stay readable."""
+    """Return the upper limit of the error axes: the first of many epochs may exceed it, to keep the last readable."""
     curves = [curve for panel in panels for curve in panel.curves]
     highest = max(float(curve.error.mean(axis=0).max()) for curve in curves)
     if max(len(curve.epochs) for curve in curves) < _MANY_EPOCHS:

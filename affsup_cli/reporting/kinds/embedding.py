@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import lzma
-import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,18 +14,14 @@ from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, s
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import EmbeddingSpec, KeyedVariant
+from affsup_cli.runs.features import read_features
 from affsup_cli.runs.index import RunIndex, TrainedRun
-from data_prep.errors import shorten
+from data_prep.errors import AffsupError
 
 _POINT_COLUMNS = ("panel", "index", "x", "y", "label")
 _SCORE_COLUMNS = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")
 _MIN_IMAGES = 10
 _MARKERS = "os^Dv<>PX*"
-_MAX_BYTES = 2**30  # of an array
-_UNREADABLE = (
-    *(OSError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,35 +80,13 @@ def _caption(which: str) -> str:
     )
 
 
-def _load_features(run: TrainedRun) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    with run.folder.features.open("rb") as stored, zipfile.ZipFile(stored) as members:
-        features, labels = (_read_array(members, f"{name}.npy") for name in ("features", "labels"))
-        return features.astype(np.float32), labels.astype(np.int64)
-
-
-def _read_array(members: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
-    """Read an array of numbers after a check of its declared size; raises ValueError."""
-    with members.open(name) as file:
-        major, _ = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "fiu" or size > min(_MAX_BYTES, members.getinfo(name).file_size):
-            raise ValueError(f"{name} declares {dtype} {shape}, more than the file holds or than is read")
-    with members.open(name) as file:
-        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        return array
-
-
 def _features_fault(run: TrainedRun) -> str | None:
     try:
-        features, labels = _load_features(run)
+        features, labels = read_features(run.folder.features)
     except FileNotFoundError:
         return "no features.npz"
-    except _UNREADABLE as error:
-        return f"features.npz is damaged: {shorten(error)}"
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        return f"features.npz holds features {features.shape} with labels {labels.shape}"
+    except AffsupError as error:
+        return str(error)
     if not np.isfinite(features).all():
         return "features.npz holds numbers that are not finite"
     if len(features) < _MIN_IMAGES or not 1 < len(np.unique(labels)) < len(labels):
@@ -130,7 +100,7 @@ def _embed(variant: KeyedVariant, run: TrainedRun) -> _Embedding:
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
 
-    features, labels = _load_features(run)
+    features, labels = read_features(run.folder.features)
     nearest = NearestNeighbors(n_neighbors=1).fit(features).kneighbors(return_distance=False)[:, 0]
     reduced = features
     if min(features.shape) > 50:

@@ -38,6 +38,7 @@ _METRICS = {
     "map_all": "mAP@all",
     "map_50": "mAP@0.5",
     "map_50_voc07": "mAP@0.5, 11 points",
+    "map_50_area": "mAP@0.5, area",
     "mass": "M",
     "recall_macro": "recall, mean over images",
 }

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from affsup_cli.data.scenes import SceneBatches, SinglePicture
 from affsup_cli.models.detection.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe
-from affsup_cli.runs.checkpoint import fitting
-from affsup_cli.runs.export import Trained
+from affsup_cli.runs.checkpoint import explain_mismatch
+from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, resolve_device
 from affsup_cli.tasks.detection.examples import strongest_partners
 from affsup_cli.tasks.detection.network import build_network, find_regions, ranking_graph
-from data_prep.decode.pictures import open_picture
+from affsup_cli.tasks.pictures import open_for_prediction
 from data_prep.errors import UsageError
 
 
@@ -72,7 +72,7 @@ class Predictor:
         AffsupError: the weights cannot be read.
     """
 
-    def __init__(self, trained: Trained, device: str) -> None:
+    def __init__(self, trained: TrainedModel, device: str) -> None:
         recipe = trained.recipe
         if not isinstance(recipe, DetectionRecipe):
             raise UsageError(
@@ -83,7 +83,7 @@ class Predictor:
         configure_cuda(recipe.train.precision)
         self.classes: Sequence[str] = trained.classes
         self._model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
-        with fitting(trained.path, trained.cure):
+        with explain_mismatch(trained.path, trained.cure):
             self._model.load_state_dict(trained.state(self._device))
 
     def predict(self, path: Path, reference: str | None, least: float) -> Prediction:
@@ -100,7 +100,7 @@ class Predictor:
         """
         if reference is not None and reference not in self.classes:
             raise UsageError(f"--reference {reference}: the run's classes are {', '.join(self.classes)}")
-        return self._of_image(path, open_picture(path), reference, least)
+        return self._of_image(path, open_for_prediction(path), reference, least)
 
     @torch.no_grad()
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
