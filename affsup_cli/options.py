@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from affsup_cli.completion import complete_field
+from data_prep.errors import UsageError, shorten
+
 
 def expand_user(value: Any) -> Any:
     """Return a path option with `~` replaced by the home folder: the shell does not do so in `--data=~/sets`."""
@@ -45,7 +48,10 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any other field of the recipe, such as train.batch_size=64. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other field of the recipe, such as train.batch_size=64. Repeatable.",
+        autocompletion=complete_field,
     ),
 ]
 
@@ -66,6 +72,7 @@ OPTION_OF_FIELD = {
 DATA_DIR = Path("data")
 RUNS_DIR = Path("runs")
 REPORTS_DIR = Path("reports")
+_NAMED = 5  # runs in a message
 
 
 class RunState(StrEnum):
@@ -77,9 +84,28 @@ class RunState(StrEnum):
 
 
 def run_path(named: str, runs: Path) -> Path:
-    """Return the run folder for an argument: the folder of that path if it exists, else the run of that name."""
+    """Return the run folder for an argument: a path, a name under `runs`, or the beginning of one name only.
+
+    Raises:
+        UsageError: several names begin like this.
+    """
     path = Path(named).expanduser()
-    return path if path.is_dir() else runs / named
+    if path.is_dir():
+        return path
+    if (runs / named).is_dir():
+        return runs / named
+    found = [name for name in run_names(runs) if name.startswith(named)]
+    if len(found) > 1:
+        several = f"{', '.join(found[:_NAMED])}{', ...' if len(found) > _NAMED else ''}"
+        raise UsageError(f"{shorten(named)} is the beginning of {len(found)} runs: {several}")
+    return runs / (found[0] if found else named)
+
+
+def run_names(runs: Path) -> list[str]:
+    """Return the names of the run folders under `runs`, without reading them."""
+    if not runs.is_dir():
+        return []
+    return sorted(path.name for path in runs.iterdir() if not path.name.startswith(".") and path.is_dir())
 
 
 def model_path(named: str, runs: Path) -> Path:

@@ -67,7 +67,7 @@ def get(name: str, data_dir: Path | None = None) -> AnyDataSet:
         return prepared_data_set(data_dir / name)
     hint = did_you_mean(name, datasets())
     raise UsageError(
-        f"no data set {quote(name)}{hint}: choose one of {', '.join(datasets())}, or prepare your own with "
+        f"no data set {quote(name)}{hint}: known are {', '.join(datasets())}, or prepare your own with "
         "`affsup prepare folder|coco-json|voc-xml --from DIR --name NAME`"
     )
 

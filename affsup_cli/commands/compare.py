@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affsup_cli.completion import complete_run
 from affsup_cli.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir, run_path
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 def compare(
     named: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, or their names under --runs; two or more.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or their names under --runs or the beginnings of these; two or more.",
+            autocompletion=complete_run,
+        ),
     ],
     out: OutDir = REPORTS_DIR,
     runs: RunsDir = RUNS_DIR,
@@ -65,12 +71,13 @@ def _state(run: ComparedRun) -> str:
 def _differences(title: str, rows: Mapping[str, tuple[Any, ...]], runs: int) -> RenderableType:
     from rich.markup import escape
 
-    from affsup_cli.views.inventory import plain, table
+    from affsup_cli.views.inventory import plain
+    from affsup_cli.views.tables import FittingTable
 
     if not rows:
         return f"[bold]{title}[/bold]: no difference"
     shown = [(key, *(escape(_short(plain(value))) for value in row)) for key, row in rows.items()]
-    return table(f"{title}: differences", ("", *map(str, range(1, runs + 1))), shown)
+    return FittingTable(f"{title}: differences", ("", *map(str, range(1, runs + 1))), shown)
 
 
 def _short(value: str) -> str:
@@ -80,7 +87,7 @@ def _short(value: str) -> str:
 
 def _metrics(comparison: Comparison) -> RenderableType:
     from affsup_cli.reporting.compare import best_runs
-    from affsup_cli.views.inventory import table
+    from affsup_cli.views.tables import FittingTable
 
     rows = []
     for metric, values in comparison.metrics.items():
@@ -90,7 +97,7 @@ def _metrics(comparison: Comparison) -> RenderableType:
     if not rows:
         return "[bold]numbers[/bold]: none in common"
     heads = tuple(str(number) for number in range(1, len(comparison.runs) + 1))
-    return table("numbers (difference to 1)", ("", *heads), rows, right=heads)
+    return FittingTable("numbers (difference to 1)", ("", *heads), rows, right=heads)
 
 
 def _number(metric: str, value: float | None, first: float | None) -> str:

@@ -70,7 +70,8 @@ def findings(runs: Path) -> str:
     return (
         f"Generated scenes, mean over the test objects. Attention on objects of other classes: "
         f"{change('attention_other_class')}. On others of its own class: {change('attention_same_class')}. "
-        f"Recall of the annotated relations at 50 pairs: {change('recall@50')}.\n"
+        f"Recall of the annotated relations at 50 pairs: {change('recall@50')}. "
+        f"mAP@0.5: {change('map_50')}.\n"
         f"Digits. M of a mini-batch: {metrics['digits/resnet20/base']['test_mass']:.3f} without L_G, "
         f"{metrics['digits/resnet20/affinity']['test_mass']:.3f} with it; accuracy after 5 epochs: "
         f"{metrics['digits/resnet20/base']['test_accuracy']:.1%} and "

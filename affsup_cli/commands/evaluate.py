@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from affsup_cli.completion import complete_run
 from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, run_path
 
 
@@ -19,7 +20,7 @@ class Split(StrEnum):
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Run folder, or its name under --runs.")],
+    run: Annotated[str, typer.Argument(help="Run folder, or its name under --runs.", autocompletion=complete_run)],
     split: Annotated[Split, typer.Option(help="Which images.")] = Split.TEST,
     device: Device = None,
     data: DataDir = DATA_DIR,

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from affsup_cli.completion import complete_run
 from affsup_cli.options import RUNS_DIR, RunsDir, expand_user, run_path
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="Finished run folder, or its name under --runs.")],
+    run: Annotated[
+        str, typer.Argument(help="Finished run folder, or its name under --runs.", autocompletion=complete_run)
+    ],
     out: Annotated[
         Path | None,
         typer.Option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affsup_cli.completion import complete_field
 from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir, RunState
 from data_prep.errors import UsageError
 
@@ -30,6 +31,7 @@ def list_(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
+            autocompletion=complete_field,
             help="Only runs whose recipe has this value, such as data.name=voc07; * and ? are wildcards. Repeatable.",
         ),
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from affsup_cli.completion import complete_run
 from affsup_cli.options import RUNS_DIR, Device, RunsDir, expand_user, model_path
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ SHEET = "contact-sheet"
 def predict(
     run: Annotated[
         str,
-        typer.Argument(help="Run folder, its name under --runs, or a file of `affsup export`."),
+        typer.Argument(
+            help="Run folder, its name under --runs, or a file of `affsup export`.", autocompletion=complete_run
+        ),
     ],
     images: Annotated[
         list[Path],

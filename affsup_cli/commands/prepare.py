@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affsup_cli.completion import complete_dataset
 from affsup_cli.options import DATA_DIR, DataDir, expand_user
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def prepare(
             metavar="DATASET|LAYOUT|FILE.py",
             help="Name of a data set (`affsup list datasets`); for your own files their layout: folder, coco-json or "
             "voc-xml; or a Python file that defines DATASET.",
+            autocompletion=complete_dataset,
         ),
     ],
     source: Annotated[

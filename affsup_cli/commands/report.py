@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affsup_cli.completion import complete_table
 from affsup_cli.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def report(
             metavar="[TABLE|FIGURE|all]...",
             show_default=False,
             help="A name of `affsup list tables`; all or nothing: those of the paper.",
+            autocompletion=complete_table,
         ),
     ] = None,
     formats: Annotated[

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from affsup_cli.completion import complete_anything
 from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe, table, figure, data set or run.")],
+    name: Annotated[
+        str, typer.Argument(help="A recipe, table, figure, data set or run.", autocompletion=complete_anything)
+    ],
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from affsup_cli.completion import complete_table
 from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ class Where(StrEnum):
 def sweep(
     tables: Annotated[
         list[str],
-        typer.Argument(metavar="TABLE|FIGURE|all", help="`affsup list tables` names them; all: those of the paper."),
+        typer.Argument(
+            metavar="TABLE|FIGURE|all",
+            help="`affsup list tables` names them; all: those of the paper.",
+            autocompletion=complete_table,
+        ),
     ],
     seeds: Annotated[int | None, typer.Option(help="Runs a cell, instead of the paper's number.")] = None,
     only: Annotated[
@@ -114,9 +119,10 @@ def sweep(
     from affsup_cli.sweeps.slots import find_slots
 
     slots = [] if on_cluster else find_slots(device_asked, jobs)
-    if not dry_run:
-        prepare_embedded(needed_recipes(wanted), data)
     plan = plan_sweep(wanted, data, runs, {slot.name for slot in slots})
+    if not (dry_run or plan.obstacles):
+        prepare_embedded(needed_recipes(wanted), data)
+        plan = plan_sweep(wanted, data, runs, {slot.name for slot in slots})
     print_plan(plan, title, slots)
     if dry_run:
         for obstacle in plan.obstacles:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from affsup_cli.completion import complete_dataset, complete_recipe
 from affsup_cli.options import DATA_DIR, OPTION_OF_FIELD, RUNS_DIR, DataDir, Device, RunsDir, Set
 
 if TYPE_CHECKING:
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (`affsup list recipes`) or a TOML file.")],
-    dataset: Annotated[str | None, typer.Option(help="Prepared data set (`affsup list datasets`).")] = None,
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A shipped recipe (`affsup list recipes`) or a TOML file.", autocompletion=complete_recipe),
+    ],
+    dataset: Annotated[
+        str | None, typer.Option(help="Prepared data set (`affsup list datasets`).", autocompletion=complete_dataset)
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="Network or backbone, such as resnet20, resnet101.")] = None,
     loss: Annotated[
         str | None, typer.Option(help="Form of L_G: focal, log, l2, smooth_l1, bce; none = base network.")
@@ -142,6 +148,7 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     from affsup_cli.views.live_training import LiveLine
 
     console.quiet = collectives.rank() > 0
+    resolve_device(resolved.run.device)
     collectives.broadcast_from_rank0(lambda: prepare_embedded([resolved], data))
     network = find_network(resolved, named, data, runs)
     digests = data_digest(resolved, data), network.data if network else None

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import data_prep
-from affsup_cli.recipe import Recipe, SceneRecipe, SceneSetRecipe
+from affsup_cli.recipe import RECIPE_OF_TASK, Recipe, SceneRecipe, SceneSetRecipe
 from affsup_cli.views.console import console
 from data_prep.errors import UsageError
-from data_prep.raw import SceneSet
+from data_prep.raw import AnyDataSet, ImageSet, SceneSet
 
 
 def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
@@ -34,10 +34,24 @@ def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
 def _check_kind(recipe: Recipe, data_dir: Path) -> None:
     name = recipe.flat()["data.name"]
     dataset = data_prep.get(name, data_dir)
-    if isinstance(dataset, SceneSet) != isinstance(recipe, SceneSetRecipe):
-        held = "scenes" if isinstance(dataset, SceneSet) else "labelled images"
-    elif isinstance(dataset, SceneSet) and isinstance(recipe, SceneRecipe) and not dataset.categories:
-        held = "scenes without categories"
-    else:
+    if _fits(dataset, type(recipe)):
         return
-    raise UsageError(f"data set '{name}' holds {held}, which {recipe.name} cannot be trained on: take another")
+    held = "labelled images" if isinstance(dataset, ImageSet) else "scenes"
+    if isinstance(dataset, SceneSet) and isinstance(recipe, SceneRecipe):
+        held = "scenes without categories"
+    fitting = [
+        other
+        for other, found in data_prep.datasets().items()
+        if _fits(found, type(recipe)) and (isinstance(recipe, SceneRecipe) or not getattr(found, "categories", False))
+    ]
+    tasks = [task for task, kind in RECIPE_OF_TASK.items() if _fits(dataset, kind)]
+    raise UsageError(
+        f"data set '{name}' holds {held}, for {', '.join(tasks)}: {recipe.task} takes {', '.join(fitting)}"
+    )
+
+
+def _fits(dataset: AnyDataSet, kind: type[Recipe]) -> bool:
+    """Return whether recipes of a kind can be trained on a data set."""
+    if isinstance(dataset, ImageSet):
+        return not issubclass(kind, SceneSetRecipe)
+    return issubclass(kind, SceneSetRecipe) and (dataset.categories or not issubclass(kind, SceneRecipe))

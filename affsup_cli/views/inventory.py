@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 import data_prep
 from affsup_cli.options import run_path
@@ -19,17 +18,18 @@ from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.runs.results import TrainResult, read_result
 from affsup_cli.views.console import counted, metric_text
 from affsup_cli.views.split_table import left_out_lines, split_table
+from affsup_cli.views.tables import FittingTable
 from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
 from data_prep.store import AnyManifest, read_manifest
 
 
-def recipes() -> Table:
+def recipes() -> FittingTable:
     """Return the table of recipes."""
-    rows = ((name, inspect.getdoc(type(load_recipe(name))) or "") for name in recipe_names())
-    return table("recipes", ("name", "what it trains"), rows)
+    rows = [(name, inspect.getdoc(type(load_recipe(name))) or "") for name in recipe_names()]
+    return FittingTable("recipes", ("name", "what it trains"), rows, prose=("what it trains",))
 
 
-def tables() -> Table:
+def tables() -> FittingTable:
     """Return the table of tables and figures."""
     rows = []
     for name in report_names():
@@ -37,10 +37,11 @@ def tables() -> Table:
         wanted = experiments(spec)
         sets = dict.fromkeys(str(each.recipe.flat()["data.name"]) for each in wanted)
         rows.append((name, spec.title.partition(": ")[2] or spec.title, "\n".join(sets), str(len(wanted))))
-    return table("tables and figures", ("name", "what it shows", "data", "runs"), rows, right=("runs",))
+    columns = ("name", "what it shows", "data", "runs")
+    return FittingTable("tables and figures", columns, rows, right=("runs",), prose=("what it shows",))
 
 
-def datasets(data_dir: Path) -> Table:
+def datasets(data_dir: Path) -> FittingTable:
     """Return the table of data sets, with those that are prepared."""
     rows = []
     own = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
@@ -53,7 +54,8 @@ def datasets(data_dir: Path) -> Table:
         except AffsupError as error:
             state, summary = shorten(error), installed.summary if installed else "your own"
         rows.append((name, summary, state))
-    return table(f"data sets (in {data_dir})", ("name", "what it is", "prepared"), rows)
+    columns = ("name", "what it is", "prepared")
+    return FittingTable(f"data sets (in {data_dir})", columns, rows, prose=("what it is", "prepared"))
 
 
 def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableType]:
@@ -82,7 +84,8 @@ def _describe_recipe(recipe: Recipe) -> Iterable[RenderableType]:
         for key, value in recipe.flat().items()
         if key not in ("name", "task")
     ]
-    yield table(f"recipe {recipe.name} (for --set)", ("field", "value", ""), rows)
+    title = f"recipe {recipe.name} (for --set)"
+    yield FittingTable(title, ("field", "value", "meaning"), rows, prose=("meaning",), optional=("meaning",))
 
 
 def _describe_table(name: str) -> Iterable[RenderableType]:
@@ -95,7 +98,8 @@ def _describe_table(name: str) -> Iterable[RenderableType]:
         if cell.baseline:
             sets += ["timed in alternation with", *_changes(cell.recipe, cell.baseline)]
         rows.append((cell.key, cell.recipe.name, data, "\n".join(sets) or "–", str(cell.seeds)))
-    yield table(spec.title, ("cell (for --only)", "recipe", "data", "sets", "runs"), rows, right=("runs",))
+    columns = ("cell (for --only)", "recipe", "data", "sets", "runs")
+    yield FittingTable(spec.title, columns, rows, right=("runs",))
     total = len(experiments(spec))
     shared = ", some of them in several cells" if total < sum(cell.seeds for cell in cells) else ""
     yield f"{counted(total, 'run')} in all{shared}"
@@ -117,15 +121,17 @@ def _describe_dataset(manifest: AnyManifest) -> Iterable[RenderableType]:
 
 
 def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
-    yield table(str(run.path), ("field", "value"), [(key, plain(value)) for key, value in run.recipe().flat().items()])
+    fields = [(key, plain(value)) for key, value in run.recipe().flat().items()]
+    yield FittingTable(str(run.path), ("field", "value"), fields, prose=("value",))
     ran_on = run.environment()
     data = ran_on.pop("data")
     rows = [*ran_on.items(), *((f"data.{key}", value) for key, value in data.items())]
-    yield table("environment", ("field", "value"), [(key, plain(value)) for key, value in rows])
+    environment = [(key, plain(value)) for key, value in rows]
+    yield FittingTable("environment", ("field", "value"), environment, prose=("value",))
     if run.finished:
         result = read_result(run)
         metrics = result.metrics if isinstance(result, TrainResult) else {}
-        yield table(
+        yield FittingTable(
             "result",
             ("metric", "value"),
             [(key, metric_text(key, value)) for key, value in metrics.items()],
@@ -145,13 +151,3 @@ def plain(value: object) -> str:
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    """Return a table of text; long fields continue on the next line."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
-    for column in columns:
-        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*row)
-    return drawn

@@ -12,19 +12,18 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 
 from affsup_cli.options import RunState
 from affsup_cli.recipe import field_help, recipe_kind, recipe_names
 from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.runs.results import CostResult, read_result
-from affsup_cli.views.console import HEADLINES, console, metric_text
-from affsup_cli.views.inventory import plain, table
+from affsup_cli.views.console import HEADLINES, metric_text
+from affsup_cli.views.inventory import plain
+from affsup_cli.views.tables import FittingTable
 from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
 
 _DASH = "–"
 _MAX_NAMED = 5  # metrics that a message names
-_NARROW_WIDTHS = {"on the test split": 8, "started": 10}  # so that they break at their space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ def run_list(
         chosen = [run for run in chosen if holds(run)]
     chosen = _sorted(chosen, found, sort, reverse)[:limit]
     of = f"{len(chosen)} of {len(found)} " if len(chosen) < len(found) else ""
-    shown = _fitting_table(f"{of}runs (in {runs_dir})", [_row(run, sort) for run in chosen], sort)
+    shown = _table(f"{of}runs (in {runs_dir})", [_row(run, sort) for run in chosen], sort)
     return Group(shown, *(f"{escape(run.name)} is damaged: {escape(run.fault)}" for run in chosen if run.fault))
 
 
@@ -156,25 +155,17 @@ def _sortable(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
 
 
-def _fitting_table(title: str, rows: Sequence[Mapping[str, str]], sort: str) -> Table:
-    """Return the rows as a table; optional columns are dropped so that names fit on one line."""
+def _table(title: str, rows: Sequence[Mapping[str, str]], sort: str) -> FittingTable:
+    """Return the rows as a table that drops start and M, unless it is sorted by them, before a name is broken."""
     heads = list(_row(ListedRun("", RunState.DAMAGED), sort))
     sorted_by = "M" if sort == "test_mass" else sort
-    can_go = [head for head in ("started", "M") if head != sorted_by]
-    layouts = [[head for head in heads if head not in can_go[:gone]] for gone in range(len(can_go) + 1)]
-    tables = [_drawn(title, heads, rows, narrow=False), *(_drawn(title, left, rows, narrow=True) for left in layouts)]
-    unbounded = console.options.update(max_width=10_000)
-    whole = (each for each in tables if console.measure(each, options=unbounded).maximum <= console.width)
-    return next(whole, tables[1])
-
-
-def _drawn(title: str, heads: Sequence[str], rows: Sequence[Mapping[str, str]], *, narrow: bool) -> Table:
-    right = [head for head in heads if head not in ("name", "data", "state", "started")]
-    shown = table(title, heads, [[row[head] for head in heads] for row in rows], right=right)
-    for column in shown.columns:
-        column.no_wrap = column.header in ("epochs", "state", "M")
-        column.max_width = _NARROW_WIDTHS.get(str(column.header)) if narrow else None
-    return shown
+    return FittingTable(
+        title,
+        heads,
+        [[row[head] for head in heads] for row in rows],
+        right=[head for head in heads if head not in ("name", "data", "state", "started")],
+        optional=[head for head in ("started", "M") if head != sorted_by],
+    )
 
 
 def _row(run: ListedRun, sort: str) -> dict[str, str]:

@@ -206,7 +206,7 @@ def read_split(folder: Path, manifest: CommonManifest, split: str) -> ImageSplit
     if not isinstance(manifest, ImageManifest):
         raise UsageError(f"data set {quote(manifest.dataset)} holds scenes, expected labelled images")
     if split not in SPLITS:
-        raise UsageError(f"no split {quote(split)}: choose one of {', '.join(SPLITS)}")
+        raise UsageError(f"no split {quote(split)}: known are {', '.join(SPLITS)}")
     path = folder / IMAGES_FILE
     if not path.exists():
         raise not_prepared(folder)

@@ -494,7 +494,7 @@ def read_scenes(folder: Path, manifest: CommonManifest, split: str) -> Scenes:
     if not isinstance(manifest, SceneManifest):
         raise UsageError(f"data set {quote(manifest.dataset)} holds labelled images, expected scenes")
     if split not in manifest.split_names():
-        raise UsageError(f"no split {quote(split)}: choose one of {', '.join(manifest.split_names())}")
+        raise UsageError(f"no split {quote(split)}: known are {', '.join(manifest.split_names())}")
     path = folder / SCENES_FILE
     if not path.exists():
         raise not_prepared(folder)

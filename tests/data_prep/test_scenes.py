@@ -355,7 +355,7 @@ def test_scenes_and_labelled_images_are_not_taken_for_each_other(prepare: Prepar
 
 def test_there_is_no_validation_split(prepare: Preparing) -> None:
     outcome = prepare(many(1))
-    with pytest.raises(UsageError, match="no split 'val': choose one of train, test"):
+    with pytest.raises(UsageError, match="no split 'val': known are train, test"):
         read_scenes(outcome.folder, outcome.manifest, "val")
 
 

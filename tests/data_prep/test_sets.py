@@ -39,7 +39,7 @@ def test_listing_the_data_sets_loads_nothing_heavy() -> None:
 
 
 def test_an_unknown_data_set_lists_the_known() -> None:
-    with pytest.raises(UsageError, match=r"no data set 'cifar' \(did you mean 'cifar10'\?\): choose one of cifar"):
+    with pytest.raises(UsageError, match=r"no data set 'cifar' \(did you mean 'cifar10'\?\): known are cifar"):
         data_prep.get("cifar")
 
 

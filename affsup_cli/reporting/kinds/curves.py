@@ -29,6 +29,7 @@ _CSV_COLUMNS = ("panel", "curve", "seed", "epoch", "split", "error", "mass")
 _SPLIT_NAMES: dict[Split, str] = {"test": "test", "val": "validation"}
 _LINES = (("#222222", "-"), ("#3f90da", "--"), ("#e76300", "-."), ("#832db6", "-"), ("#94a4a2", "--"))
 _BEST = "#d00000"
+_MANY_EPOCHS = 20
 _DECIMALS = 2  # of errors in percent
 
 
@@ -86,8 +87,7 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
     drawn = footnotes.lines()
     notes = selection.remarks(footnotes)
     histories = {run.folder.name: run.folder.history() for run in group.members}
-    records = [record for history in histories.values() for record in history.records]
-    split: Split = "test" if all(is_finite(record.get("test_accuracy")) for record in records) else "val"
+    split: Split = "test" if all(_has_curve(history, "test") for history in histories.values()) else "val"
     notes += [
         f"{name} has {history.epochs:,} epochs, of which {len(history.records):,} are read: evenly spaced ones"
         for name, history in histories.items()
@@ -130,9 +130,12 @@ def _curves_fault(run: TrainedRun) -> str | None:
         return str(error)
     if history.epochs != run.result.epochs:
         return f"metrics.jsonl has {history.epochs} of {run.result.epochs} epochs"
-    if not all(is_finite(record.get("val_accuracy")) for record in history.records):
-        return "val_accuracy is not a number in every epoch"
-    return None
+    splits = [split for split in _SPLIT_NAMES if _has_curve(history, split)]
+    return None if splits else "neither test_accuracy nor val_accuracy is a number in every epoch"
+
+
+def _has_curve(history: History, split: Split) -> bool:
+    return all(is_finite(record.get(f"{split}_accuracy")) for record in history.records)
 
 
 def _variant_curves(
@@ -228,8 +231,10 @@ def _line(axes: Axes, epochs: Sequence[int], values: Values, colour: str, dashes
 
 
 def _error_axis_limit(panels: Sequence[_PanelCurves]) -> float:
-    """Return the upper limit of the error axes: the first epochs may exceed it, so that the last stay readable."""
+    """Return the upper limit of the error axes: the first of many epochs may exceed it, to keep the last readable."""
     curves = [curve for panel in panels for curve in panel.curves]
     highest = max(float(curve.error.mean(axis=0).max()) for curve in curves)
+    if max(len(curve.epochs) for curve in curves) < _MANY_EPOCHS:
+        return 1.08 * highest or 1.0
     worst_end = max(curve.final_error for curve in curves)
     return min(1.08 * highest, 3.5 * worst_end) or 1.08 * highest or 1.0

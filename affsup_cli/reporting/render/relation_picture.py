@@ -90,9 +90,10 @@ def relations_legend(figure: Figure) -> None:
     handles = [
         Line2D([], [], color=REFERENCE_COLOUR, linewidth=1.8, label="reference object"),
         Line2D([], [], color=PARTNER_COLOUR, linewidth=1.8, label="proposals with the most attention"),
-        Line2D([], [], color=WEIGHT_COLOUR, linestyle="", marker="$0.12$", markersize=18, label="their share of it"),
+        Line2D([], [], linestyle="", label="0.12: their share of it"),
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
+    legend = figure.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
+    legend.get_texts()[-1].set_color(WEIGHT_COLOUR)
 
 
 def picture_of_detections(

@@ -150,7 +150,7 @@ def test_a_broken_manifest_is_refused(prepared: Path, content: bytes) -> None:
 
 
 def test_an_unknown_split_is_refused(prepared: Path) -> None:
-    with pytest.raises(UsageError, match="no split 'dev': choose one of train, val, test"):
+    with pytest.raises(UsageError, match="no split 'dev': known are train, val, test"):
         read(prepared, "dev")
 
 

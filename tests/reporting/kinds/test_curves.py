@@ -108,7 +108,7 @@ def test_faithful_runs_are_shown_and_others_left_out(make: RunMaker) -> None:
     ("curve", "said"),
     [
         ([record(1, 0.5, 0.2)], "metrics.jsonl has 1 of 2 epochs"),
-        ([record(1, 0.5, 0.2), record(2, float("nan"), 0.2)], "val_accuracy is not a number"),
+        ([record(1, 0.5, 0.2), record(2, float("nan"), 0.2)], "nor val_accuracy is a number"),
     ],
 )
 def test_a_run_with_a_broken_curve_is_left_out_and_named(
@@ -173,3 +173,11 @@ def test_a_single_panel_has_its_axes_side_by_side(make: RunMaker) -> None:
 def test_an_error_of_zero_and_a_single_epoch_can_be_drawn(make: RunMaker) -> None:
     train(make, {"affinity.gamma": 2}, [record(1, 1.0, 1.0)])
     assert has_colour(figure5(make).files[".png"], "#e76300")
+
+
+def test_runs_that_evaluate_no_validation_split_are_drawn_on_the_test_split(make: RunMaker) -> None:
+    curve = [{"epoch": epoch, "test_accuracy": 0.5 + epoch / 10, "test_mass": 0.2} for epoch in (1, 2)]
+    train(make, {"affinity.gamma": 2}, curve)
+    lines = frame(figure5(make))
+    assert set(lines["split"]) == {"test"}
+    assert lines["error"].tolist() == pytest.approx([40, 30])
