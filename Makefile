@@ -1,5 +1,6 @@
 # make demo         sets everything up in .venv and shows the paper's idea on a CPU
 # make test         sets everything up and runs every check
+# make test-faults  tries kills, failing writes, damage and hostile input at many random places
 # make test-lowest  runs the tests with the lowest versions that pyproject.toml allows, in .venv-lowest
 # make upgrade      writes constraints.txt, the versions that .venv gets, anew
 # Needs git, make and Python 3.11-3.13; PYTHON=python3.12 picks one.
@@ -11,13 +12,16 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints co
 # Many tests start processes: without bytecode kept beside the sources each of them would compile all of PyTorch's anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-lowest lint format docs wheel upgrade clean
+.PHONY: demo test test-faults test-lowest lint format docs wheel upgrade clean
 
 demo: .venv/affsup
 	$(BIN)/affsup demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope
+
+test-faults: .venv/affsup-dev
+	AFFSUP_FAULTS=30 OMP_NUM_THREADS=1 $(BIN)/pytest tests/faults -s
 
 test-lowest: .venv-lowest/affsup-dev
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 --dist loadscope

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from typing import Annotated, NoReturn
+import warnings
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import affsup_cli
 from affsup_cli.commands.bench import bench
+from affsup_cli.commands.check import check
 from affsup_cli.commands.compare import compare
 from affsup_cli.commands.demo import demo
 from affsup_cli.commands.doctor import doctor
@@ -23,7 +25,7 @@ from affsup_cli.commands.report import report
 from affsup_cli.commands.show import show
 from affsup_cli.commands.sweep import sweep
 from affsup_cli.commands.train import train
-from data_prep.errors import AffsupError, printable
+from data_prep.errors import AffsupError, AffsupWarning, printable
 
 app = typer.Typer(
     name="affsup",
@@ -40,6 +42,7 @@ app.command()(export)
 app.command()(sweep)
 app.command()(report)
 app.command()(compare)
+app.command()(check)
 app.command()(bench)
 app.command(name="list")(list_)
 app.command()(show)
@@ -77,6 +80,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" gets a question mark
+    warnings.showwarning = _show_warning
     try:
         app()
     except KeyboardInterrupt:
@@ -89,6 +93,17 @@ def main() -> None:
         _leave(str(error), error.exit_code)
     except OSError as error:  # such as missing permission or a full disk
         _leave(str(error), 1)
+
+
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """Print a warning of affsup as one line, and those of libraries as Python does."""
+    if issubclass(category, AffsupWarning):
+        typer.secho(f"affsup: warning: {printable(str(message))}", fg="yellow", err=True)
+    else:
+        _show_other_warning(message, category, *place, **options)
 
 
 def _leave(message: str, code: int) -> NoReturn:

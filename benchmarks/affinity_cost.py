@@ -17,7 +17,7 @@ from record import record
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runtime.devices import resolve_device
 from affsup_cli.tasks import build_task
-from affsup_cli.training.cost import time_in_turns
+from affsup_cli.training.cost import time_alternating
 
 PRECISIONS = ("float32", "bf16")
 
@@ -39,7 +39,7 @@ def main() -> None:
             "run.device": str(device),
         }
         without, with_loss = (load_recipe("minibatch", common | {"affinity.loss": form}) for form in ("none", "focal"))
-        measured = time_in_turns(
+        measured = time_alternating(
             partial(build_task, without, arguments.data),
             partial(build_task, with_loss, arguments.data),
             with_loss,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import data_prep
+from tests.reporting.fake_runs import RunMaker
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,12 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("AFFSUP_REAL_DATA names no folder of real data sets")
     return Path(folder)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> RunMaker:
+    """Makes run folders with any numbers, without training."""
+    return RunMaker(tmp_path / "runs")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.options import REPORTS_DIR
+from affsup_cli.options import REPORTS_DIR, expand_user
 
 if TYPE_CHECKING:
     from affsup_cli.bench.run import Bench
@@ -18,8 +18,9 @@ def bench(
         list[str] | None, typer.Argument(metavar="TABLE|FIGURE", help="Only these; without any, those of the paper.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")] = "auto",
-    out: Annotated[Path, typer.Option("--out", dir_okay=False, help="CSV file for the numbers.")] = REPORTS_DIR
-    / "bench.csv",
+    out: Annotated[
+        Path, typer.Option("--out", dir_okay=False, callback=expand_user, help="CSV file for the numbers.")
+    ] = REPORTS_DIR / "bench.csv",
 ) -> None:
     """Measure the speed of every kind of run, and estimate the hours of each table of the paper on this machine.
 

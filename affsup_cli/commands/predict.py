@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from affsup_cli.options import RUNS_DIR, Device, RunsDir, model_path
+from affsup_cli.options import RUNS_DIR, Device, RunsDir, expand_user, model_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from affsup_cli.recipe import MinibatchRecipe, SceneRecipe
-    from affsup_cli.runs.export import Trained
+    from affsup_cli.runs.export import TrainedModel
     from affsup_cli.tasks.detection.prediction import Prediction
 
 _CATEGORIES_SAID = 3
@@ -26,7 +26,10 @@ def predict(
         typer.Argument(help="Run folder, its name under --runs, or a file of `affsup export`."),
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Pictures (JPEG, PNG, ...), and folders of pictures.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", callback=expand_user, help="Pictures (JPEG, PNG, ...), and folders of pictures."
+        ),
     ],
     reference: Annotated[
         str | None,
@@ -34,9 +37,9 @@ def predict(
     ] = None,
     score: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.3,
     top: Annotated[int, typer.Option(min=1, help="Number of classes of a classifier.")] = 5,
-    out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for pictures and JSON.")] = Path(
-        "predictions"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, callback=expand_user, help="Folder for pictures and JSON.")
+    ] = Path("predictions"),
     device: Device = None,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
@@ -98,7 +101,7 @@ def _each(images: Sequence[Path], predict_one: Callable[[Path], None]) -> None:
 
 
 def _classify(
-    trained: Trained, recipe: MinibatchRecipe, device: str, images: Sequence[Path], top: int, out: Path
+    trained: TrainedModel, recipe: MinibatchRecipe, device: str, images: Sequence[Path], top: int, out: Path
 ) -> None:
     """Write the `top` classes of each picture, and all pictures with the first of them on a contact sheet."""
     from affsup_cli.reporting.render.contact_sheet import contact_sheet, thumbnail
@@ -129,7 +132,7 @@ def _classify(
 
 
 def _predicting_objects(
-    trained: Trained, device: str, reference: str | None, score: float, out: Path
+    trained: TrainedModel, device: str, reference: str | None, score: float, out: Path
 ) -> Callable[[Path], None]:
     from affsup_cli.tasks.detection.prediction import Predictor
     from affsup_cli.views.console import console, counted
@@ -147,7 +150,7 @@ def _predicting_objects(
     return predict_one
 
 
-def _predicting_category(trained: Trained, recipe: SceneRecipe, device: str, out: Path) -> Callable[[Path], None]:
+def _predicting_category(trained: TrainedModel, recipe: SceneRecipe, device: str, out: Path) -> Callable[[Path], None]:
     from affsup_cli.tasks.scene.prediction import ScenePredictor
     from affsup_cli.views.console import console
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Where(StrEnum):
-    """Who does the runs."""
+    """Where the runs are executed."""
 
     LOCAL = "local"
     SLURM = "slurm"
@@ -40,7 +40,7 @@ def sweep(
         int, typer.Option(min=1, help="Runs at the same time on each GPU; on the CPU, whose cores they share.")
     ] = 1,
     launcher: Annotated[
-        Where, typer.Option(help="slurm: submit the runs as jobs of a Slurm cluster, and leave.")
+        Where, typer.Option(help="slurm: submit the runs as jobs of a Slurm cluster, and exit.")
     ] = Where.LOCAL,
     slurm: Annotated[
         list[str] | None,
@@ -50,7 +50,7 @@ def sweep(
             "FLAG=true for a flag; time is in minutes. Repeatable.",
         ),
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Show how the runs stand, and do nothing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show the state of the runs, and do nothing.")] = False,
     cancel: Annotated[
         bool, typer.Option("--cancel", help="Cancel this sweep's jobs; those that run save first.")
     ] = False,
@@ -60,15 +60,15 @@ def sweep(
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
-    """Run what tables and figures lack, and only that.
+    """Run the missing runs of tables and figures, and no others.
 
-    One process a GPU, which does run after run; runs that several tables share, or others build on, are done once. One
-    that fails stops no other: it is named at the end, with its log. Stopped and called again, the sweep goes on; what
-    another process runs, such as another sweep, it waits for. The order is seed by seed, so that every cell has its
-    first run early. Runs with --set depart from the recipe: the table marks them.
+    One process on each GPU does one run after another. A run that several tables share is done once. A run that fails
+    stops no other run: it is named at the end, with its log. The same call continues a stopped sweep. A run in
+    progress in another process is waited for. The order is seed by seed, so that every cell has its first run early.
+    Runs with --set depart from the recipe: the table marks them.
 
     With --jobs 2 or more, that many processes share each GPU: through NVIDIA's MPS, where nvidia-cuda-mps-control is
-    installed, at the same time, otherwise by turns.
+    installed, otherwise time-sliced.
 
     On a cluster each run is a job that asks for one GPU and 240 minutes, if --slurm says nothing else; one that needs
     longer, or is pre-empted, is requeued and continues from its checkpoint. --status and --cancel work from anywhere,
@@ -215,15 +215,15 @@ def run_plan(plan: Plan, data: Path, slots: Sequence[Slot]) -> None:
     """Do the runs that a plan has to do, and show them.
 
     Raises:
-        AffsupError: runs have failed, or the sweep was stopped; the message names what is not there.
+        AffsupError: runs have failed, or the sweep was stopped; the message names the runs.
     """
-    from affsup_cli.sweeps.local import run_here
+    from affsup_cli.sweeps.local import run_locally
     from affsup_cli.views.console import console
     from affsup_cli.views.live_sweep import SweepView
     from data_prep.errors import AffsupError
 
     with SweepView(console, plan.to_do, plan.speeds, len(slots)) as view:
-        outcomes = run_here(plan, data, slots, view)
+        outcomes = run_locally(plan, data, slots, view)
     lines = _failures(outcomes)
     left = sum(step not in outcomes or outcomes[step].how != "finished" for step in plan.to_do)
     stopped = any(step not in outcomes or outcomes[step].how == "stopped" for step in plan.to_do)

@@ -37,12 +37,12 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="scene: run of relnet, or exported file, that is part A; else one as [network] says is found.",
+            help="scene: run of relnet, or exported file, used as part A; by default the finished run of [network].",
         ),
     ] = None,
     device: Device = None,
     gpus: Annotated[
-        int, typer.Option(min=1, help="Train on so many GPUs of this machine; with --device cpu, in so many processes.")
+        int, typer.Option(min=1, help="Number of GPUs of this machine; with --device cpu, number of processes.")
     ] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue this run from its checkpoint.")] = False,
     name: Annotated[
@@ -54,12 +54,12 @@ def train(
 ) -> None:
     """Train one run of a recipe and evaluate it.
 
-    All of it is kept in a run folder. Ctrl-C saves and leaves; the same call with --resume goes on. Without options
+    The run folder keeps everything. Ctrl-C saves and exits; the same call with --resume continues. Without options
     `minibatch` trains on the digits that ship with the install, `frcnn`, `relnet` and `relpn` on generated scenes;
     `affsup show relnet` lists all fields of a recipe for --set.
 
-    With --gpus, or under torchrun for several machines, each process takes its share of every batch: batch size and
-    learning rate stay those of the recipe, and so does the result, but for batch norm, which sees a share alone.
+    With --gpus, or under torchrun for several machines, each process takes its shard of every batch. Batch size
+    and learning rate stay those of the recipe. Only batch norm differs: its statistics are those of a shard.
 
     \b
     affsup train minibatch
@@ -96,13 +96,13 @@ def train(
         raise UsageError(
             f"--name {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
-    started = os.environ.get("WORLD_SIZE", "1")  # by torchrun, or by the call below
+    started = os.environ.get("WORLD_SIZE", "1")  # set by torchrun, or by the call below
     with imports_uninterrupted():
-        from affsup_cli.tasks.launch import division
+        from affsup_cli.tasks.launch import batch_shards
     if gpus > 1 and started == "1":
         from affsup_cli.distributed.launch import run_processes
 
-        division(resolved, gpus)
+        batch_shards(resolved, gpus)
         raise typer.Exit(run_processes(gpus, resolved.run.device, sys.argv[1:]))
     if gpus > 1 and started != str(gpus):
         raise UsageError(f"--gpus {gpus}, but {started} processes were started already (WORLD_SIZE): leave it out")
@@ -118,7 +118,7 @@ def train(
 
 
 def _refuse_options_of_others(recipe: str, given: Mapping[str, Any]) -> None:
-    """Refuse options for fields that such a recipe lacks."""
+    """Refuse options for fields that the recipe lacks."""
     from affsup_cli.recipe import field_help, recipe_kind
     from data_prep.errors import UsageError
 
@@ -131,11 +131,11 @@ def _refuse_options_of_others(recipe: str, given: Mapping[str, Any]) -> None:
 
 
 def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: bool, named: Path | None) -> None:
-    """Do it, in one process or as one of several."""
+    """Train, in one process or as one of several."""
     from affsup_cli.distributed import collectives
     from affsup_cli.runs.folder import RunFolder
     from affsup_cli.runtime.devices import resolve_device, slow_bf16
-    from affsup_cli.tasks.launch import data_digest, division, run_name, train_run
+    from affsup_cli.tasks.launch import batch_shards, data_digest, run_name, train_run
     from affsup_cli.tasks.prerequisite import find_network
     from affsup_cli.views.console import console, print_result
     from affsup_cli.views.embedded import prepare_embedded
@@ -153,7 +153,7 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)
         if collectives.world_size() > 1:
-            console.print(_said_of_processes(**division(resolved, collectives.world_size())))
+            console.print(_describe_processes(**batch_shards(resolved, collectives.world_size())))
         return [LiveLine(console)]
 
     train_run(resolved, data, run, resume, observers, network.path if network else None)
@@ -164,7 +164,7 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     print_result(run)
 
 
-def _said_of_processes(count: int, images_each: Sequence[int]) -> str:
+def _describe_processes(count: int, images_each: Sequence[int]) -> str:
     each = str(images_each[0]) if len(set(images_each)) == 1 else f"{min(images_each)} or {max(images_each)}"
     return (
         f"{count} processes, each with {each} of the {sum(images_each)} images of a step: batch size and learning rate "

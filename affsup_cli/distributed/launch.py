@@ -70,7 +70,7 @@ def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
                 running.append(process)
             while not any(process.poll() for process in running) and any(process.poll() is None for process in running):
                 _wait(running)
-            codes = [process.poll() or 0 for process in running]  # not those of processes that are told to exit
+            codes = [process.poll() or 0 for process in running]  # before the others are told to exit
         finally:
             _end(running)
     killed = next((rank for rank, code in enumerate(codes) if code < 0), None)

@@ -19,6 +19,13 @@ from pydantic import ValidationError
 from affsup_cli.recipe.schema import RECIPE_OF_TASK, Recipe, field_descriptions, flatten
 from data_prep.errors import AffsupError, UsageError, did_you_mean
 
+MAX_BYTES = 2**20
+MAX_KEYS = 5_000
+MAX_DEPTH = 12
+MAX_SHOWN = 200
+"""Bounds of a TOML file, and of what a message repeats of it: characters of a value."""
+_MAX_PROBLEMS = 10
+
 
 def recipes_folder() -> Path:
     """Return the folder of the shipped recipes: inside the installed package, beside it in a source checkout."""
@@ -57,7 +64,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return _validate(parse_toml(path), where=str(path))
     except UsageError as error:
-        raise AffsupError(f"{error}. The run's recipe is damaged: begin it anew with another --name") from error
+        raise AffsupError(f"{error}. The run's recipe is damaged: move its folder away and call again") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -65,10 +72,16 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise UsageError(f"--set takes key=value, for example train.epochs=2; found '{text}'")
+    if key.count(".") > MAX_DEPTH:
+        raise UsageError(
+            f"--set: a key of {key.count('.') + 1:,} parts; no field of a recipe has more than {MAX_DEPTH}"
+        )
     try:
         parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except RecursionError:
+        raise UsageError(f"--set {key}: the value is nested too deeply") from None
     if len(parsed) > 1:
         raise UsageError(f"--set takes one key=value; found more lines in {text!r}")
     return key.strip(), parsed["value"]
@@ -77,11 +90,32 @@ def parse_override(text: str) -> tuple[str, Any]:
 def parse_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; errors name file, line and column."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise AffsupError(f"{path} has {size:,} bytes, expected a recipe or table of at most {MAX_BYTES:,}")
+        fields = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise AffsupError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise AffsupError(f"{path} is not valid TOML: {error}") from error
+        raise AffsupError(f"{path} is not valid TOML: {str(error)[:MAX_SHOWN]}") from error
+    _refuse_deep_or_long(fields, path)
+    return fields
+
+
+def _refuse_deep_or_long(fields: dict[str, Any], path: Path) -> None:
+    """Refuse tables that are nested more deeply, or have more keys, than any recipe."""
+    level: list[Any] = [fields]
+    keys = 0
+    for _ in range(MAX_DEPTH + 1):
+        tables = [value for value in level if isinstance(value, dict)]
+        keys += sum(map(len, tables))
+        if keys > MAX_KEYS:
+            raise AffsupError(f"{path} has more than {MAX_KEYS:,} keys: expected a recipe or table")
+        level = [value for table in tables for value in table.values()]
+        level += [value for values in level if isinstance(values, list) for value in values]
+        if not level:
+            return
+    raise AffsupError(f"{path} has tables nested more than {MAX_DEPTH} deep: expected a recipe or table")
 
 
 def _file_of(name: str) -> Path:
@@ -145,12 +179,15 @@ def _validate(fields: dict[str, Any], where: str) -> Recipe:
         return kind.model_validate(fields)
     except ValidationError as error:
         known = [key for key, _ in field_descriptions(kind)]
-        lines = [f"{where}: {_explain(problem, known)}" for problem in error.errors()]
+        problems = error.errors()
+        lines = [f"{where}: {_explain(problem, known)}" for problem in problems[:_MAX_PROBLEMS]]
+        if len(problems) > _MAX_PROBLEMS:
+            lines.append(f"{where}: {len(problems) - _MAX_PROBLEMS:,} more problems")
         raise UsageError("\n".join(lines)) from error
 
 
 def _explain(problem: Any, known: list[str]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"])[:MAX_SHOWN]
     if problem["type"] == "extra_forbidden":
         within = next(
             (field[: place + len(key)] for field in known if (place := f".{field}.".find(f".{key}.")) > 0), ""
@@ -162,12 +199,17 @@ def _explain(problem: Any, known: list[str]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # a check of several fields names them itself
         return message
-    return f"{key} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+    return f"{key} = {_shown(problem['input'])}: {message[0].lower() + message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _table(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UsageError(f"{key} = {value!r}: expected a table")
+        raise UsageError(f"{key} = {_shown(value)}: expected a table")
     return value
 
 

@@ -182,8 +182,8 @@ class SceneModel(Section):
 class Training(Section):
     """`[train]`: schedule, optimiser and precision (section 6.2)."""
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1, description="images a step")
+    epochs: int = Field(ge=1, le=10**6)
+    batch_size: int = Field(ge=1, le=10**6, description="images a step")
     learning_rate: float = Field(gt=0)
     milestones: tuple[int, ...] = Field(
         strict=False, description="epochs after which the learning rate is divided by 10"
@@ -210,10 +210,13 @@ class NetworkTraining(Training):
 class ClassifierTraining(NetworkTraining):
     """`[train]` of a classifier."""
 
-    batch_size: int = Field(ge=2, description="images a step")
+    batch_size: int = Field(ge=2, le=10**6, description="images a step")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the cross entropy's target that is spread over all classes"
     )
+
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class Execution(Section):
@@ -221,13 +224,26 @@ class Execution(Section):
 
     device: str = Field(description="auto, cpu, cuda or cuda:N")
     checkpoint_seconds: float = Field(gt=0, description="longest time between two checkpoints")
-    tensorboard: bool = Field(description="write TensorBoard events into the run folder")
+    tensorboard: bool = Field(False, description='the older form of trackers = ["tensorboard"]')
+    trackers: tuple[Tracker, ...] = Field(
+        (), strict=False, description="where each epoch's numbers go as well, such as tensorboard,wandb"
+    )
     graph: Literal["auto", "off"] = Field(
         "auto", description="auto: on CUDA, where all steps are alike, capture one as a CUDA graph and replay it"
+    )
+    deterministic: bool = Field(
+        False, description="use deterministic kernels only: two runs on one kind of GPU are bit-identical, and slower"
     )
     channels_last: bool = Field(
         True, description="memory format of images and weights: channels last (NHWC); false: channels first (NCHW)"
     )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _names_after_commas(cls, trackers: Any) -> Any:
+        if not isinstance(trackers, str):
+            return trackers
+        return [name.strip() for name in trackers.split(",") if name.strip()]
 
 
 class DetectionExecution(Execution):
@@ -242,7 +258,7 @@ class Recipe(Section):
     CELL_FIELDS: ClassVar[frozenset[str]] = frozenset()
     """Fields of this class alone (dotted keys) that `defines_cell`."""
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, max_length=100)
     task: str
     seed: int = Field(ge=0, lt=2**63)
     train: Training

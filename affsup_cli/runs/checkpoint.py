@@ -1,10 +1,10 @@
-"""Checkpoints: written atomically and in the background, read without executing any code in them."""
+"""Checkpoints: written atomically and in the background, checked when read, and read without executing code in them."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -13,23 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affsup_cli.runs.folder import RESUME, atomic_file
+from affsup_cli.runs.digest import DigestError, add_archive_digest, check_archive
+from affsup_cli.runs.folder import RESUME, atomic_file, unreadable
 from data_prep.errors import AffsupError
 
-ANEW = "begin the run anew with another --name"
-"""What to do when something that a run keeps is damaged."""
+NEW_RUN = "move the run's folder away and call again, which begins a new run"
+"""What to do when the weights of a run are lost."""
 
 _ONE_KEY = re.compile(r'(?:Missing|Unexpected) key\(s\) in state_dict: "[^"]*"')
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path` atomically: after a kill or on a full disk the previous file remains.
+def save_checkpoint(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Write tensors and plain values to `path` atomically, with a digest.
+
+    After a kill or on a full disk the file that was there before remains.
+
+    Args:
+        path: the file to write.
+        state: the content.
+        previous: receives the file that was at `path` before, in the same folder.
 
     Raises:
         AffsupError: the disk is full.
     """
-    with atomic_file(path, RESUME) as temporary:
-        torch.save(state, temporary)
+    with atomic_file(path, RESUME, previous) as temporary:
+        with temporary.open("wb") as file:  # torch's own file reports a full disk without an error number
+            torch.save(state, file)
+        add_archive_digest(temporary)
 
 
 class BackgroundSaver:
@@ -57,9 +67,15 @@ class BackgroundSaver:
         if kind is None:
             self.wait()
 
-    def save(self, path: Path, state: dict[str, Any], check: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
-        """Copy `state` on its device, and write the copy to `path` in the background unless `check` of it raises."""
-        copied = copied_state(state)
+    def save(
+        self,
+        path: Path,
+        state: dict[str, Any],
+        check: Callable[[dict[str, Any]], None] = lambda _: None,
+        previous: Path | None = None,
+    ) -> None:
+        """Copy `state` on its device, and save the copy to `path` in the background unless `check` of it raises."""
+        copied = clone_state(state)
         copy_made = torch.cuda.current_stream(self._device).record_event() if self._stream else None
         before = self._writes[-1] if self._writes else None
 
@@ -70,7 +86,7 @@ class BackgroundSaver:
                 if self._stream and copy_made:
                     self._stream.wait_event(copy_made)
                 check(copied)
-                save_checkpoint(path, copied)
+                save_checkpoint(path, copied, previous)
 
         self._writes.append(self._thread.submit(write))
 
@@ -85,36 +101,85 @@ class BackgroundSaver:
         del self._writes[:-1]
 
 
-def copied_state(state: Any) -> Any:
+def clone_state(state: Any) -> Any:
     """Return a copy of nested dictionaries, lists and tuples, with each tensor copied on its device."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):
-        return {key: copied_state(value) for key, value in state.items()}
+        return {key: clone_state(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(copied_state(value) for value in state)
+        return type(state)(clone_state(value) for value in state)
     return state
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device, cure: str = NEW_RUN) -> dict[str, Any]:
     """Read a file of `save_checkpoint`, its tensors onto `device`; on a CPU they are memory-mapped.
+
+    Args:
+        path: the file.
+        device: the device of the tensors.
+        cure: what the user should do about a damaged file.
 
     Raises:
         AffsupError: the file is missing, damaged or not a checkpoint.
     """
     try:
+        check_archive(path)
         state = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: the run has finished no epoch yet; --resume continues it") from None
+    except OSError as error:
+        raise AffsupError(unreadable(path, error)) from error
+    except DigestError as error:
+        raise AffsupError(f"{path} is damaged ({error}): {cure}") from error
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # torch raises errors of many kinds: zip, pickle, key and runtime errors
-        raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {ANEW}") from error
+        raise AffsupError(f"{path} is not a readable checkpoint ({type(error).__name__}): {cure}") from error
     if not isinstance(state, dict):
-        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {ANEW}")
+        raise AffsupError(f"{path} holds a {type(state).__name__}, expected a checkpoint: {cure}")
     return state
 
 
+def load_weights(path: Path, device: torch.device, cure: str = NEW_RUN) -> dict[str, Tensor]:
+    """Read the state dict of the model in a checkpoint onto `device`.
+
+    Args:
+        path: the file.
+        device: the device of the tensors.
+        cure: what the user should do about a damaged file.
+
+    Raises:
+        AffsupError: see `load_checkpoint`; or there is no model, or `check_weights` refuses it.
+    """
+    weights = load_checkpoint(path, device, cure).get("model")
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise AffsupError(f"{path} holds no model: {cure}")
+    check_weights(path, weights, cure)
+    return weights
+
+
+def check_weights(path: Path, weights: Mapping[str, Tensor], cure: str = NEW_RUN) -> None:
+    """Check that all weights are dense numbers.
+
+    Args:
+        path: the file that they were read from, for the message.
+        weights: a state dict.
+        cure: what the user should do.
+
+    Raises:
+        AffsupError: a tensor is sparse, has no data, or holds NaN or infinity.
+    """
+    for name, value in weights.items():
+        if value.is_meta or value.layout != torch.strided or value.is_quantized:
+            kind = "has no data (device meta)" if value.is_meta else f"is {value.layout}".replace("torch.", "")
+            raise AffsupError(f"{path}: the weights '{name}' {kind}, expected a dense tensor: {cure}")
+        if not bool(value.isfinite().all()):
+            raise AffsupError(f"{path}: the weights '{name}' are not finite, as of a run that diverged: {cure}")
+
+
 @contextlib.contextmanager
-def fitting(path: Path, cure: str = ANEW) -> Iterator[None]:
+def explain_mismatch(path: Path, cure: str = NEW_RUN) -> Iterator[None]:
     """Turn an error in using the content of a checkpoint into one message about `path`.
 
     Args:

@@ -22,7 +22,7 @@ LIBRARIES = (
 
 
 def environment(device: torch.device, data: Mapping[str, Any], begun_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is needed to judge or repeat a run; `data` and `begun_from` are those of its task."""
+    """Return the environment of a run; `data` and `begun_from` are attributes of its `Task`."""
     return {
         "affsup": affsup_cli.__version__,
         **source_commit(),

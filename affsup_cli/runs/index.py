@@ -26,8 +26,8 @@ class RunData(BaseModel):
     official: bool | None
 
 
-class PartA(BaseModel):
-    """The trained network that a scene run is built on: its run, the digest of its weights, its data set."""
+class BaseNetwork(BaseModel):
+    """The trained network of a scene run: its run, the digest of its weights, its data set."""
 
     run: str
     digest: str
@@ -35,7 +35,7 @@ class PartA(BaseModel):
 
 
 class Environment(BaseModel):
-    """What a run ran on."""
+    """The content of environment.json."""
 
     affsup: str
     commit: str | None
@@ -48,23 +48,23 @@ class Environment(BaseModel):
     started: str
     data: RunData
     weights: str | None = None
-    network: PartA | None = None
+    network: BaseNetwork | None = None
 
     @property
     def code(self) -> str:
-        """Which code it ran."""
+        """The version of affsup, and its commit."""
         if self.commit is None:
             return f"affsup {self.affsup}"
         return f"affsup {self.affsup}, commit {self.commit[:12]}{' and uncommitted changes' if self.dirty else ''}"
 
 
-_OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax")
+_OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax", "affinity.average", "affinity.row_average")
 _OF_THE_BACKBONE = ("network.model.arch", "network.model.weights", "network.model.pixels")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder, its recipe and what it runs on."""
+    """A run folder, its recipe and its environment."""
 
     folder: RunFolder
     recipe: Recipe
@@ -78,14 +78,14 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun(Run):
-    """A training run that came to its end."""
+    """A finished training run."""
 
     result: TrainResult
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRun(Run):
-    """A cost comparison that came to its end; its recipe is the treatment's."""
+    """A finished cost comparison; its recipe is that of the treatment."""
 
     result: CostResult
 
@@ -97,7 +97,7 @@ class RunIndex:
         root: the folder.
         trained: the finished training runs, by the time they started.
         measured: the finished cost comparisons, by the time they started.
-        unfinished: those that are still going on or were stopped, by name.
+        unfinished: the runs in progress and the stopped runs, by name.
         warnings: a sentence for each folder that could not be read; it is left out of everything else.
     """
 

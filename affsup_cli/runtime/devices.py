@@ -50,15 +50,27 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
+def configure_determinism(deterministic: bool) -> None:
+    """Allow deterministic kernels only (`run.deterministic`), or all; call it before `configure_cuda`.
+
+    An operation that has no deterministic kernel then raises a RuntimeError that names it.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(deterministic)
+
+
 def configure_cuda(precision: str, fixed_shapes: bool = False) -> None:
     """Enable TF32 for "tf32" alone (torch's default enables it in part), and cuDNN's benchmark mode.
+
+    The benchmark mode chooses kernels by their time, so it stays off where kernels must be deterministic.
 
     Args:
         precision: the recipe's `train.precision`.
         fixed_shapes: all batches have the same shape. cuDNN's benchmark mode searches once for each shape, so that it
             would be slow on scenes of many sizes.
     """
-    torch.backends.cudnn.benchmark = fixed_shapes
+    torch.backends.cudnn.benchmark = fixed_shapes and not torch.are_deterministic_algorithms_enabled()
     allowed = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed

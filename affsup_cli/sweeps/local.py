@@ -8,21 +8,21 @@ from pathlib import Path
 from affsup_cli.runtime.stop import StopRequest
 from affsup_cli.sweeps.mps import mps_on_shared_gpus
 from affsup_cli.sweeps.plan import Plan, Step
-from affsup_cli.sweeps.schedule import Outcome, Watcher, run_steps
+from affsup_cli.sweeps.schedule import Outcome, SweepObserver, run_steps
 from affsup_cli.sweeps.slots import Slot
 from affsup_cli.sweeps.workers import LocalWorkers
 
 
-def run_here(plan: Plan, data_dir: Path, slots: Sequence[Slot], watcher: Watcher) -> dict[Step, Outcome]:
+def run_locally(plan: Plan, data_dir: Path, slots: Sequence[Slot], observer: SweepObserver) -> dict[Step, Outcome]:
     """Do the runs that a plan has to do: training runs in all slots, then cost comparisons one by one.
 
     The first Ctrl-C or SIGTERM lets all runs save and exit, a second Ctrl-C kills them.
 
     Args:
         plan: what to do.
-        data_dir: where the data sets are prepared.
+        data_dir: the folder of the prepared data sets.
         slots: room for a process each.
-        watcher: its methods are called as the sweep goes on.
+        observer: its methods are called as the sweep goes on.
 
     Returns:
         The outcome of each step; steps that a stop kept from beginning are missing.
@@ -32,18 +32,18 @@ def run_here(plan: Plan, data_dir: Path, slots: Sequence[Slot], watcher: Watcher
     outcomes: dict[Step, Outcome] = {}
     with StopRequest() as stop:
         if trainings:
-            with mps_on_shared_gpus(slots[: len(trainings)], watcher.reported) as connected:
-                outcomes |= _run_in(connected, trainings, data_dir, watcher, stop)
+            with mps_on_shared_gpus(slots[: len(trainings)], observer.reported) as connected:
+                outcomes |= _run_in(connected, trainings, data_dir, observer, stop)
         if comparisons:
-            outcomes |= _run_in([slots[0].alone()], comparisons, data_dir, watcher, stop)
+            outcomes |= _run_in([slots[0].alone()], comparisons, data_dir, observer, stop)
     return outcomes
 
 
 def _run_in(
-    slots: Sequence[Slot], steps: Sequence[Step], data_dir: Path, watcher: Watcher, stop: StopRequest
+    slots: Sequence[Slot], steps: Sequence[Step], data_dir: Path, observer: SweepObserver, stop: StopRequest
 ) -> dict[Step, Outcome]:
     workers = LocalWorkers(slots)
     try:
-        return run_steps(steps, data_dir, workers, watcher, stop)
+        return run_steps(steps, data_dir, workers, observer, stop)
     finally:
         workers.close()

@@ -14,13 +14,13 @@ from affsup_cli.training.observers import Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class RunRequest:
     """A request to do one run.
 
     Attributes:
         recipe: what to train.
-        baseline: of a cost comparison, the recipe measured in turns with `recipe`; None for a training run.
-        data_dir: where the data sets are prepared.
+        baseline: of a cost comparison, the recipe measured in alternation with `recipe`; None for a training run.
+        data_dir: the folder of the prepared data sets.
         folder: the run folder.
         pretrained: folder of the finished run that this one builds on, if any.
     """
@@ -43,7 +43,7 @@ class Order:
         return json.dumps(fields).encode() + b"\n"
 
     @classmethod
-    def from_line(cls, line: bytes) -> Order:
+    def from_line(cls, line: bytes) -> RunRequest:
         """Read a line of `to_line`."""
         fields = json.loads(line)
         baseline, pretrained = fields["baseline"], fields["pretrained"]
@@ -57,22 +57,22 @@ class Order:
 
 
 @dataclasses.dataclass(frozen=True)
-class Epoch:
+class EpochEnded:
     """An epoch has ended; `record` is its line of metrics.jsonl."""
 
     record: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Ended:
+class RunEnded:
     """A run has ended: `reason` says why if it has failed; it is "busy" if another process is doing it."""
 
     how: Literal["finished", "stopped", "failed", "busy"]
     reason: str = ""
 
 
-Event = Progress | Epoch | Ended
-_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Progress, Epoch, Ended)}
+Event = Progress | EpochEnded | RunEnded
+_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Progress, EpochEnded, RunEnded)}
 
 
 def event_to_line(event: Event) -> bytes:

@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = 60.0
 def mps_on_shared_gpus(slots: Sequence[Slot], report: Callable[[str], None]) -> Iterator[list[Slot]]:
     """Run an MPS daemon while slots share a GPU, and stop it at the end, also after an exception.
 
-    Without `nvidia-cuda-mps-control` on the PATH, or if the daemon does not start, processes share the GPU by turns.
+    Without `nvidia-cuda-mps-control` on the PATH, or if the daemon does not start, the processes are time-sliced.
 
     Args:
         slots: where the processes of a sweep will run.

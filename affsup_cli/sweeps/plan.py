@@ -1,4 +1,4 @@
-"""Which runs tables need, which of them are there, how long the others will take, and what stands in their way."""
+"""The plan of a sweep: the runs that tables need, their state, the time they will take, and the obstacles."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Step:
     """A run that is needed, and the folder that it has or will have.
 
     Attributes:
-        cells: what it fills; the label of its recipe if other runs alone need it.
-        recipe: what is to be run.
-        baseline: of a cost comparison, the recipe measured in turns with `recipe`; None for a training run.
-        folder: where.
+        cells: the cells that this run fills; the recipe's label if only other runs need this run.
+        recipe: the recipe to train.
+        baseline: of a cost comparison, the recipe measured in alternation with `recipe`; None for a training run.
+        folder: the run folder.
         state: how far the folder has come; "damaged": it cannot be read.
         needs: the step that must be finished before this one, which builds on it.
         epochs_done: of an unfinished run.
@@ -51,6 +51,13 @@ class Step:
         """What it is called in messages."""
         return f"{self.cells[0]} seed {self.recipe.seed}"
 
+    @property
+    def damage(self) -> str:
+        """The message for a damaged folder."""
+        return (
+            f"{self.folder.path} is damaged: `affsup check {self.folder.path}` says what; moved away, it is run again"
+        )
+
     def seconds(self, speeds: Speeds) -> float | None:
         """Return how long the rest of it takes, None if that is not known."""
         of_epoch = None if self.baseline else speeds.epoch(self.recipe)
@@ -63,8 +70,8 @@ class Plan:
 
     Attributes:
         steps: all its runs, those that others build on first, then seed by seed; cost comparisons last.
-        speeds: what is known of their length.
-        obstacles: a sentence for each thing without which they cannot be run.
+        speeds: known durations of epochs.
+        obstacles: a sentence for each missing data set or file of weights.
         warnings: a sentence for each run folder that cannot be read.
     """
 
@@ -78,8 +85,19 @@ class Plan:
         """The steps that are not finished."""
         return tuple(step for step in self.steps if step.state != "finished")
 
+    @property
+    def blocked(self) -> dict[Step, str]:
+        """The steps that cannot be run because a run folder is damaged, each with a message."""
+        found: dict[Step, str] = {}
+        for step in self.steps:  # a step comes after the one that it needs
+            if step.state == "damaged":
+                found[step] = step.damage
+            elif step.needs in found:
+                found[step] = f"needs {step.needs.label}"
+        return found
+
     def by_cells(self) -> dict[tuple[str, ...], list[Step]]:
-        """Return the steps of each cell; cells of exactly the same steps stand together."""
+        """Return the steps of each cell; cells with the same steps share an entry."""
         of_cell: dict[str, list[Step]] = {}
         for step in self.steps:
             for cell in step.cells:
@@ -122,7 +140,7 @@ def wanted_experiments(
 
 
 def _no_such_cell(names: Sequence[str], cells: Sequence[str], only: str) -> str:
-    """Say what there is instead, the nearest first."""
+    """Return the message for a pattern without a match; it names the nearest cells."""
     parts = dict.fromkeys(part for cell in cells for part in (cell, *cell.split("/")))
     nearest = difflib.get_close_matches(only, cells, n=_CELLS_NAMED, cutoff=0.0)
     others = f" and {len(cells) - len(nearest)} others, which --dry-run shows" if len(cells) > len(nearest) else ""
@@ -147,13 +165,13 @@ def needed_recipes(wanted: Sequence[Experiment]) -> list[Recipe]:
 
 
 def plan_sweep(wanted: Sequence[Experiment], data_dir: Path, runs_dir: Path, devices: Collection[str]) -> Plan:
-    """Find out which of the runs have been run, on the data as it is prepared now.
+    """Determine the state of each run, for the data as it is prepared now.
 
     Args:
         wanted: the runs; those that train the same become one.
-        data_dir: where the data sets are prepared.
+        data_dir: the folder of the prepared data sets.
         runs_dir: where the run folders are.
-        devices: names of the devices that the sweep will run on: other runs there tell how long it will take.
+        devices: names of the devices that the sweep will run on: other runs there emit how long it will take.
     """
     index = RunIndex(runs_dir)
     planner = _Planner(index, data_dir)
@@ -166,7 +184,7 @@ def plan_sweep(wanted: Sequence[Experiment], data_dir: Path, runs_dir: Path, dev
 
 @dataclasses.dataclass
 class _Draft:
-    """A step before all that share it are known; `needs` is the key of another."""
+    """A step under construction: cells and recipes may still be added; `needs` is the key of another."""
 
     experiment: Experiment
     found: RunFolder | None
@@ -182,7 +200,7 @@ class _Planner:
         self._readable = {run.folder.path for run in (*index.trained, *index.measured, *index.unfinished)}
 
     def add(self, experiment: Experiment) -> tuple[str, str]:
-        """Take in an experiment and what it builds on; returns the key of its draft."""
+        """Add an experiment and its prerequisites; return the key of its draft."""
         found = self._find(experiment)
         if found is not None and found.finished:
             key = ("finished", str(found.path))
@@ -190,10 +208,10 @@ class _Planner:
             key = (experiment.kind, training_key(experiment.recipe))
         known = self._drafts.get(key)
         if known is not None:
-            known.experiment = _joined(known.experiment, experiment)
+            known.experiment = _merged(known.experiment, experiment)
             known.found = known.found if key[0] == "finished" else self._find(known.experiment)
             return key
-        begun = found is not None and found.checkpoint.exists()
+        begun = found is not None and found.resumable
         before = experiment.recipe.prerequisite() if key[0] == "train" and not begun else None
         needs = None
         if before is not None:
@@ -221,7 +239,7 @@ class _Planner:
             digest = self._digest(recipe)
             network = self._digest(needs.recipe) if needs else None
             folder = RunFolder(self._index.root / f"{prefix}{run_name(recipe, digest, network)}")
-            if folder.exists and folder.path not in self._readable:
+            if folder.remains or (folder.exists and folder.path not in self._readable):
                 state = "damaged"
         elif folder.finished:
             state = "finished"
@@ -249,8 +267,8 @@ class _Planner:
         return self._digests[name]
 
 
-def _joined(first: Experiment, second: Experiment) -> Experiment:
-    """Return an experiment that serves the cells of both and records what either asks for."""
+def _merged(first: Experiment, second: Experiment) -> Experiment:
+    """Return one experiment for the cells of both; it records what either records."""
     recipe, asked = first.recipe, second.recipe.flat()
     for field in OBSERVING:
         if asked.get(field):
@@ -262,10 +280,10 @@ def _joined(first: Experiment, second: Experiment) -> Experiment:
 
 
 def _unprepared(steps: Sequence[Step], data_dir: Path) -> list[str]:
-    """Say which data sets are missing or damaged; those that ship with the install are prepared when needed."""
+    """Return a message for each missing or damaged data set; embedded data sets are prepared when needed."""
     said = []
     for name in dict.fromkeys(step.recipe.flat()["data.name"] for step in steps if step.state != "finished"):
-        if data_prep.get(name).embedded and not (data_dir / name).exists():
+        if data_prep.get(name, data_dir).embedded and not (data_dir / name).exists():
             continue
         try:
             read_manifest(data_dir / name)
@@ -275,11 +293,11 @@ def _unprepared(steps: Sequence[Step], data_dir: Path) -> list[str]:
 
 
 def _missing_weights(steps: Sequence[Step]) -> list[str]:
-    """Name the files of weights that are not there; a run that has a checkpoint needs them no more."""
+    """Return a message for each missing file of weights; a run with a checkpoint no longer needs it."""
     cells: dict[str, list[str]] = {}
     for step in steps:
         weights = step.recipe.flat().get("model.weights", "none")
-        begun = step.state == "finished" or step.folder.checkpoint.exists()
+        begun = step.state == "finished" or step.folder.resumable
         if not begun and weights not in _NO_FILE and not Path(weights).is_file():
             cells.setdefault(weights, []).extend(step.cells)
     return [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from affsup_cli.runtime.stop import StopRequest
-from affsup_cli.sweeps.messages import Ended, Epoch, Event, Order
+from affsup_cli.sweeps.messages import EpochEnded, Event, RunEnded, RunRequest
 from affsup_cli.sweeps.plan import Step
 from affsup_cli.training.observers import Progress
 
@@ -24,11 +24,11 @@ class Launcher(Protocol):
     def has_room(self) -> bool:
         """Return whether another run would begin at once."""
 
-    def start(self, number: int, order: Order) -> str:
+    def start(self, number: int, request: RunRequest) -> str:
         """Begin a run, which its events name by `number`; returns where it runs, such as a device."""
 
     def events(self, seconds: float) -> Iterable[tuple[int, Event]]:
-        """Wait at most `seconds`; return the events of runs, by number. The last one of each run is an `Ended`."""
+        """Wait at most `seconds`; return the events of runs, by number. The last one of each run is an `RunEnded`."""
 
     def stop(self) -> None:
         """Tell all runs to save and exit; return at once."""
@@ -37,8 +37,8 @@ class Launcher(Protocol):
         """Release everything; runs that still go on are killed."""
 
 
-class Watcher:
-    """Callbacks of a sweep; they do nothing here, subclasses override those that they need."""
+class SweepObserver:
+    """Callbacks of a sweep; subclasses override the ones they need."""
 
     def started(self, step: Step, where: str) -> None:
         """A step has begun."""
@@ -46,7 +46,7 @@ class Watcher:
     def progressed(self, step: Step, progress: Progress) -> None:
         """A step has made progress; at most a few calls a second. Of a cost comparison `epoch` counts rounds."""
 
-    def epoch_ended(self, step: Step, epoch: Epoch) -> None:
+    def epoch_ended(self, step: Step, epoch: EpochEnded) -> None:
         """A line of metrics.jsonl was written."""
 
     def run_elsewhere(self, step: Step) -> None:
@@ -56,13 +56,13 @@ class Watcher:
         """A step has ended, or will never begin."""
 
     def reported(self, line: str) -> None:
-        """Something was found out about the sweep as a whole, such as how its processes share a GPU."""
+        """A message about the whole sweep, such as how its processes share a GPU."""
 
     def stopping(self) -> None:
         """All running steps have been told to save and exit."""
 
     def ticked(self) -> None:
-        """Called a few times a second, whatever happens."""
+        """Called a few times a second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def run_steps(
-    steps: Sequence[Step], data_dir: Path, launcher: Launcher, watcher: Watcher, stop: StopRequest
+    steps: Sequence[Step], data_dir: Path, launcher: Launcher, observer: SweepObserver, stop: StopRequest
 ) -> dict[Step, Outcome]:
     """Run steps as `launcher` has room for them, each step after the one that it needs.
 
@@ -92,23 +92,23 @@ def run_steps(
 
     def end(step: Step, outcome: Outcome) -> None:
         outcomes[step] = outcome
-        watcher.ended(step, outcome)
+        observer.ended(step, outcome)
 
     def postpone(step: Step) -> None:
         again_at[step] = time.monotonic() + AGAIN_SECONDS
-        watcher.run_elsewhere(step)
+        observer.run_elsewhere(step)
 
     while waiting or running:
         if stop.requested:
             waiting.clear()
             if not stopping:
                 launcher.stop()
-                watcher.stopping()
+                observer.stopping()
                 stopping = True
         for step in tuple(waiting):
-            if hindrance := _hindrance(step, outcomes):
+            if blocked := _blocked_outcome(step, outcomes):
                 waiting.remove(step)
-                end(step, hindrance)
+                end(step, blocked)
         now = time.monotonic()
         for step in [step for step in waiting if again_at.get(step, now) <= now and _ready(step, outcomes)]:
             if not launcher.has_room():
@@ -122,29 +122,29 @@ def run_steps(
                 continue
             number = steps.index(step)
             running[number] = step
-            watcher.started(step, launcher.start(number, order_of(step, data_dir)))
+            observer.started(step, launcher.start(number, request_of(step, data_dir)))
         for number, event in launcher.events(POLL_SECONDS):
             step = running[number]
             match event:
                 case Progress():
-                    watcher.progressed(step, event)
-                case Epoch():
-                    watcher.epoch_ended(step, event)
-                case Ended():
+                    observer.progressed(step, event)
+                case EpochEnded():
+                    observer.epoch_ended(step, event)
+                case RunEnded():
                     del running[number]
                     if event.how == "busy":  # another process began it at the same moment
                         waiting.append(step)
                         postpone(step)
                     else:
                         end(step, Outcome(event.how, event.reason))
-        watcher.ticked()
+        observer.ticked()
     return outcomes
 
 
-def order_of(step: Step, data_dir: Path) -> Order:
-    """Return the order for the process that runs a step."""
+def request_of(step: Step, data_dir: Path) -> RunRequest:
+    """Return the request for the process that runs a step."""
     pretrained = step.needs.folder.path if step.needs else None
-    return Order(step.recipe, step.baseline, data_dir, step.folder.path, pretrained)
+    return RunRequest(step.recipe, step.baseline, data_dir, step.folder.path, pretrained)
 
 
 def _ready(step: Step, outcomes: dict[Step, Outcome]) -> bool:
@@ -152,10 +152,10 @@ def _ready(step: Step, outcomes: dict[Step, Outcome]) -> bool:
     return needs is None or needs.state == "finished" or (needs in outcomes and outcomes[needs].how == "finished")
 
 
-def _hindrance(step: Step, outcomes: dict[Step, Outcome]) -> Outcome | None:
+def _blocked_outcome(step: Step, outcomes: dict[Step, Outcome]) -> Outcome | None:
     """Return the outcome of a step that can never begin, None if it may yet begin."""
     if step.state == "damaged":
-        return Outcome("failed", f"{step.folder.path} is damaged: move it away, then sweep again")
+        return Outcome("failed", step.damage)
     needs = step.needs
     if needs is not None and needs in outcomes and outcomes[needs].how != "finished":
         return Outcome("not run", f"needs {needs.label}")

@@ -29,19 +29,19 @@ class Slot:
     environment: Mapping[str, str]
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Return `recipe` as a process in this slot must be given it: the GPU of the slot is the only one it sees."""
+        """Return `recipe` for a process in this slot, which sees the GPU of the slot only."""
         if not recipe.run.device.startswith("cuda:"):
             return recipe
         return recipe.model_copy(update={"run": recipe.run.model_copy(update={"device": "cuda"})})
 
     def alone(self) -> Slot:
-        """Return the same slot with all of the cores."""
+        """Return the same slot with all cores."""
         kept = {name: value for name, value in self.environment.items() if name != _THREADS}
         return replace(self, environment=kept)
 
 
 def find_slots(device: str, jobs: int = 1) -> list[Slot]:
-    """Return the slots of this machine, by turns one on each device: all GPUs for "auto" and "cuda".
+    """Return the slots of this machine, alternating between devices: all GPUs for "auto" and "cuda".
 
     Args:
         device: as `run.device`.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
-from affsup_cli.sweeps.messages import Order
+from affsup_cli.sweeps.messages import RunRequest
 from affsup_cli.sweeps.plan import Plan, Step
-from affsup_cli.sweeps.schedule import order_of
+from affsup_cli.sweeps.schedule import request_of
 from affsup_cli.sweeps.slurm_job import RunJob
 from affsup_cli.sweeps.slurm_queue import (
     QueuedJob,
@@ -38,15 +38,15 @@ JOB_MINUTES = 240
 NOTICE_SECONDS = 300
 """How long before its time limit a job is signalled; for a short job a quarter of its limit."""
 _MAX_REQUEUES = 100
-_OURS = frozenset(
+_RESERVED = frozenset(
     (
         *("array", "dependency", "requeue", "signal", "output", "error", "chdir", "clusters"),
         *("nodes", "ntasks", "ntasks_per_node", "tasks_per_node"),
     )
 )
-_SUBMITIT = frozenset(("array_parallelism", "setup", "signal_delay_s", "srun_args", "teardown", "time"))
-_LISTS = frozenset(("setup", "srun_args", "teardown"))
-_NUMBERS = {
+_SUBMITIT_PARAMETERS = frozenset(("array_parallelism", "setup", "signal_delay_s", "srun_args", "teardown", "time"))
+_LIST_PARAMETERS = frozenset(("setup", "srun_args", "teardown"))
+_NUMBER_PARAMETERS = {
     "time": "minutes, such as 240",
     "array_parallelism": "how many jobs run at the same time, such as 8",
     "signal_delay_s": "seconds, such as 300",
@@ -57,7 +57,7 @@ _OPTIONS = {
     "kill_on_invalid_dep": "yes",  # otherwise a job that depends on a failed one would wait for ever
 }
 _GPUS = frozenset(("gpus_per_node", "gpus_per_task", "gpus", "gres"))
-_TAKEN_AWAY = frozenset(("CANCELLED", "PREEMPTED"))
+_ENDED_BY_SLURM = frozenset(("CANCELLED", "PREEMPTED"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RunStatus:
     Attributes:
         state: "to do" if no job was submitted for it.
         job: the id of the job that was last submitted, if any.
-        detail: for a pending run what it waits for, for a failed or cancelled run why.
+        detail: the reason why a run is pending, failed or cancelled.
         log: for a failed run its log file, if there is one.
     """
 
@@ -91,10 +91,10 @@ def slurm_parameters(settings: Iterable[tuple[str, str]], device: str) -> dict[s
     given: dict[str, Any] = {}
     for name, value in settings:
         key = name.replace("-", "_")
-        if key in _OURS:
+        if key in _RESERVED:
             what = "a job is one process, begun from this folder on this cluster"
             raise UsageError(f"--slurm {key}=…: {what}; the sweep sets '{key}' itself")
-        if key in _LISTS:
+        if key in _LIST_PARAMETERS:
             given.setdefault(key, []).append(value)
         elif key in given:
             raise UsageError(f"--slurm {key}={value}: '{key}' was given already, as {given[key]}; give one of them")
@@ -104,8 +104,8 @@ def slurm_parameters(settings: Iterable[tuple[str, str]], device: str) -> dict[s
     given.setdefault("signal_delay_s", min(NOTICE_SECONDS, minutes * 60 // 4))
     if device != "cpu" and not _GPUS & given.keys():
         given["gpus_per_node"] = 1
-    asked = {key: value for key, value in given.items() if key in _SUBMITIT}
-    options = {key: value for key, value in given.items() if key not in _SUBMITIT}
+    asked = {key: value for key, value in given.items() if key in _SUBMITIT_PARAMETERS}
+    options = {key: value for key, value in given.items() if key not in _SUBMITIT_PARAMETERS}
     asked["additional_parameters"] = _OPTIONS | options
     # Otherwise each run would use all cores of its node.
     asked["setup"] = ["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}", *asked.get("setup", [])]
@@ -115,21 +115,22 @@ def slurm_parameters(settings: Iterable[tuple[str, str]], device: str) -> dict[s
 
 
 def _value(key: str, text: str) -> int | str | Literal[True]:
-    if key not in _NUMBERS:
+    if key not in _NUMBER_PARAMETERS:
         return True if text == "true" else text
     if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"--slurm {key}={text}: expected {_NUMBERS[key]}")
+        raise UsageError(f"--slurm {key}={text}: expected {_NUMBER_PARAMETERS[key]}")
     return int(text)
 
 
 def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any]) -> dict[Step, str]:
     """Submit the runs that are neither finished nor in the queue; jobs with equal parameters are one array.
 
-    A run that needs another begins when that is finished; if that fails, Slurm drops the dependent job.
+    A run that needs another begins when that is finished; if that fails, Slurm drops the dependent job. Runs with a
+    damaged folder, and those that need them, are left out (`Plan.blocked`).
 
     Args:
         plan: what is to be done.
-        data_dir: where the data sets are prepared.
+        data_dir: the folder of the prepared data sets.
         runs_dir: where the run folders are; submitit's own files go to `JOBS` there.
         asked: as `slurm_parameters` returns it.
 
@@ -137,21 +138,18 @@ def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any])
         The submitted runs, each with the id of its job.
 
     Raises:
-        AffsupError: Slurm is not installed or refuses, or a run folder is damaged.
+        AffsupError: Slurm is not installed or refuses.
     """
-    damaged = [str(step.folder.path) for step in plan.to_do if step.state == "damaged"]
-    if damaged:
-        raise AffsupError(f"damaged: {', '.join(damaged)}. Move what is damaged away, then sweep again")
     from submitit import SlurmExecutor
 
     new: dict[Step, str] = {}
     with _sweep_lock(runs_dir) as folder:  # of two sweeps, one submits the runs that both need
         queue = queued_jobs()
-        jobs, leaving = _active(plan, queue), _leaving(plan, queue)
+        jobs, shutting_down = _active(plan, queue), _cancelled_but_running(plan, queue)
         executor = SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES)
-        while left := [step for step in plan.to_do if step not in jobs]:
+        while left := [step for step in plan.to_do if step not in jobs and step not in plan.blocked]:
             ready = [step for step in left if step.needs is None or step.needs not in left]
-            for parameters, steps in _arrays(ready, jobs, leaving, asked):
+            for parameters, steps in _arrays(ready, jobs, shutting_down, asked):
                 executor.parameters = {}
                 with _sigint_ignored():
                     for step, job in zip(steps, _submit_array(executor, parameters, steps, data_dir), strict=True):
@@ -218,7 +216,7 @@ def _active(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
     return {step: record.job for step, record in _recorded(plan).items() if _is_active(queue, record)}
 
 
-def _leaving(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
+def _cancelled_but_running(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
     """Return the runs whose jobs were cancelled but may still hold the folder, each with its job."""
     there = {job for job, queued in queue.items() if not queued.over}
     return {step: record.job for step, record in _recorded(plan).items() if record.cancelled and record.job in there}
@@ -236,7 +234,7 @@ def _is_active(queue: Mapping[str, QueuedJob], record: RecordedJob) -> bool:
 
 
 def _arrays(
-    steps: Sequence[Step], jobs: Mapping[Step, str], leaving: Mapping[Step, str], asked: Mapping[str, Any]
+    steps: Sequence[Step], jobs: Mapping[Step, str], shutting_down: Mapping[Step, str], asked: Mapping[str, Any]
 ) -> list[tuple[dict[str, Any], list[Step]]]:
     """Group steps with equal submission parameters; each group, returned with its parameters, is one job array."""
     groups: dict[str, tuple[dict[str, Any], list[Step]]] = {}
@@ -246,7 +244,7 @@ def _arrays(
             parameters["exclusive"] = True
         needed = [jobs[step.needs]] if step.needs is not None and step.needs in jobs else []
         # All cancelled jobs that still run, not this step's own alone: then one array waits for them.
-        held = sorted(set(leaving.values())) if step in leaving else []
+        held = sorted(set(shutting_down.values())) if step in shutting_down else []
         waits = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", needed), ("afterany", held)) if ids]
         if waits:
             parameters["dependency"] = ",".join(waits)
@@ -261,23 +259,23 @@ def _submit_array(
     notice = parameters["signal_delay_s"]
     try:
         executor.update_parameters(**parameters)
-        jobs = executor.submit_array([RunJob(_absolute(order_of(step, data_dir)), notice) for step in steps])
+        jobs = executor.submit_array([RunJob(_absolute(request_of(step, data_dir)), notice) for step in steps])
     except RuntimeError as error:  # submitit raises it with sbatch's output
         lines = str(error).strip().splitlines() or ["sbatch failed and said nothing"]
         said = next((line for line in lines if "error:" in line or "unrecognized" in line), lines[-1])
         raise AffsupError(f"Slurm takes no jobs: {said}") from error
     finally:
-        for litter in (*executor.folder.glob(".submission_file_*"), *executor.folder.glob(f"{'[0-9a-f]' * 32}.pkl")):
-            litter.unlink()
+        for leftover in (*executor.folder.glob(".submission_file_*"), *executor.folder.glob(f"{'[0-9a-f]' * 32}.pkl")):
+            leftover.unlink()
     return [job.job_id for job in jobs]
 
 
-def _absolute(order: Order) -> Order:
+def _absolute(request: RunRequest) -> RunRequest:
     return dataclasses.replace(
-        order,
-        data_dir=order.data_dir.absolute(),
-        folder=order.folder.absolute(),
-        pretrained=order.pretrained and order.pretrained.absolute(),
+        request,
+        data_dir=request.data_dir.absolute(),
+        folder=request.folder.absolute(),
+        pretrained=request.pretrained and request.pretrained.absolute(),
     )
 
 
@@ -293,7 +291,7 @@ def _status(
         case "finished":
             return RunStatus("finished", job)
         case "damaged":
-            return RunStatus("failed", job, f"{step.folder.path} is damaged: move it away, then sweep again")
+            return RunStatus("failed", job, step.damage)
     if record is None or job is None:
         return RunStatus("to do")
     queued = queue.get(job)
@@ -309,7 +307,7 @@ def _status(
     if ended is not None and ended.how == "busy":
         return RunStatus("cancelled", job, "another process had it; sweep again to go on")
     # Whatever the job recorded before it was requeued.
-    died = queued is not None and queued.over and queued.state not in _TAKEN_AWAY
+    died = queued is not None and queued.over and queued.state not in _ENDED_BY_SLURM
     if not died and (record.cancelled or queued or ended):
         return RunStatus("cancelled", job, "sweep again to go on")
     said = f"Slurm says {queued.state}" if queued else f"the job has left the queue (`sacct -j {job}` may know why)"

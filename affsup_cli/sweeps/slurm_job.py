@@ -8,9 +8,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from affsup_cli.sweeps.messages import Ended, Order
-from affsup_cli.sweeps.slurm_queue import forget_end, queued_jobs, write_end
-from affsup_cli.sweeps.worker import do_run
+from affsup_cli.sweeps.messages import RunEnded, RunRequest
+from affsup_cli.sweeps.slurm_queue import clear_end, queued_jobs, write_end
+from affsup_cli.sweeps.worker import execute_run
 from data_prep.errors import AffsupError
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ class RunJob:
     requeued job continues from the checkpoint.
 
     Args:
-        order: the run.
+        request: the run.
         notice: seconds between the signal and the time limit.
     """
 
-    def __init__(self, order: Order, notice: float) -> None:
-        self._order = order.to_line()
+    def __init__(self, request: RunRequest, notice: float) -> None:
+        self._request = request.to_line()
         self._notice = notice
 
     def __call__(self) -> None:
@@ -47,16 +47,16 @@ class RunJob:
         for number in _STOPPING:
             signal.signal(number, _interrupt)
         signal.signal(warning, self._warned)
-        order, job = Order.from_line(self._order), JobEnvironment().job_id
-        forget_end(order.folder)
-        ended = Ended("stopped")
+        request, job = RunRequest.from_line(self._request), JobEnvironment().job_id
+        clear_end(request.folder)
+        ended = RunEnded("stopped")
         with contextlib.suppress(KeyboardInterrupt):  # a second signal, while the first was handled
-            ended = do_run(order, lambda _: None)
+            ended = execute_run(request, lambda _: None)
         for number in (warning, *_STOPPING):
             signal.signal(number, signal.SIG_IGN)
         if ended.how != "finished":
-            write_end(order.folder, job, ended)
-        if ended.how == "stopped" and not _taken_away(job):
+            write_end(request.folder, job, ended)
+        if ended.how == "stopped" and not _ended_by_slurm(job):
             requeue(warning, None)
         sys.exit(0 if ended.how == "finished" else 1)
 
@@ -75,7 +75,7 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _taken_away(job: str) -> bool:
+def _ended_by_slurm(job: str) -> bool:
     """Return whether Slurm itself ends or requeues this job; False if it does not answer, so that no run is lost."""
     for pause in _PAUSES:
         with contextlib.suppress(AffsupError, KeyError):

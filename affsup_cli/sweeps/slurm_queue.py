@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from affsup_cli.runs.folder import atomic_file
-from affsup_cli.sweeps.messages import Ended
+from affsup_cli.sweeps.messages import RunEnded
 from data_prep.errors import AffsupError
 
 _JOB = "job.json"
 _ENDED = "job-ended.json"
 # A job in any other state, such as CONFIGURING, REQUEUED or COMPLETING, may still run.
-_OVER = frozenset(
+_FINAL_STATES = frozenset(
     (
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
         *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -38,7 +38,7 @@ class QueuedJob:
     @property
     def over(self) -> bool:
         """Whether it will not run again."""
-        return self.state in _OVER
+        return self.state in _FINAL_STATES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,22 +61,22 @@ def read_job(folder: Path) -> RecordedJob | None:
     return None if content is None else RecordedJob(content["job"], content.get("cancelled", False))
 
 
-def forget_end(folder: Path) -> None:
+def clear_end(folder: Path) -> None:
     """Remove what a job recorded before it was requeued."""
     (folder / _ENDED).unlink(missing_ok=True)
 
 
-def write_end(folder: Path, job: str, ended: Ended) -> None:
+def write_end(folder: Path, job: str, ended: RunEnded) -> None:
     """Record how `job` ended with the run of `folder` unfinished."""
     _write(folder / _ENDED, {"job": job, **dataclasses.asdict(ended)})
 
 
-def read_end(folder: Path, job: str) -> Ended | None:
+def read_end(folder: Path, job: str) -> RunEnded | None:
     """Return how `job` ended with its run unfinished; None if it has not ended, was killed, or finished the run."""
     content = _read(folder / _ENDED, "job", "how", "reason")
     if content is None or content["job"] != job:  # an earlier job's
         return None
-    return Ended(content["how"], content["reason"])
+    return RunEnded(content["how"], content["reason"])
 
 
 def queued_jobs() -> dict[str, QueuedJob]:
@@ -117,7 +117,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def _read(path: Path, *needed: str) -> dict[str, Any] | None:
     """Return the JSON object in a file, None if there is no file; the fields `needed` must be strings."""
-    then = "Remove it; its run is then submitted anew"
+    then = "Remove it; the next sweep then submits the run again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How long runs take, told from epochs of others."""
+"""Estimates of a run's duration from the epochs of other runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Speeds:
     """Seconds of an epoch's training steps, by recipe."""
 
     def __init__(self) -> None:
-        self._alike: dict[str, _Known] = {}
-        self._akin: dict[str, _Known] = {}
+        self._same_recipe: dict[str, _Total] = {}
+        self._similar: dict[str, _Total] = {}
 
     @classmethod
     def of_runs(cls, runs: RunIndex, devices: Collection[str]) -> Speeds:
-        """Learn from the runs that ran on one of `devices` (names, as runs record them)."""
+        """Collect the runs on one of `devices` (names, as runs record them)."""
         speeds = cls()
         for run in (*runs.trained, *runs.unfinished):
             if run.environment.device_name in devices:
@@ -33,11 +33,11 @@ class Speeds:
         return speeds
 
     def add(self, recipe: Recipe, seconds: float, epochs: int = 1) -> None:
-        """Learn that so many epochs of `recipe` took so long."""
-        alike, akin = _keys(recipe)
-        for known in (self._alike.setdefault(alike, _Known()), self._akin.setdefault(akin, _Known())):
-            known.seconds += seconds
-            known.epochs += epochs
+        """Add a measurement: `epochs` epochs of `recipe` took `seconds`."""
+        same_recipe, similar = _keys(recipe)
+        for total in (self._same_recipe.setdefault(same_recipe, _Total()), self._similar.setdefault(similar, _Total())):
+            total.seconds += seconds
+            total.epochs += epochs
 
     def epoch(self, recipe: Recipe) -> float | None:
         """Return the seconds that an epoch will take, None if nothing is known.
@@ -45,22 +45,22 @@ class Speeds:
         What is known of the same recipe with any seed counts first, then of those that differ in L_G or in the length
         of the schedule.
         """
-        alike, akin = _keys(recipe)
-        known = self._alike.get(alike) or self._akin.get(akin)
-        return known.seconds / known.epochs if known else None
+        same_recipe, similar = _keys(recipe)
+        total = self._same_recipe.get(same_recipe) or self._similar.get(similar)
+        return total.seconds / total.epochs if total else None
 
 
 @dataclasses.dataclass
-class _Known:
+class _Total:
     seconds: float = 0.0
     epochs: int = 0
 
 
-@functools.cache  # the display asks for all that wait, again and again
+@functools.cache  # the live view asks for every waiting run at each refresh
 def _keys(recipe: Recipe) -> tuple[str, str]:
     fields = {key: value for key, value in recipe.identity().items() if key not in ("name", "seed")}
-    akin = {k: value for k, value in fields.items() if k not in _SCHEDULE and not k.startswith("affinity.")}
-    return json.dumps(fields, sort_keys=True), json.dumps(akin, sort_keys=True)
+    similar = {k: value for k, value in fields.items() if k not in _SCHEDULE and not k.startswith("affinity.")}
+    return json.dumps(fields, sort_keys=True), json.dumps(similar, sort_keys=True)
 
 
 def _seconds_and_epochs(run: Run) -> tuple[float, int]:
@@ -69,5 +69,5 @@ def _seconds_and_epochs(run: Run) -> tuple[float, int]:
             return float(run.folder.result()["seconds"]), run.result.epochs
         records = run.folder.metrics()
         return sum(float(record["seconds"]) for record in records), len(records)
-    except (AffsupError, KeyError):  # an estimate does without a run that cannot be read
+    except (AffsupError, KeyError):  # an unreadable run is left out of the estimate
         return 0.0, 0

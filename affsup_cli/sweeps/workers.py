@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from affsup_cli.runtime.subprocess_command import subprocess_command
-from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
+from affsup_cli.sweeps.messages import Event, RunEnded, RunRequest, event_from_line
 from affsup_cli.sweeps.slots import Slot
 
 
@@ -22,16 +22,16 @@ class _Worker:
     """A process, which lives until its standard input is closed.
 
     Attributes:
-        slot: where it is.
+        slot: the slot of the process.
         process: the process.
-        run: number of the run that it is doing, None while it is idle.
-        leaving: it was told to exit.
+        run: number of the run in progress, None while the process is idle.
+        shutting_down: the process was told to exit.
     """
 
     slot: Slot
     process: subprocess.Popen[bytes]
     run: int | None = None
-    leaving: bool = False
+    shutting_down: bool = False
 
     @classmethod
     def started(cls, slot: Slot) -> _Worker:
@@ -45,16 +45,16 @@ class _Worker:
         )
         return cls(slot, process)
 
-    def send(self, number: int, order: Order) -> None:
+    def send(self, number: int, request: RunRequest) -> None:
         self.run = number
         pipe = cast(IO[bytes], self.process.stdin)
-        with contextlib.suppress(BrokenPipeError):  # it has died: the end of its output says so
-            pipe.write(order.to_line())
+        with contextlib.suppress(BrokenPipeError):  # the process has ended: `_read_events` reports it
+            pipe.write(request.to_line())
             pipe.flush()
 
-    def dismiss(self) -> None:
-        """Tell it to exit, after a checkpoint if it is doing a run."""
-        self.leaving = True
+    def shut_down(self) -> None:
+        """Tell the process to exit; a run in progress saves a checkpoint first."""
+        self.shutting_down = True
         with contextlib.suppress(BrokenPipeError):
             cast(IO[bytes], self.process.stdin).close()
 
@@ -75,13 +75,13 @@ class LocalWorkers:
         """Return whether a slot is free."""
         return bool(self._free_slots())
 
-    def start(self, number: int, order: Order) -> str:
+    def start(self, number: int, request: RunRequest) -> str:
         """Start a run on the device that has the fewest, by an idle worker or a new one; returns the device."""
         load = Counter(worker.slot.device for worker in self._workers if worker.run is not None)
-        idle = {worker.slot: worker for worker in self._workers if worker.run is None and not worker.leaving}
+        idle = {worker.slot: worker for worker in self._workers if worker.run is None and not worker.shutting_down}
         slot = min(self._free_slots(), key=lambda slot: (load[slot.device], slot not in idle))
         worker = idle.get(slot) or self._start_worker(slot)
-        worker.send(number, _at(slot, order))
+        worker.send(number, _for_slot(slot, request))
         return slot.device
 
     def events(self, seconds: float) -> Iterator[tuple[int, Event]]:
@@ -95,56 +95,56 @@ class LocalWorkers:
     def stop(self) -> None:
         """Tell all workers to save and exit."""
         for worker in self._workers:
-            worker.dismiss()
+            worker.shut_down()
 
     def close(self) -> None:
-        """Dismiss those that are idle and kill the others."""
+        """Shut down idle workers and kill the others."""
         for worker in self._workers:
             if worker.run is not None:
                 worker.process.kill()
-            worker.dismiss()
+            worker.shut_down()
         for worker in self._workers:
             worker.process.wait()
 
     def _events(self, worker: _Worker, line: bytes) -> list[tuple[int, Event]]:
         if not line:
             self._workers.remove(worker)
-            cause = _cause_of_death(worker.process.wait())
-            ended = Ended("stopped") if worker.leaving else Ended("failed", cause)
+            cause = _exit_reason(worker.process.wait())
+            ended = RunEnded("stopped") if worker.shutting_down else RunEnded("failed", cause)
             return [] if worker.run is None else [(worker.run, ended)]
         event = event_from_line(line)
         number = cast(int, worker.run)
-        if isinstance(event, Ended):
+        if isinstance(event, RunEnded):
             worker.run = None
             if event.how != "finished":  # an error may leave the process in any state
-                worker.dismiss()
+                worker.shut_down()
         return [(number, event)]
 
     def _free_slots(self) -> list[Slot]:
-        """Return the slots that have an idle worker, or none."""
-        taken = [worker.slot for worker in self._workers if worker.run is not None or worker.leaving]
+        """Return the slots whose worker is idle, and the slots without a worker."""
+        taken = [worker.slot for worker in self._workers if worker.run is not None or worker.shutting_down]
         return [slot for slot in self._slots if slot not in taken]
 
     def _start_worker(self, slot: Slot) -> _Worker:
         worker = _Worker.started(slot)
         self._workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
+        threading.Thread(target=self._read_events, args=(worker,), daemon=True).start()
         return worker
 
-    def _listen(self, worker: _Worker) -> None:
+    def _read_events(self, worker: _Worker) -> None:
         with cast(IO[bytes], worker.process.stdout) as lines:
             for line in lines:
-                if line.endswith(b"\n"):  # a process that is killed may leave half of one
+                if line.endswith(b"\n"):  # a killed process may leave half a line
                     self._lines.put((worker, line))
         self._lines.put((worker, b""))
 
 
-def _at(slot: Slot, order: Order) -> Order:
-    baseline = slot.recipe(order.baseline) if order.baseline else None
-    return dataclasses.replace(order, recipe=slot.recipe(order.recipe), baseline=baseline)
+def _for_slot(slot: Slot, request: RunRequest) -> RunRequest:
+    baseline = slot.recipe(request.baseline) if request.baseline else None
+    return dataclasses.replace(request, recipe=slot.recipe(request.recipe), baseline=baseline)
 
 
-def _cause_of_death(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code >= 0:
         return f"its process left with exit code {code}"
     name = signal.Signals(-code).name

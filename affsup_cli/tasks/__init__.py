@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
-from affsup_cli.runs.export import Trained
+from affsup_cli.runs.export import TrainedModel
 from affsup_cli.training.task import Task
 
 
-def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True, network: Trained | None = None) -> Task:
+def build_task(recipe: Recipe, data_dir: Path, *, fresh: bool = True, network: TrainedModel | None = None) -> Task:
     """Build the task of `recipe` on its device, from the data sets prepared in `data_dir`.
 
     Args:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from affsup_cli.models.classifiers.build import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
-from affsup_cli.runs.checkpoint import fitting
-from affsup_cli.runs.export import Trained
+from affsup_cli.runs.checkpoint import explain_mismatch
+from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import autocast, configure_cuda, resolve_device
 from data_prep.errors import AffsupError
 
@@ -30,7 +30,7 @@ class ClassifierPredictor:
         AffsupError: the weights cannot be read, or the run does not record how its images were prepared.
     """
 
-    def __init__(self, trained: Trained, recipe: MinibatchRecipe, device: str) -> None:
+    def __init__(self, trained: TrainedModel, recipe: MinibatchRecipe, device: str) -> None:
         self._device = resolve_device(device)
         self._precision = recipe.train.precision
         configure_cuda(self._precision)
@@ -44,7 +44,7 @@ class ClassifierPredictor:
         self._channels, self._height, self._width = record["image_shape"]
         self._mean, self._std = (torch.tensor(record[name]).view(-1, 1, 1) for name in ("mean", "std"))
         self.model = build_classifier(recipe.model.arch, self._channels, len(self.classes)).to(self._device).eval()
-        with fitting(trained.path, trained.cure):
+        with explain_mismatch(trained.path, trained.cure):
             self.model.load_state_dict(trained.state(self._device))
 
     def preprocess(self, image: NDArray[np.uint8]) -> torch.Tensor:

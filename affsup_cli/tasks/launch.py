@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ import torch
 from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import Shard
 from affsup_cli.recipe import Recipe, differences, in_words
-from affsup_cli.runs.checkpoint import fitting, load_checkpoint
+from affsup_cli.runs.checkpoint import explain_mismatch, load_weights
 from affsup_cli.runs.environment import environment
 from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder, run_folders
-from affsup_cli.runtime.devices import resolve_precision
+from affsup_cli.runtime.devices import configure_determinism, resolve_precision
 from affsup_cli.tasks import build_task
-from affsup_cli.training.cost import peak_megabytes, time_in_turns
-from affsup_cli.training.observers import Observer, TensorBoard
+from affsup_cli.training.cost import peak_megabytes, time_alternating
+from affsup_cli.training.observers import Observer
+from affsup_cli.training.trackers import trackers
 from affsup_cli.training.trainer import Trainer
 from data_prep.errors import AffsupError, UsageError
 from data_prep.store import read_manifest
@@ -76,10 +77,12 @@ def train_run(
     """
     if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
         return run
-    processes = division(recipe, collectives.world_size())
-    fresh = not collectives.broadcast_from_rank0(run.checkpoint.exists)
+    processes = batch_shards(recipe, collectives.world_size())
+    fresh = not collectives.broadcast_from_rank0(lambda: run.resumable)
     begin = open_trained(pretrained) if pretrained and fresh else None
-    task = build_task(recipe, data_dir, fresh=fresh, network=begin)
+    configure_determinism(recipe.run.deterministic)
+    with _torch_errors_explained():
+        task = build_task(recipe, data_dir, fresh=fresh, network=begin)
     writes = collectives.rank() == 0
     with run.lock() if writes else nullcontext():
         # Another process may have finished the run meanwhile.
@@ -100,20 +103,34 @@ def train_run(
         else:
             run.write_environment(now)
             run.write_recipe(recipe)
-        attached = [*observers(), *([TensorBoard(run.path)] if recipe.run.tensorboard else [])] if writes else []
+        attached = [*observers(), *trackers(run, recipe)] if writes else []
         try:
-            Trainer(task, recipe, run, attached).run()
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            raise AffsupError(
-                "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side or "
-                f"model.proposals, needs less ({str(error).splitlines()[0]})"
-            ) from error
+            with _torch_errors_explained():
+                Trainer(task, recipe, run, attached).run()
         finally:
             for observer in attached:
                 observer.close()
     return run
+
+
+@contextmanager
+def _torch_errors_explained() -> Iterator[None]:
+    """Turn torch's errors of lacking memory, and of a lacking deterministic kernel, into messages for the user."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if "does not have a deterministic implementation" in str(error):
+            operation = str(error).split()[0]
+            raise AffsupError(
+                f"{operation} has no deterministic kernel on this device: --set run.deterministic=false trains without "
+                "that promise"
+            ) from error
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise AffsupError(
+            "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side, model.width or "
+            f"model.proposals, needs less ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from error
 
 
 def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dict[str, float]:
@@ -127,17 +144,18 @@ def evaluate_run(run: RunFolder, data_dir: Path, split: str, device: str) -> dic
     """
     stored = run.recipe()
     recipe: Recipe = stored.model_copy(update={"run": stored.run.model_copy(update={"device": device})})
+    configure_determinism(recipe.run.deterministic)
     task = build_task(recipe, data_dir, fresh=False)
     refuse_other_data(run, task.data)
-    with fitting(run.best):
-        best = load_checkpoint(run.best, next(task.model.parameters()).device)
-        task.model.load_state_dict(best["model"])
+    weights = load_weights(run.best, next(task.model.parameters()).device, run.best_cure)
+    with explain_mismatch(run.best, run.best_cure):
+        task.model.load_state_dict(weights)
     metrics = task.evaluate(split)
     task.export(run.path, split)
     return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
-def division(recipe: Recipe, count: int) -> dict[str, Any]:
+def batch_shards(recipe: Recipe, count: int) -> dict[str, Any]:
     """Return the number of processes, and the images of a whole batch for each of them.
 
     Raises:
@@ -189,7 +207,7 @@ def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
     if stored["digest"] != data["digest"]:
         raise UsageError(
             f"{run.path} was begun on other data: {stored['name']} with digest {stored['digest'][:12]}, prepared now "
-            f"is {data['digest'][:12]}. Prepare the data set as it was, or begin a new run with another --name"
+            f"is {data['digest'][:12]}. Prepare the data set as it was, or {run.new_run}"
         )
 
 
@@ -202,7 +220,7 @@ def _refuse_other_weights(run: RunFolder, begun_from: Mapping[str, Any]) -> None
         if was != now:
             raise UsageError(
                 f"{run.path} was begun from pretrained {what} with SHA-256 {was}, those given now have {now}: give the "
-                "former, or begin a new run with another --name"
+                f"former, or {run.new_run}"
             )
 
 
@@ -222,12 +240,12 @@ def _nothing_to_resume(recipe: Recipe, run: RunFolder) -> str:
 def measure_run(
     baseline: Recipe, treatment: Recipe, data_dir: Path, run: RunFolder, rounds: int, progress: Callable[[int], None]
 ) -> RunFolder:
-    """Measure time and memory of two recipes in turns (table 4); the result is kept as a run folder of `treatment`."""
+    """Measure time and memory of two recipes in alternation (table 4); the result is a run folder of `treatment`."""
     builders = [partial(build_task, recipe, data_dir) for recipe in (baseline, treatment)]
     with run.lock():
         task = build_task(treatment, data_dir)
         now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
-        measured = time_in_turns(builders[0], lambda: task, treatment, rounds, progress)
+        measured = time_alternating(builders[0], lambda: task, treatment, rounds, progress)
         for variant, builder in zip(("baseline", "treatment"), builders, strict=True):
             measured[variant]["peak_megabytes"] = peak_megabytes(builder, treatment)
         run.write_environment(now)

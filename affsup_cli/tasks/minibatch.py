@@ -20,7 +20,8 @@ from affsup_cli.distributed.shard import WHOLE, Shard
 from affsup_cli.metrics.average import Averages
 from affsup_cli.models.classifiers.build import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
-from affsup_cli.runs.folder import RunFolder, atomic_file
+from affsup_cli.runs.features import write_features
+from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
 from affsup_cli.training.cuda_graph import CapturedCalls
 from affsup_cli.training.task import Losses
@@ -159,12 +160,7 @@ class MinibatchTask:
             of_batch, _, of_images = self._predictions(evaluation.data, index)
             features.append(of_batch.half().cpu().numpy())
             labels.append(of_images.cpu().numpy())
-        with atomic_file(RunFolder(folder).features) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                features=np.concatenate(features),
-                labels=np.concatenate(labels),
-            )
+        write_features(RunFolder(folder).features, np.concatenate(features), np.concatenate(labels))
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self._device, self._recipe.train.precision):

@@ -25,7 +25,7 @@ MIN_STEPS = 2
 ROUND_SECONDS = 0.5
 
 
-def time_in_turns(
+def time_alternating(
     baseline: BuildTask, treatment: BuildTask, recipe: Recipe, rounds: int, progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Time two variants of one experiment in alternation; `recipe` has the `[train]` and `[run]` of both.

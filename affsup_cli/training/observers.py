@@ -1,13 +1,10 @@
-"""Callbacks of a training run, such as the terminal's live line and TensorBoard."""
+"""Callbacks of a training run, such as the terminal's live line and trackers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from data_prep.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Progress:
 
 
 class Observer:
-    """Callbacks of a run; they do nothing here, subclasses override those that they need."""
+    """Callbacks of a run; subclasses override the ones they need."""
 
     def progressed(self, progress: Progress) -> None:
         """The run has made progress; called a few times a second at most."""
@@ -44,30 +41,3 @@ class Observer:
 
     def close(self) -> None:
         """Release resources: the run has ended, finished or not."""
-
-
-class TensorBoard(Observer):
-    """Writes each epoch's numbers as TensorBoard scalars.
-
-    Raises:
-        UsageError: the tensorboard package is not installed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError(
-                "run.tensorboard = true needs the package tensorboard: pip install 'affsup[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(str(folder))
-
-    def epoch_ended(self, record: Mapping[str, Any]) -> None:
-        """Write every number of the record under its own name."""
-        for name, value in record.items():
-            if name != "epoch" and value is not None:
-                self._writer.add_scalar(name, value, record["epoch"])
-
-    def close(self) -> None:
-        """Flush the event file."""
-        self._writer.close()

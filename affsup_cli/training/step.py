@@ -18,7 +18,7 @@ from torch import Tensor
 from affsup_cli.distributed import collectives
 from affsup_cli.metrics.average import Averages, float64_row
 from affsup_cli.recipe import Training
-from affsup_cli.runs.checkpoint import copied_state
+from affsup_cli.runs.checkpoint import clone_state
 from affsup_cli.training.cuda_graph import Capture, CapturedCalls, CudaGraphCapture
 from affsup_cli.training.task import Losses, StaticTask, Task, all_reduce_losses
 from data_prep.errors import AffsupError
@@ -115,7 +115,7 @@ class TrainingStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; call `begin` next."""
         # Copied: the tensors may be mapped from a checkpoint file that the next checkpoint replaces.
-        self._optimizer.load_state_dict(copied_state(state))
+        self._optimizer.load_state_dict(clone_state(state))
         for parameter, buffers in self._optimizer.state.items():
             for name, value in buffers.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:

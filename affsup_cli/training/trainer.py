@@ -6,21 +6,32 @@ import contextlib
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from affsup_cli.distributed import collectives
 from affsup_cli.recipe import Recipe
-from affsup_cli.runs.checkpoint import BackgroundSaver, fitting, load_checkpoint, random_state, set_random_state
+from affsup_cli.runs.checkpoint import (
+    BackgroundSaver,
+    explain_mismatch,
+    load_checkpoint,
+    load_weights,
+    random_state,
+    set_random_state,
+)
 from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runs.results import first_fault
 from affsup_cli.runtime.stop import Stopped, StopRequest
 from affsup_cli.training.cuda_graph import side_stream
 from affsup_cli.training.observers import Observer, Progress
 from affsup_cli.training.step import DIVERGED, TrainingStep, graph_capture, learning_rate
 from affsup_cli.training.task import Task
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, AffsupWarning
 
 GRADIENT_SHARE_INTERVAL = 50  # steps, at most, between two measurements of the gradient share
 GRADIENT_SHARE_SAMPLES = 8  # measurements, at least, in an epoch
@@ -87,7 +98,7 @@ class Trainer:
         return collectives.rank() == 0
 
     def _load_or_begin(self) -> None:
-        if collectives.broadcast_from_rank0(self._run.checkpoint.exists):
+        if collectives.broadcast_from_rank0(lambda: self._run.resumable):
             self._load()
         elif collectives.rank():
             self._seed_this_process()
@@ -195,8 +206,9 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         self._saver.wait()
         if self._writes:
-            with fitting(self._run.best):
-                self._task.model.load_state_dict(load_checkpoint(self._run.best, self._device)["model"])
+            weights = load_weights(self._run.best, self._device, self._run.best_cure)
+            with explain_mismatch(self._run.best, self._run.best_cure):
+                self._task.model.load_state_dict(weights)
         collectives.broadcast_model(self._task.model)
         best = collectives.broadcast_from_rank0(self._best_record)
         metrics = {name: value for name, value in best.items() if name.startswith("train_")}
@@ -214,6 +226,7 @@ class Trainer:
         }
         if self._writes:
             self._run.write_result(result)
+            self._run.previous.unlink(missing_ok=True)
         return result
 
     def _best_record(self) -> dict[str, Any]:
@@ -240,7 +253,7 @@ class Trainer:
             "seconds": self._seconds,
             "best": self._best,
         }
-        self._saver.save(self._run.checkpoint, state, _refuse_non_finite_weights)
+        self._saver.save(self._run.checkpoint, state, _refuse_non_finite_weights, self._run.previous)
 
     def _save_best(self) -> None:
         """Save `best.pt`; only after `_save` of the same epoch, so that `_load` can repair a kill between the two."""
@@ -248,8 +261,9 @@ class Trainer:
             self._saver.save(self._run.best, {"model": self._task.model.state_dict(), **self._best})
 
     def _load(self) -> None:
-        state = load_checkpoint(self._run.checkpoint, self._device)
-        with fitting(self._run.checkpoint):
+        path = self._run.path / collectives.broadcast_from_rank0(self._readable_checkpoint)
+        state = load_checkpoint(path, self._device)
+        with explain_mismatch(path, self._run.new_run):
             self._task.model.load_state_dict(state["model"])
             self._steps.load_state_dict(state["optimizer"])
             self._steps.averages.load_state_dict(state["averages"])
@@ -259,8 +273,76 @@ class Trainer:
             own = states[collectives.rank()] if collectives.rank() < len(states) else None
             if own is None or not set_random_state(own, self._device):
                 self._seed_this_process()
+        if path == self._run.previous:
+            self._best = collectives.broadcast_from_rank0(self._later_best)
         if self._step == 0 < self._epoch == self._best["epoch"]:
             self._save_best()
+
+    def _readable_checkpoint(self) -> str:
+        """Return the name of the checkpoint to continue from: last.pt, or previous.pt if last.pt cannot be used.
+
+        Raises:
+            AffsupError: neither can be used.
+        """
+        last, previous = self._run.checkpoint, self._run.previous
+        try:
+            self._check_position(last, load_checkpoint(last, torch.device("cpu")))
+        except AffsupError as error:
+            if not previous.exists():
+                raise
+            self._check_position(previous, load_checkpoint(previous, torch.device("cpu")))
+            reason = f"{last} is missing" if not last.exists() else str(error).partition(": ")[0]
+            warnings.warn(
+                f"{reason}: the run continues from {previous.name}, the checkpoint before it",
+                AffsupWarning,
+                stacklevel=2,
+            )
+            return previous.name
+        return last.name
+
+    def _check_position(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Check the types and ranges of the position and the best epoch in a checkpoint."""
+        try:
+            position = _Position.model_validate({name: state.get(name) for name in _Position.model_fields})
+        except ValidationError as error:
+            raise AffsupError(f"{path} is damaged ({first_fault(error)}): {self._run.new_run}") from error
+        epochs, steps = self._train.epochs, self._task.steps
+        if position.epoch > epochs or position.step > steps or position.best.epoch > position.epoch:
+            raise AffsupError(
+                f"{path} is damaged (epoch {position.epoch} of {epochs}, step {position.step} of {steps}, best epoch "
+                f"{position.best.epoch}): {self._run.new_run}"
+            )
+
+    def _later_best(self) -> dict[str, Any]:
+        """Return the best epoch so far, which may lie after the checkpoint before the last."""
+        try:
+            best = load_checkpoint(self._run.best, torch.device("cpu"))
+            found = _BestEpoch.model_validate({"epoch": best.get("epoch"), "score": best.get("score")})
+        except (AffsupError, ValidationError):
+            return self._best
+        return found.model_dump() if self._epoch < found.epoch <= self._train.epochs else self._best
+
+
+class _BestEpoch(BaseModel):
+    """The best epoch of a checkpoint, 0 before the first has ended."""
+
+    model_config = ConfigDict(strict=True)
+
+    epoch: int = Field(ge=0)
+    score: float
+
+
+class _Position(BaseModel):
+    """The position of a checkpoint."""
+
+    model_config = ConfigDict(strict=True)
+
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    images: int = Field(ge=0)
+    epoch_seconds: float = Field(ge=0, allow_inf_nan=False)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    best: _BestEpoch
 
 
 def _steps_between_syncs(step_seconds: float) -> int:

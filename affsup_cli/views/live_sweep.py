@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from affsup_cli.sweeps.messages import Epoch
+from affsup_cli.sweeps.messages import EpochEnded
 from affsup_cli.sweeps.plan import Step
-from affsup_cli.sweeps.schedule import Outcome, Watcher
+from affsup_cli.sweeps.schedule import Outcome, SweepObserver
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.training.observers import Progress
 from affsup_cli.views.console import HEADLINES, metric_text
@@ -32,7 +32,7 @@ class _RunningStep:
     validated: str = ""
 
 
-class SweepView(Watcher):
+class SweepView(SweepObserver):
     """Shows the current runs with device and progress, and the numbers of finished, waiting and failed runs.
 
     Args:
@@ -74,7 +74,7 @@ class SweepView(Watcher):
         """Store it for the next redraw."""
         self._jobs[step].progress = progress
 
-    def epoch_ended(self, step: Step, epoch: Epoch) -> None:
+    def epoch_ended(self, step: Step, epoch: EpochEnded) -> None:
         """Store its validation accuracy and its duration."""
         self._speeds.add(step.recipe, epoch.record["seconds"])
         if "val_accuracy" in epoch.record:
@@ -99,7 +99,7 @@ class SweepView(Watcher):
         if outcome.how == "finished":
             self._say(f"{step.label} finished{took}{_headlines(step)}")
         elif outcome.how == "stopped":
-            saved = step.baseline is None and step.folder.checkpoint.exists()
+            saved = step.baseline is None and step.folder.resumable
             self._say(f"{step.label} stopped{', its checkpoint is saved' if saved else ': it begins anew next time'}")
         else:
             self._say(f"{step.label} {outcome.how}: {outcome.reason}", style="red")

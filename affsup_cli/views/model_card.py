@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 import json
 import shlex
@@ -12,10 +11,11 @@ from typing import Any
 import data_prep
 from affsup_cli.options import OPTION_OF_FIELD
 from affsup_cli.recipe import Recipe, RelnetRecipe, SceneSetRecipe, differences, load_recipe, recipe_names
-from affsup_cli.runs.export import Trained
+from affsup_cli.reporting.render.markdown import markdown_text
+from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runs.results import TrainResult
 from affsup_cli.views.console import counted, metric_text
-from data_prep.errors import printable
+from data_prep.errors import printable, shorten
 
 HEAD = "---\nlibrary_name: affsup\n"
 """Front matter of every card, which model hubs read."""
@@ -23,7 +23,7 @@ HEAD = "---\nlibrary_name: affsup\n"
 _PAPER = "*Affinity Graph Supervision for Visual Recognition* (CVPR 2020)"
 
 
-def model_card(trained: Trained, result: TrainResult, file: str) -> str:
+def model_card(trained: TrainedModel, result: TrainResult, file: str) -> str:
     """Return the card as Markdown.
 
     Args:
@@ -67,7 +67,7 @@ def train_command(recipe: Recipe) -> str | None:
     return shlex.join(words)
 
 
-def _network(trained: Trained) -> str:
+def _network(trained: TrainedModel) -> str:
     fields = trained.recipe.flat()
     prefix = "network." if "network.affinity.loss" in fields else ""
     lines = [f"- paper: {_PAPER}", f"- task `{trained.recipe.task}`, network `{fields[f'{prefix}model.arch']}`"]
@@ -82,7 +82,7 @@ def _network(trained: Trained) -> str:
     return "\n".join(lines)
 
 
-def _results(trained: Trained, result: TrainResult) -> str:
+def _results(trained: TrainedModel, result: TrainResult) -> str:
     rows = [(name, value) for name, value in trained.metrics.items() if not name.startswith("train_")]
     table = ["| metric | value |", "|---|---:|", *(f"| {name} | {metric_text(name, value)} |" for name, value in rows)]
     chosen = "the last" if trained.recipe.train.select == "last" else "the best on the validation split"
@@ -90,7 +90,7 @@ def _results(trained: Trained, result: TrainResult) -> str:
     return "\n".join(table) + f"\n\n{of} `test_mass` is M, the share of the affinity on supervised pairs."
 
 
-def _data(trained: Trained) -> str:
+def _data(trained: TrainedModel) -> str:
     data = trained.environment["data"]
     known = data_prep.datasets().get(data["name"])
     lines = [f"- `{data['name']}`" + (f": {known.summary}" if known else "")]
@@ -104,11 +104,13 @@ def _data(trained: Trained) -> str:
     for what, names in (("class", trained.classes), ("category", data.get("categories", []))):
         if names:
             plural = {"class": "classes", "category": "categories"}[what]
-            lines.append(f"- {len(names)} {plural if len(names) > 1 else what}: {_plainly(', '.join(names))}")
+            lines.append(
+                f"- {len(names)} {plural if len(names) > 1 else what}: {_plainly(', '.join(map(shorten, names)))}"
+            )
     return "\n".join(lines)
 
 
-def _training(trained: Trained, result: TrainResult) -> str:
+def _training(trained: TrainedModel, result: TrainResult) -> str:
     train, recipe, data = trained.recipe.train, trained.recipe, trained.environment["data"]
     command = train_command(recipe)
     limit = f" --limit {data['limit']}" if data.get("limit") else ""
@@ -129,7 +131,7 @@ def _training(trained: Trained, result: TrainResult) -> str:
     return "\n".join(lines)
 
 
-def _loading(trained: Trained, file: str) -> str:
+def _loading(trained: TrainedModel, file: str) -> str:
     with_affsup = []
     if isinstance(trained.recipe, SceneSetRecipe):
         with_affsup.append(f"affsup predict {shlex.quote(file)} picture.jpg")
@@ -153,7 +155,7 @@ def _loading(trained: Trained, file: str) -> str:
     return "\n".join(lines)
 
 
-def _limits(trained: Trained) -> str:
+def _limits(trained: TrainedModel) -> str:
     return (
         f"Made to repeat and extend the experiments of {_PAPER}. It knows the names above and pictures like those it "
         "has seen in training; elsewhere its scores mean little. No care was taken that it treats groups of people "
@@ -164,13 +166,13 @@ def _limits(trained: Trained) -> str:
     )
 
 
-def _and_of_pretrained(trained: Trained) -> str:
+def _and_of_pretrained(trained: TrainedModel) -> str:
     fields = trained.recipe.flat()
     used = fields.get("network.model.weights", fields.get("model.weights", "none"))
     return "" if used == "none" else f", and of the pretrained weights that it began from (`model.weights = {used}`)"
 
 
-def _environment(trained: Trained) -> str:
+def _environment(trained: TrainedModel) -> str:
     ran_on = trained.environment
     commit = ran_on.get("commit")
     changed = ", with changes that were not committed" if ran_on.get("dirty") else ""
@@ -186,8 +188,8 @@ def _environment(trained: Trained) -> str:
 
 
 def _plainly(text: str) -> str:
-    """Return a name so that Markdown shows it as it is."""
-    return html.escape(printable(text).replace("\n", " "), quote=False).replace("`", "\\`")
+    """Return names from outside so that Markdown shows them as they are."""
+    return markdown_text(printable(text).replace("`", "'"))
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:

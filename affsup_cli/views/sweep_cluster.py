@@ -25,7 +25,7 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
         UsageError: a setting is not of that form, or is refused.
     """
     from affsup_cli.sweeps.slurm import slurm_parameters
-    from data_prep.errors import AffsupError, UsageError
+    from data_prep.errors import AffsupError, UsageError, quote
 
     if importlib.util.find_spec("submitit") is None:
         raise AffsupError("--launcher slurm needs submitit, which is not installed: `pip install 'affsup[slurm]'`")
@@ -35,7 +35,7 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
     for setting in settings:
         key, separator, value = (part.strip() for part in setting.partition("="))
         if not (key and separator and value):
-            raise UsageError(f"--slurm takes KEY=VALUE, for example partition=gpu; found '{setting}'")
+            raise UsageError(f"--slurm takes KEY=VALUE, for example partition=gpu; found {quote(setting)}")
         given.append((key, value))
     return slurm_parameters(given, device)
 
@@ -44,15 +44,19 @@ def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) ->
     """Submit the runs that a plan has to do, and print their jobs."""
     from affsup_cli.sweeps.slurm import submit
     from affsup_cli.views.console import console, counted
+    from data_prep.errors import AffsupError
 
     new = submit(plan, data, runs, asked)
-    there = len(plan.to_do) - len(new)
+    there = len(plan.to_do) - len(new) - len(plan.blocked)
     if there:
         console.print(f"{counted(there, 'run')} in the queue already")
     if new:
         console.print(f"submitted {counted(len(new), 'run')}: {_of_jobs(new.values())}", markup=False)
     if plan.to_do:
         console.print("the same command with --status shows their state, with --cancel cancels them")
+    if plan.blocked:
+        lines = [f"  {step.label}: {reason}" for step, reason in plan.blocked.items()]
+        raise AffsupError("\n".join([f"{counted(len(lines), 'run')} not submitted:", *lines]))
 
 
 def cancel_jobs(plan: Plan, runs: Path) -> None:

@@ -49,11 +49,11 @@ def replace_folder(destination: Path, size: int) -> Iterator[Path]:
             new.mkdir()
             yield new
             for path in (*new.iterdir(), new):
-                _fsync(path)
+                fsync_path(path)
             if destination.exists():
                 destination.rename(old)
             new.rename(destination)
-            _fsync(destination.parent)
+            fsync_path(destination.parent)
         finally:
             recover(destination)
 
@@ -119,9 +119,13 @@ def _sibling(destination: Path, suffix: str) -> Path:
     return destination.with_name(f".{destination.name}.{suffix}")
 
 
-def _fsync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Write a file, or the names in a folder, to the disk; some file systems cannot do the latter."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)

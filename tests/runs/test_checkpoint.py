@@ -15,7 +15,7 @@ import torch
 
 from affsup_cli.runs.checkpoint import (
     BackgroundSaver,
-    fitting,
+    explain_mismatch,
     load_checkpoint,
     random_state,
     save_checkpoint,
@@ -48,7 +48,7 @@ def test_a_failed_write_leaves_the_previous_file_and_no_litter(tmp_path: Path, m
     assert [each.name for each in tmp_path.iterdir()] == ["c.pt"]
 
 
-def test_a_write_that_the_system_cuts_off_is_said_to_lack_space(tmp_path: Path) -> None:
+def test_a_write_beyond_the_file_size_limit_names_the_limit(tmp_path: Path) -> None:
     # torch.save turns the system's error into a RuntimeError of its own; only a real one shows that we know it.
     script = textwrap.dedent(
         f"""
@@ -63,7 +63,7 @@ def test_a_write_that_the_system_cuts_off_is_said_to_lack_space(tmp_path: Path) 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode != 0
-    assert "AffsupError: no space to write" in done.stderr
+    assert "it would be larger than the file-size limit" in done.stderr
     assert load_checkpoint(tmp_path / "c.pt", CPU) == {"epoch": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["c.pt"]
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AffsupError, match="not a readable checkpoint"):
         load_checkpoint(tmp_path / "c.pt", CPU)
     (tmp_path / "p.pt").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(AffsupError, match="not a readable checkpoint"):
+    with pytest.raises(AffsupError, match="is damaged"):
         load_checkpoint(tmp_path / "p.pt", CPU)
     assert not (tmp_path / "ran").exists()
 
@@ -189,7 +189,7 @@ def test_a_loaded_state_outlives_its_file(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_named_with_the_cure(change: dict[str, Any], said: str) -> None:
     layer = torch.nn.Linear(3, 2)
-    with pytest.raises(AffsupError) as error, fitting(Path("c.pt"), "take another"):
+    with pytest.raises(AffsupError) as error, explain_mismatch(Path("c.pt"), "take another"):
         layer.load_state_dict(layer.state_dict() | change)
     assert str(error.value).startswith("c.pt is not of this run (")
     assert said in str(error.value)
@@ -197,5 +197,5 @@ def test_what_does_not_fit_is_named_with_the_cure(change: dict[str, Any], said: 
 
 
 def test_a_fault_without_words_is_named_by_its_kind() -> None:
-    with pytest.raises(AffsupError, match="ValueError"), fitting(Path("c.pt")):
+    with pytest.raises(AffsupError, match="ValueError"), explain_mismatch(Path("c.pt")):
         raise ValueError

@@ -10,10 +10,10 @@ import pytest
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.sweeps import local
-from affsup_cli.sweeps.local import run_here
+from affsup_cli.sweeps.local import run_locally
 from affsup_cli.sweeps.mps import CONTROL, mps_on_shared_gpus
 from affsup_cli.sweeps.plan import Plan, Step
-from affsup_cli.sweeps.schedule import Watcher
+from affsup_cli.sweeps.schedule import SweepObserver
 from affsup_cli.sweeps.slots import Slot
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.sweeps.workers import LocalWorkers
@@ -128,7 +128,7 @@ def test_training_runs_of_a_sweep_share_gpus_through_the_daemon_and_cost_compari
             return {}
         raise KeyboardInterrupt
 
-    class Heard(Watcher):
+    class Heard(SweepObserver):
         def reported(self, line: str) -> None:
             lines.append(line)
 
@@ -137,7 +137,7 @@ def test_training_runs_of_a_sweep_share_gpus_through_the_daemon_and_cost_compari
     monkeypatch.setattr(local, "run_steps", run_steps)
     plan = Plan((step("a"), step("b"), step("cost", cost=True)), Speeds(), (), ())
     with pytest.raises(KeyboardInterrupt):
-        run_here(plan, tmp_path, slots("cuda:0", "cuda:0", "cuda:0"), Heard())
+        run_locally(plan, tmp_path, slots("cuda:0", "cuda:0", "cuda:0"), Heard())
     (first, second), cost = seen
     assert first == second is not None
     assert cost == [None]

@@ -10,26 +10,26 @@ from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.stop import StopRequest
 from affsup_cli.sweeps import schedule
-from affsup_cli.sweeps.messages import Ended, Event, Order
+from affsup_cli.sweeps.messages import Event, RunEnded, RunRequest
 from affsup_cli.sweeps.plan import Step
-from affsup_cli.sweeps.schedule import Watcher, run_steps
+from affsup_cli.sweeps.schedule import SweepObserver, run_steps
 
 
 class Machine:
     """A launcher without processes: each run ends the next time that events are asked for, as `fates` say."""
 
-    def __init__(self, room: int, fates: dict[str, Ended] | None = None) -> None:
+    def __init__(self, room: int, fates: dict[str, RunEnded] | None = None) -> None:
         self.room = room
         self.fates = fates or {}
         self.running: dict[int, str] = {}
         self.story: list[str] = []
-        self.orders: list[Order] = []
+        self.orders: list[RunRequest] = []
         self.rounds = 0
 
     def has_room(self) -> bool:
         return len(self.running) < self.room
 
-    def start(self, number: int, order: Order) -> str:
+    def start(self, number: int, order: RunRequest) -> str:
         self.running[number] = order.folder.name
         self.orders.append(order)
         self.story.append(f"+{order.folder.name}")
@@ -41,10 +41,10 @@ class Machine:
         for number, name in list(self.running.items())[:1]:
             del self.running[number]
             self.story.append(f"-{name}")
-            yield number, self.fates.get(name, Ended("finished"))
+            yield number, self.fates.get(name, RunEnded("finished"))
 
     def stop(self) -> None:
-        self.fates = dict.fromkeys(self.running.values(), Ended("stopped"))
+        self.fates = dict.fromkeys(self.running.values(), RunEnded("stopped"))
 
     def close(self) -> None:
         raise AssertionError("whoever made it closes it")
@@ -54,8 +54,8 @@ def step(name: str, needs: Step | None = None, state: str = "missing") -> Step:
     return Step((name,), load_recipe("minibatch"), None, RunFolder(Path("runs") / name), state, needs, 0)  # type: ignore[arg-type]
 
 
-def run(steps: list[Step], machine: Machine, watcher: Watcher | None = None) -> dict[str, tuple[str, str]]:
-    outcomes = run_steps(steps, Path("data"), machine, watcher or Watcher(), StopRequest())
+def run(steps: list[Step], machine: Machine, observer: SweepObserver | None = None) -> dict[str, tuple[str, str]]:
+    outcomes = run_steps(steps, Path("data"), machine, observer or SweepObserver(), StopRequest())
     return {step.cells[0]: (outcome.how, outcome.reason) for step, outcome in outcomes.items()}
 
 
@@ -80,7 +80,7 @@ def test_what_it_needs_may_have_been_finished_before() -> None:
 
 
 def test_a_failure_stops_only_those_that_need_what_failed() -> None:
-    machine = Machine(room=1, fates={"network": Ended("failed", "diverged")})
+    machine = Machine(room=1, fates={"network": RunEnded("failed", "diverged")})
     network = step("network")
     scene = step("scene", network)
     assert run([network, scene, step("third", scene), step("other")], machine) == {
@@ -96,14 +96,14 @@ def test_a_step_whose_folder_is_damaged_is_refused_by_name_and_the_others_run() 
     outcomes = run([step("broken", state="damaged"), step("other")], Machine(room=1))
     how, reason = outcomes["broken"]
     assert how == "failed"
-    assert reason.startswith("runs/broken is damaged: move it away")
+    assert reason.startswith("runs/broken is damaged: `affsup check runs/broken`")
     assert outcomes["other"] == ("finished", "")
 
 
 def test_after_a_stop_nothing_begins_and_all_that_run_are_told() -> None:
     stop = StopRequest()
 
-    class Impatient(Watcher):
+    class Impatient(SweepObserver):
         def ended(self, step: Step, outcome: object) -> None:
             stop.requested = True
 
@@ -118,7 +118,7 @@ def test_after_a_stop_nothing_begins_and_all_that_run_are_told() -> None:
 def test_a_watcher_hears_of_every_end(room: int) -> None:
     heard = []
 
-    class Listener(Watcher):
+    class Listener(SweepObserver):
         def started(self, step: Step, where: str) -> None:
             heard.append(f"+{step.cells[0]} {where}")
 
@@ -129,7 +129,7 @@ def test_a_watcher_hears_of_every_end(room: int) -> None:
     assert heard == ["-b", "+a here", "-a"]
 
 
-class Elsewhere(Watcher):
+class Elsewhere(SweepObserver):
     """Hears which steps another process runs, and does something each time."""
 
     def __init__(self, then: Callable[[], None] = lambda: None) -> None:
@@ -152,14 +152,14 @@ def test_what_another_process_runs_is_waited_for_and_done_here_only_if_it_is_let
         held.enter_context(network.folder.lock())
 
         def then() -> None:
-            if len(watcher.heard) == 3:
+            if len(observer.heard) == 3:
                 if finishes:
                     network.folder.write_result({"kind": "train"})
                 held.close()
 
-        watcher, machine = Elsewhere(then), Machine(room=2)
-        outcomes = run([network, step("scene", network), step("free")], machine, watcher)
-    assert watcher.heard == ["network"] * 3
+        observer, machine = Elsewhere(then), Machine(room=2)
+        outcomes = run([network, step("scene", network), step("free")], machine, observer)
+    assert observer.heard == ["network"] * 3
     assert machine.story == ["+free", "-free", *([] if finishes else ["+network", "-network"]), "+scene", "-scene"]
     assert outcomes == dict.fromkeys(("network", "scene", "free"), ("finished", ""))
 
@@ -168,11 +168,11 @@ def test_a_run_that_another_process_begins_at_the_same_moment_waits_with_what_ne
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(schedule, "AGAIN_SECONDS", 0.0)
-    machine = Machine(room=1, fates={"network": Ended("busy")})
-    watcher = Elsewhere(machine.fates.clear)
+    machine = Machine(room=1, fates={"network": RunEnded("busy")})
+    observer = Elsewhere(machine.fates.clear)
     network = step("network")
-    outcomes = run([network, step("scene", network)], machine, watcher)
-    assert watcher.heard == ["network"]
+    outcomes = run([network, step("scene", network)], machine, observer)
+    assert observer.heard == ["network"]
     assert machine.story == ["+network", "-network", "+network", "-network", "+scene", "-scene"]
     assert {how for how, _ in outcomes.values()} == {"finished"}
 
@@ -182,15 +182,15 @@ def test_a_run_of_another_process_is_left_alone_for_a_while_and_a_stop_does_not_
 ) -> None:
     monkeypatch.setattr(schedule, "AGAIN_SECONDS", float("inf"))
     stop = StopRequest()
-    machine, watcher = Machine(room=1, fates={"a": Ended("busy")}), Elsewhere()
+    machine, observer = Machine(room=1, fates={"a": RunEnded("busy")}), Elsewhere()
 
     def tick() -> None:
         stop.requested = machine.rounds == 20
 
-    monkeypatch.setattr(watcher, "ticked", tick)
-    assert run_steps([step("a")], Path("data"), machine, watcher, stop) == {}
+    monkeypatch.setattr(observer, "ticked", tick)
+    assert run_steps([step("a")], Path("data"), machine, observer, stop) == {}
     assert machine.story == ["+a", "-a"]
-    assert watcher.heard == ["a"]
+    assert observer.heard == ["a"]
 
 
 def test_a_folder_that_cannot_be_locked_is_left_to_whoever_runs_it_to_complain_of(
@@ -199,4 +199,4 @@ def test_a_folder_that_cannot_be_locked_is_left_to_whoever_runs_it_to_complain_o
     monkeypatch.chdir(tmp_path)
     one = step("a")
     (one.folder.path / ".lock").mkdir(parents=True)
-    assert run([one], Machine(room=1, fates={"a": Ended("failed", "is a directory")}))["a"][0] == "failed"
+    assert run([one], Machine(room=1, fates={"a": RunEnded("failed", "is a directory")}))["a"][0] == "failed"

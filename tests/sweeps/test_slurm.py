@@ -19,7 +19,7 @@ import pytest
 from affsup_cli.commands import sweep as command
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.runs.folder import RunFolder
-from affsup_cli.sweeps.messages import Ended, Order
+from affsup_cli.sweeps.messages import RunEnded, RunRequest
 from affsup_cli.sweeps.plan import Plan, Step
 from affsup_cli.sweeps.slurm import cancel, slurm_parameters, statuses, submit
 from affsup_cli.sweeps.slurm_job import RunJob
@@ -217,23 +217,23 @@ def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
     ("queued", "ended", "state", "detail"),
     [
         ("RUNNING", None, "running", ""),
-        ("RUNNING", Ended("stopped"), "running", ""),  # in its next turn
+        ("RUNNING", RunEnded("stopped"), "running", ""),  # in its next turn
         ("COMPLETING", None, "running", ""),
-        ("PENDING|BeginTime", Ended("stopped"), "pending", "BeginTime"),
-        ("FAILED", Ended("failed", "no space"), "failed", "no space"),
-        (None, Ended("failed", "no space"), "failed", "no space"),
-        ("CANCELLED", Ended("stopped"), "cancelled", "sweep again to go on"),
+        ("PENDING|BeginTime", RunEnded("stopped"), "pending", "BeginTime"),
+        ("FAILED", RunEnded("failed", "no space"), "failed", "no space"),
+        (None, RunEnded("failed", "no space"), "failed", "no space"),
+        ("CANCELLED", RunEnded("stopped"), "cancelled", "sweep again to go on"),
         ("CANCELLED", None, "cancelled", "sweep again to go on"),
-        (None, Ended("stopped"), "cancelled", "sweep again to go on"),
-        (None, Ended("busy"), "cancelled", "another process had it; sweep again to go on"),
+        (None, RunEnded("stopped"), "cancelled", "sweep again to go on"),
+        (None, RunEnded("busy"), "cancelled", "another process had it; sweep again to go on"),
         ("OUT_OF_MEMORY", None, "failed", "Slurm says OUT_OF_MEMORY"),
-        ("OUT_OF_MEMORY", Ended("stopped"), "failed", "Slurm says OUT_OF_MEMORY"),  # in its next turn
-        ("PREEMPTED", Ended("stopped"), "cancelled", "sweep again to go on"),  # where a site does not requeue
+        ("OUT_OF_MEMORY", RunEnded("stopped"), "failed", "Slurm says OUT_OF_MEMORY"),  # in its next turn
+        ("PREEMPTED", RunEnded("stopped"), "cancelled", "sweep again to go on"),  # where a site does not requeue
         (None, None, "failed", "the job has left the queue (`sacct -j 7` may know why)"),
     ],
 )
 def test_a_run_stands_as_its_job_and_its_own_last_words_say(
-    slurm: Slurm, runs: Path, queued: str | None, ended: Ended | None, state: str, detail: str
+    slurm: Slurm, runs: Path, queued: str | None, ended: RunEnded | None, state: str, detail: str
 ) -> None:
     one = step(runs / "a", state="unfinished")
     write_job(one.folder.path, "7")
@@ -256,9 +256,9 @@ def test_a_record_that_affsup_did_not_write_is_named(slurm: Slurm, runs: Path, n
 
 def test_last_words_of_an_earlier_job_do_not_count(runs: Path) -> None:
     write_job(runs / "a", "8")
-    write_end(runs / "a", "7", Ended("failed", "no space"))
+    write_end(runs / "a", "7", RunEnded("failed", "no space"))
     assert read_end(runs / "a", "8") is None
-    assert read_end(runs / "a", "7") == Ended("failed", "no space")
+    assert read_end(runs / "a", "7") == RunEnded("failed", "no space")
 
 
 def test_without_a_job_a_run_stands_as_its_folder_says_and_slurm_is_not_asked(
@@ -346,26 +346,26 @@ def test_a_job_is_warned_five_minutes_before_its_time_is_over_or_after_three_qua
     ],
 )
 def test_calls_that_cannot_be_meant_are_refused(options: list[str], said: str) -> None:
-    result = invoke(command.sweep, "demo", "--launcher", "slurm", *options)
+    result = invoke(command.sweep, "digits-table3", "--launcher", "slurm", *options)
     assert isinstance(result.exception, UsageError)
     assert str(result.exception).startswith(said)
 
 
 def test_settings_of_a_cluster_without_one_are_refused() -> None:
-    result = invoke(command.sweep, "demo", "--slurm", "partition=gpu")
+    result = invoke(command.sweep, "digits-table3", "--slurm", "partition=gpu")
     assert str(result.exception) == "--slurm is for jobs of a cluster: add --launcher slurm"
 
 
 def test_without_submitit_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = invoke(command.sweep, "demo", "--launcher", "slurm")
+    result = invoke(command.sweep, "digits-table3", "--launcher", "slurm")
     assert isinstance(result.exception, AffsupError)
     assert "needs submitit, which is not installed: `pip install 'affsup[slurm]'`" in str(result.exception)
 
 
 def test_without_slurm_it_is_named_after_the_plan(monkeypatch: pytest.MonkeyPatch, digits: Path, runs: Path) -> None:
     monkeypatch.setenv("PATH", "")
-    result = invoke(command.sweep, "demo", "--launcher", "slurm", "--data", str(digits), "--runs", str(runs))
+    result = invoke(command.sweep, "digits-table3", "--launcher", "slurm", "--data", str(digits), "--runs", str(runs))
     assert str(result.exception).startswith("no Slurm here: `squeue` was not found on the PATH")
 
 
@@ -373,7 +373,7 @@ def the_job(runs: Path, digits: Path, recipe: Recipe, notice: float = 300.0) -> 
     """Submit a run as a job; returns its id, and the run folder."""
     run = RunFolder(runs / "run")
     executor = submitit.SlurmExecutor(runs / ".slurm", max_num_timeout=3)
-    return executor.submit(RunJob(Order(recipe, None, digits, run.path, None), notice)).job_id, run
+    return executor.submit(RunJob(RunRequest(recipe, None, digits, run.path, None), notice)).job_id, run
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ from affsup_cli.sweeps import worker
 from affsup_cli.sweeps import slurm_job
 from submitit.core.submission import submitit_main
 
-def run(order, tell):
+def run(order, emit):
     with StopRequest() as stop:
         (order.folder / "begun").touch()
         while {evaluating} or not stop.requested:
@@ -426,7 +426,7 @@ def told_to_leave(begun: Begin, job: str, run: RunFolder, number: int, evaluatin
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(PATIENCE_SECONDS) != 0
-    assert read_end(run.path, job) == Ended("stopped")
+    assert read_end(run.path, job) == RunEnded("stopped")
 
 
 def test_a_run_that_evaluates_on_when_its_time_is_nearly_over_is_interrupted_and_put_back(
@@ -489,7 +489,7 @@ def test_a_job_whose_time_is_nearly_over_saves_and_is_put_back(
     assert process.wait() != 0
     assert slurm.told("scontrol") == f"requeue {job}"
     assert "saved" in (run.path / "log.txt").read_text()
-    assert read_end(run.path, job) == Ended("stopped")
+    assert read_end(run.path, job) == RunEnded("stopped")
 
 
 @pytest.mark.parametrize(("rate", "code"), [(1e30, 1), (0.01, 0)])
@@ -499,7 +499,7 @@ def test_a_job_leaves_a_record_if_its_run_fails_and_none_if_it_finishes(
     fields = {"run.device": "cpu", "train.epochs": 1, "train.milestones": [], "train.batch_size": 16}
     job, run = the_job(runs, digits, load_recipe("minibatch", {**fields, "train.learning_rate": rate}))
     run.path.mkdir()
-    write_end(run.path, job, Ended("stopped", "in an earlier turn"))
+    write_end(run.path, job, RunEnded("stopped", "in an earlier turn"))
     slurm.queue(**{f"j{job}": "RUNNING"})
     assert begun(job).wait() == code
     assert run.finished == (code == 0)

@@ -10,7 +10,7 @@ from typing import IO, cast
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.subprocess_command import subprocess_command
-from affsup_cli.sweeps.messages import Ended, Event, Order, event_from_line
+from affsup_cli.sweeps.messages import Event, RunEnded, RunRequest, event_from_line
 
 SLOW_SIGNAL = """
 import signal, threading
@@ -43,9 +43,9 @@ class Worker:
 
     def report(self, line: bytes) -> Event:
         """Send a line, and return the next that it reports."""
-        orders = cast(IO[bytes], self.process.stdin)
-        orders.write(line)
-        orders.flush()
+        requests = cast(IO[bytes], self.process.stdin)
+        requests.write(line)
+        requests.flush()
         return event_from_line(cast(IO[bytes], self.process.stdout).readline())
 
 
@@ -58,27 +58,27 @@ def hired() -> Iterator[Worker]:
         assert process.wait() == 0
 
 
-def order(folder: Path, data: Path) -> Order:
+def request(folder: Path, data: Path) -> RunRequest:
     recipe = load_recipe("minibatch", {"data.name": "digits", "run.device": "cpu", "train.epochs": 1})
-    return Order(recipe, None, data, folder, None)
+    return RunRequest(recipe, None, data, folder, None)
 
 
 def test_an_order_that_cannot_be_read_has_failed_and_the_next_is_carried_out(tmp_path: Path) -> None:
     with hired() as worker:
         unreadable = [worker.report(line) for line in (b"nonsense\n", b"null\n", b"{}\n")]
-        carried_out = worker.report(order(tmp_path / "run", tmp_path / "data").to_line())
+        carried_out = worker.report(request(tmp_path / "run", tmp_path / "data").to_line())
     for ended in unreadable:
-        assert isinstance(ended, Ended)
+        assert isinstance(ended, RunEnded)
         assert ended.how == "failed"
-        assert ended.reason.startswith("its order cannot be read; affsup may have changed since the sweep began: ")
-    assert isinstance(carried_out, Ended)
+        assert ended.reason.startswith("its request cannot be read; affsup may have changed since the sweep began: ")
+    assert isinstance(carried_out, RunEnded)
     assert "run `affsup prepare digits" in carried_out.reason
 
 
 def test_a_run_that_another_process_holds_is_busy_not_failed(tmp_path: Path, digits: Path) -> None:
     run = RunFolder(tmp_path / "run")
     with run.lock(), hired() as worker:
-        assert worker.report(order(run.path, digits).to_line()) == Ended("busy")
+        assert worker.report(request(run.path, digits).to_line()) == RunEnded("busy")
     assert "--name" not in (run.path / "log.txt").read_text()
 
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import data_prep
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.checkpoint import load_checkpoint
 from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runtime.devices import configure_determinism
 from affsup_cli.tasks.launch import data_digest, evaluate_run, measure_run, run_name, train_run
 from affsup_cli.tasks.minibatch import MinibatchTask
 from data_prep.errors import AffsupError, UsageError
@@ -71,7 +75,7 @@ def test_files_of_another_run_without_its_recipe_are_not_taken_over(digits: Path
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / remains).write_text("{}")
-    with pytest.raises(AffsupError, match=rf"holds {remains} of some run without its recipe\.toml"):
+    with pytest.raises(AffsupError, match=rf"holds {remains} of a run without its recipe\.toml"):
         train_run(load_recipe("minibatch", SHORT), digits, RunFolder(folder))
     assert [path.name for path in folder.iterdir()] == [remains]
 
@@ -119,3 +123,35 @@ def test_a_run_that_does_not_fit_into_memory_says_what_needs_less(
     monkeypatch.setattr(MinibatchTask, "losses", full)
     with pytest.raises(AffsupError, match=r"^out of memory: a new run with a smaller train\.batch_size, .*memory\.\)$"):
         train_run(load_recipe("minibatch", SHORT), digits, RunFolder(tmp_path / "run"))
+
+
+@pytest.fixture
+def nondeterministic_after() -> Iterator[None]:
+    yield
+    configure_determinism(False)
+
+
+@pytest.mark.usefixtures("nondeterministic_after")
+def test_deterministic_runs_end_with_the_same_bits(digits: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("minibatch", {**SHORT, "run.deterministic": True})
+    runs = [train_run(recipe, digits, RunFolder(tmp_path / name)) for name in ("a", "b")]
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    first, second = (load_checkpoint(run.best, torch.device("cpu"))["model"] for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    evaluate_run(train_run(load_recipe("minibatch", SHORT), digits, RunFolder(tmp_path / "c")), digits, "val", "cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+@pytest.mark.usefixtures("nondeterministic_after")
+def test_an_operation_without_a_deterministic_kernel_is_named(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(*_: Any) -> None:
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))  # one of the few on a CPU
+
+    monkeypatch.setattr(MinibatchTask, "losses", losses)
+    recipe = load_recipe("minibatch", {**SHORT, "run.deterministic": True})
+    with pytest.raises(AffsupError, match=r"put_ has no deterministic kernel .*run\.deterministic=false"):
+        train_run(recipe, digits, RunFolder(tmp_path / "run"))

@@ -139,7 +139,7 @@ def test_evaluation_is_accuracy_over_the_split_in_evaluation_mode(digits: Path) 
     stored = read_split(digits / "digits", read_manifest(digits / "digits"), "test")
     pixels = torch.from_numpy(stored.images)
     task.model.eval()
-    images, labels = task._passes["test"].data.batch(torch.arange(len(pixels)))
+    images, labels = task._evaluations["test"].data.batch(torch.arange(len(pixels)))
     expected = (task.model(images)[1].argmax(1) == labels).float().mean().item()
     assert got["accuracy"] == pytest.approx(expected)
     assert 0 < got["mass"] < 1
@@ -232,6 +232,6 @@ def test_the_gpu_runs_the_same_step(digits: Path, device: torch.device) -> None:
 
 def test_data_in_use_is_loaded_once(digits: Path) -> None:
     first, second = build(digits), build(digits)
-    assert first._passes["train"].data is second._passes["train"].data
+    assert first._evaluations["train"].data is second._passes["train"].data
     assert first._epochs._padded.data_ptr() == second._epochs._padded.data_ptr()
     assert first._epochs._order.data_ptr() != second._epochs._order.data_ptr()

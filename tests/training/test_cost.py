@@ -6,7 +6,7 @@ import pytest
 
 from affsup_cli.recipe import load_recipe
 from affsup_cli.training import cost
-from affsup_cli.training.cost import peak_megabytes, time_in_turns
+from affsup_cli.training.cost import peak_megabytes, time_alternating
 from tests.training.toy import ToyTask
 
 RECIPE = load_recipe("minibatch")
@@ -23,7 +23,7 @@ def test_turns_alternate_and_a_round_has_the_same_steps_of_both(monkeypatch: pyt
         return task
 
     heard: list[int] = []
-    measured = time_in_turns(partial(build, "a"), partial(build, "b"), RECIPE, 4, heard.append)
+    measured = time_alternating(partial(build, "a"), partial(build, "b"), RECIPE, 4, heard.append)
     assert heard == [1, 2, 3, 4]
     assert (measured["rounds"], measured["steps_per_round"], measured["steps_per_epoch"]) == (4, cost.MIN_STEPS, 4)
     in_rounds = "".join(taken)[-4 * 2 * cost.MIN_STEPS :]
@@ -37,7 +37,7 @@ def test_turns_alternate_and_a_round_has_the_same_steps_of_both(monkeypatch: pyt
 def test_seconds_are_scaled_from_the_steps_to_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
     monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))  # a second between two looks
-    measured = time_in_turns(partial(ToyTask, steps=50), partial(ToyTask, steps=50), RECIPE, 1, lambda _: None)
+    measured = time_alternating(partial(ToyTask, steps=50), partial(ToyTask, steps=50), RECIPE, 1, lambda _: None)
     assert measured["baseline"]["seconds_per_epoch"] == [50 / measured["steps_per_round"]]
 
 

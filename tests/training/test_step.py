@@ -191,7 +191,7 @@ def test_nothing_of_a_step_or_an_evaluation_on_cuda_is_on_the_host(
         with OnDevice():
             steps.run(2)
             steps.run(3, measure_gradient_share=True)
-            task._evaluate_batch(task._passes["test"], 16)
+            task._evaluate_batch(task._evaluations["test"], 16)
 
 
 def test_nothing_of_what_processes_make_of_a_step_on_cuda_is_on_the_host(

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
-from affsup_cli.sweeps.messages import Epoch
+from affsup_cli.sweeps.messages import EpochEnded
 from affsup_cli.sweeps.plan import Step
 from affsup_cli.sweeps.schedule import Outcome
 from affsup_cli.sweeps.speeds import Speeds
@@ -35,7 +35,7 @@ def drive(view: SweepView, of: list[Step]) -> None:
     view.started(first, "cuda:0")
     view.started(second, "cuda:1")
     view.started(third, "cuda:1")
-    view.epoch_ended(first, Epoch({"epoch": 1, "seconds": 6.0, "val_accuracy": 0.75}))
+    view.epoch_ended(first, EpochEnded({"epoch": 1, "seconds": 6.0, "val_accuracy": 0.75}))
     view.progressed(first, Progress(2, 10, 1, 4, {"train_loss": 0.5, "train_mass": 0.125}, 90.0, 50.0))
     view.ended(third, Outcome("failed", "diverged"))
     view.ticked()

@@ -255,7 +255,7 @@ def _check_name(field: str, name: str, known: Mapping[str, object]) -> None:
 
 def _load(network: nn.Module, arch: str, weights: str) -> None:
     """Load "imagenet" or a file into a network with the same key names."""
-    source, state = _imagenet(arch) if weights == "imagenet" else (weights, _read(Path(weights)))
+    source, state = _imagenet(arch) if weights == "imagenet" else (weights, _read(Path(weights).expanduser()))
     expected = _used(arch, network.state_dict())
     found = _used(arch, state)
     missing = [key for key in expected if key not in found]

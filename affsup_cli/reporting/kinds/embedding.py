@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
-from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style
+from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import EmbeddingSpec, KeyedVariant
+from affsup_cli.runs.features import read_features
 from affsup_cli.runs.index import RunIndex, TrainedRun
+from data_prep.errors import AffsupError
 
 _POINT_COLUMNS = ("panel", "index", "x", "y", "label")
 _SCORE_COLUMNS = ("panel", "seed", "run", "images", "silhouette", "nearest_neighbour_accuracy", "marks")
@@ -79,20 +80,13 @@ def _caption(which: str) -> str:
     )
 
 
-def _load_features(run: TrainedRun) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    with run.folder.features.open("rb") as stored, np.load(stored) as file:
-        return file["features"].astype(np.float32), file["labels"].astype(np.int64)
-
-
 def _features_fault(run: TrainedRun) -> str | None:
     try:
-        features, labels = _load_features(run)
+        features, labels = read_features(run.folder.features)
     except FileNotFoundError:
         return "no features.npz"
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        return f"features.npz is damaged: {error}"
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        return f"features.npz holds features {features.shape} with labels {labels.shape}"
+    except AffsupError as error:
+        return str(error)
     if not np.isfinite(features).all():
         return "features.npz holds numbers that are not finite"
     if len(features) < _MIN_IMAGES or not 1 < len(np.unique(labels)) < len(labels):
@@ -106,7 +100,7 @@ def _embed(variant: KeyedVariant, run: TrainedRun) -> _Embedding:
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
 
-    features, labels = _load_features(run)
+    features, labels = read_features(run.folder.features)
     nearest = NearestNeighbors(n_neighbors=1).fit(features).kneighbors(return_distance=False)[:, 0]
     reduced = features
     if min(features.shape) > 50:
@@ -167,7 +161,7 @@ def _draw(title: str, panels: Sequence[_Embedding], remarks: Sequence[str]) -> b
                 marker = _MARKERS[turn % len(_MARKERS)]
                 axes.scatter(x, y, s=9, color=PALETTE[colour], marker=marker, alpha=0.8, linewidths=0, label=str(label))
             scores = f"silhouette {panel.silhouette:.3f}, nearest neighbour {100 * panel.neighbour_accuracy:.1f} %"
-            axes.set_title(f"{panel.variant.label}\n{scores}")
+            typeset_texts([axes.set_title(f"{panel.variant.label}\n{scores}")])
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_aspect("equal", adjustable="datalim")

@@ -23,6 +23,7 @@ from affsup_cli.affinity import (
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
 from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import Shard
+from affsup_cli.metrics.attention import AttentionShares
 from affsup_cli.metrics.average import Averages
 from affsup_cli.metrics.detection import DetectionPrecision
 from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
@@ -153,6 +154,7 @@ class DetectionTask:
         masses: list[tuple[Tensor, Tensor]] = []
         recall = RelationshipRecall(self._recall_ks)
         proposals = RelationshipProposals()
+        attention = AttentionShares()
         examples = Examples(scenes)
 
         def count(outputs: tuple[tuple[int, ...], HostCopy]) -> None:
@@ -174,17 +176,20 @@ class DetectionTask:
                     ranked, weights = top_pairs(of_image, max(PAIRS_KEPT, *recall.ks))
                     recall.update_ranked(where, ranked, gt_boxes, gt_pairs)
                     proposals.add(image_id, where, probabilities.argmax(dim=1), ranked, weights)
+                    counted = objects.without_ignored()
+                    attention.update(where, of_image, torch.from_numpy(counted.boxes), torch.from_numpy(counted.labels))
                     examples.add(index, where, of_image)
 
         # On a CPU a thread would only compete for cores: an evaluation took a fifth longer.
         in_turn = map_in_background if self._device.type == "cuda" else map
         deque(in_turn(count, self._outputs(scenes)), maxlen=0)
-        return _Findings(detections, masses, recall, proposals, examples.finished())
+        return _Findings(detections, masses, recall, proposals, attention, examples.finished())
 
     def _measured(self, split: str, all_findings: Sequence[_Findings]) -> dict[str, float]:
         """Merge the findings of the processes, in the order of the images, and compute the metrics."""
         precision, averages = DetectionPrecision(self._manifest.classes, self._recipe.test.evaluator), Averages()
         recall, proposals = RelationshipRecall(self._recall_ks), RelationshipProposals()
+        attention = AttentionShares()
         examples: list[Example] = []
         for findings in all_findings:
             for image in findings.detections:
@@ -193,6 +198,7 @@ class DetectionTask:
                 averages.add({"mass": mass}, supervised)
             recall.merge(findings.recall)
             proposals.merge(findings.proposals)
+            attention.merge(findings.attention)
             examples += findings.examples
         self._findings = {split: (precision, proposals, examples)}
         measured = precision.compute() | averages.read()
@@ -200,6 +206,7 @@ class DetectionTask:
             computed = recall.compute()
             measured |= {f"recall@{k}": value for k, value in computed["micro"].items()}
             measured |= {f"recall_macro@{k}": value for k, value in computed["macro"].items()}
+            measured |= attention.compute()
         # NaN: the split has no object, or no pair.
         return {name: value for name, value in measured.items() if not math.isnan(value)}
 
@@ -294,6 +301,7 @@ class _Findings:
         masses: M of each batch, and the number of images that it is the mean of.
         recall: over these images.
         proposals: their strongest pairs.
+        attention: the shares of attention of their objects.
         examples: those among these images.
     """
 
@@ -301,6 +309,7 @@ class _Findings:
     masses: list[tuple[Tensor, Tensor]]
     recall: RelationshipRecall
     proposals: RelationshipProposals
+    attention: AttentionShares
     examples: list[Example]
 
 

@@ -1,9 +1,9 @@
-"""What part A says of the images of a split: found once, and kept on disk for all runs to which it is the same.
+"""Disk cache of the frozen relation network's features of a split, shared by all runs with the same key.
 
-A kept file is `<data>/.described/<hash>.safetensors`. It holds one float32 tensor, `described` `[n, D]`, the images in
-the order of their split and, where they are passed too, their mirror images after them; and one metadata entry,
-`affsup`, that holds JSON: `basis`, all that decides the numbers to the last bit, whose SHA-256 is the file's name, and
-`sha256`, that of the numbers themselves. Kept files may be deleted at any time.
+A cache file is `<data>/.described/<hash>.safetensors`. It holds one float32 tensor, `described` `[n, D]`: the features
+of the images in the order of their split, then those of their mirror images where these are used. One metadata entry,
+`affsup`, holds JSON: `basis`, the cache key, whose SHA-256 is the file's name, and `sha256`, that of the features.
+Cache files may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from affsup_cli.recipe import SceneRecipe
 from affsup_cli.runs.export import weights_digest
 from affsup_cli.runs.folder import atomic_file
 from affsup_cli.runtime.devices import autocast, device_name, memory_format, resolve_precision
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, AffsupWarning
 
 FOLDER = ".described"
-FORMAT = 2  # to be raised when the same images and weights come to other numbers, or to another file
+FORMAT = 2  # raise this when the computation or the file format changes
 LIBRARIES = ("affsup", "pillow", "torch", "torchvision")
 _TENSOR = "described"
 _ENTRY = "affsup"
@@ -43,14 +43,14 @@ Entry = tuple[int, bool]
 
 
 @dataclass(frozen=True)
-class Images:
-    """The images of a split that may be described.
+class ImageSet:
+    """The images of a split.
 
     Attributes:
-        data: the digest of their data set.
-        split: of it.
-        count: how many there are.
-        mirror: their mirror images belong to them.
+        data: the digest of the data set.
+        split: the name of the split.
+        count: the number of images.
+        mirror: whether mirror images are included.
     """
 
     data: str
@@ -59,26 +59,26 @@ class Images:
     mirror: bool
 
     def entries(self) -> list[Entry]:
-        """Return all of them; mirror images come last."""
+        """Return all images; mirror images come last."""
         return [(index, mirrored) for mirrored in (False, True)[: 1 + self.mirror] for index in range(self.count)]
 
 
-class Descriptions:
-    """What part A says of some images, each found when first asked for, or read where a run before this has kept it.
+class FeatureCache:
+    """Features of the images of a split: read from the cache file, or computed when first asked for.
 
-    A process that has found all of them keeps them. Of several processes each finds what is in its own shares: they
-    read what is there, and keep nothing.
+    A process that has computed all of them writes the cache file. Of several processes each computes the features of
+    its own shards; they read the cache file and write none.
 
     Args:
-        images: which.
+        images: the images of the split.
         batches: their pixels.
-        model: holds part A; must have its weights before the first call of `of`, and keep them.
-        recipe: of the run.
-        data_dir: where the data sets are prepared.
+        model: holds the frozen network, whose weights must be loaded before the first call of `features`.
+        recipe: the recipe of the run.
+        data_dir: the folder of the prepared data sets.
     """
 
     def __init__(
-        self, images: Images, batches: SceneBatches, model: SceneClassifier, recipe: SceneRecipe, data_dir: Path
+        self, images: ImageSet, batches: SceneBatches, model: SceneClassifier, recipe: SceneRecipe, data_dir: Path
     ) -> None:
         self._images = images
         self._entries = images.entries()
@@ -86,97 +86,98 @@ class Descriptions:
         self._model = model
         self._recipe = recipe
         self._folder = data_dir / FOLDER
-        self._coming: Iterator[tuple[Entry, SceneBatch]] = iter(())
+        self._loading: Iterator[tuple[Entry, SceneBatch]] = iter(())
 
-    def of(self, wanted: Sequence[Entry], coming: Sequence[Entry]) -> Tensor:
-        """Return the descriptions of some images, float32 `[B, D]`.
+    def features(self, wanted: Sequence[Entry], upcoming: Sequence[Entry]) -> Tensor:
+        """Return the features of the images `wanted`, float32 `[B, D]`.
 
         Args:
-            wanted: which.
-            coming: all that will be asked for, `wanted` first: their pictures are made ahead.
+            wanted: the images.
+            upcoming: all images of later calls, `wanted` first: their pixels are loaded ahead.
         """
-        missing = [entry for entry in wanted if entry not in self._found]
+        missing = [entry for entry in wanted if entry not in self._features]
         for entry in missing:
-            self._found[entry] = describe(self._model, self._next(entry, coming), self._recipe)
-        if missing and len(self._found) == len(self._entries) and collectives.world_size() == 1:
-            self._kept.write(torch.stack([self._found[entry] for entry in self._entries]))
-        return torch.stack([self._found[entry] for entry in wanted])
+            self._features[entry] = compute_features(self._model, self._next(entry, upcoming), self._recipe)
+        if missing and len(self._features) == len(self._entries) and collectives.world_size() == 1:
+            self._cache_file.write(torch.stack([self._features[entry] for entry in self._entries]))
+        return torch.stack([self._features[entry] for entry in wanted])
 
     @cached_property
-    def _kept(self) -> KeptFile:
-        return KeptFile(self._folder, basis(self._images, self._model, self._recipe))
+    def _cache_file(self) -> CacheFile:
+        return CacheFile(self._folder, cache_key(self._images, self._model, self._recipe))
 
     @cached_property
-    def _found(self) -> dict[Entry, Tensor]:
-        kept = self._kept.read()
-        if kept is None:
+    def _features(self) -> dict[Entry, Tensor]:
+        cached = self._cache_file.read()
+        if cached is None:
             return {}
-        return dict(zip(self._entries, kept.to(_device_of(self._model)), strict=True))
+        return dict(zip(self._entries, cached.to(_device_of(self._model)), strict=True))
 
-    def _next(self, entry: Entry, coming: Sequence[Entry]) -> SceneBatch:
-        announced, batch = next(self._coming, (None, None))
-        if announced != entry:
-            missing = [each for each in coming if each not in self._found]
-            self._coming = zip(missing, self._batches.batches([[each] for each in missing]), strict=True)
-            announced, batch = next(self._coming)
-        if batch is None or announced != entry:
-            raise ValueError(f"image {entry} is asked for, but not the first of those to come")
+    def _next(self, entry: Entry, upcoming: Sequence[Entry]) -> SceneBatch:
+        loaded, batch = next(self._loading, (None, None))
+        if loaded != entry:
+            missing = [each for each in upcoming if each not in self._features]
+            self._loading = zip(missing, self._batches.batches([[each] for each in missing]), strict=True)
+            loaded, batch = next(self._loading)
+        if batch is None or loaded != entry:
+            raise ValueError(f"image {entry} is not the first of the upcoming images")
         return batch
 
 
-class KeptFile:
-    """One kept file, there or not.
+class CacheFile:
+    """One cache file, which need not exist.
 
     Args:
-        folder: of all kept files; need not exist.
-        basis: all that its content follows from, as JSON has it.
+        folder: the folder of all cache files; need not exist.
+        cache_key: everything that determines the content, JSON-serialisable.
     """
 
-    def __init__(self, folder: Path, basis: Mapping[str, Any]) -> None:
-        self._basis = dict(basis)
+    def __init__(self, folder: Path, cache_key: Mapping[str, Any]) -> None:
+        self._basis = dict(cache_key)
         name = hashlib.sha256(json.dumps(self._basis, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{name}.safetensors"
 
     def read(self) -> Tensor | None:
-        """Return the descriptions `[n, D]`; None where they are not kept.
+        """Return the features `[n, D]`; None if there is no file.
 
-        A file that is not, to the last bit, what was written is not used, with a warning.
+        A damaged file is not used, and a warning says so.
         """
         try:
             with safe_open(self.path, framework="np") as file:  # "pt" opens it twice: it may be replaced in between
-                said = json.loads((file.metadata() or {})[_ENTRY])
-                described = torch.from_numpy(file.get_tensor(_TENSOR))
-            if said == self._record(described):
-                return described
+                record = json.loads((file.metadata() or {})[_ENTRY])
+                features = torch.from_numpy(file.get_tensor(_TENSOR))
+            if record == self._record(features):
+                return features
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
             pass
         warnings.warn(
-            f"{self.path} is damaged or another program's, and is not used: its images are described anew",
+            f"{self.path} is damaged or was written by another program: the features are computed again",
+            AffsupWarning,
             stacklevel=2,
         )
         return None
 
-    def write(self, described: Tensor) -> None:
-        """Keep the descriptions `[n, D]`. Where that cannot be, a warning says so: no run needs it."""
-        described = described.cpu()
-        content = save({_TENSOR: described}, metadata={_ENTRY: json.dumps(self._record(described))})
+    def write(self, features: Tensor) -> None:
+        """Write the features `[n, D]`; if that fails, a warning says so, and the run continues."""
+        features = features.cpu()
+        content = save({_TENSOR: features}, metadata={_ENTRY: json.dumps(self._record(features))})
         try:
             self.path.parent.mkdir(exist_ok=True)
             with atomic_file(self.path, "later runs are faster") as temporary:
                 temporary.write_bytes(content)
         except (AffsupError, OSError) as error:
-            warnings.warn(f"what part A says of the images is not kept for other runs: {error}", stacklevel=2)
+            warnings.warn(f"the features are not cached for other runs: {error}", AffsupWarning, stacklevel=2)
 
-    def _record(self, described: Tensor) -> dict[str, Any]:
-        return {"basis": self._basis, "sha256": hashlib.sha256(described.numpy().data).hexdigest()}
+    def _record(self, features: Tensor) -> dict[str, Any]:
+        return {"cache_key": self._basis, "sha256": hashlib.sha256(features.numpy().data).hexdigest()}
 
 
-def basis(images: Images, model: SceneClassifier, recipe: SceneRecipe) -> dict[str, Any]:
-    """Return all that decides what part A says of images, as JSON has it.
+def cache_key(images: ImageSet, model: SceneClassifier, recipe: SceneRecipe) -> dict[str, Any]:
+    """Return everything that determines the features to the last bit, JSON-serialisable.
 
-    Device and versions are among it: a run that is said to have run on one GPU takes no numbers from another.
+    Device and library versions are included: a run on one GPU never takes numbers of another.
     """
     device = _device_of(model)
     return {
@@ -198,8 +199,8 @@ def basis(images: Images, model: SceneClassifier, recipe: SceneRecipe) -> dict[s
     }
 
 
-def describe(model: SceneClassifier, batch: SceneBatch, recipe: SceneRecipe) -> Tensor:
-    """Return what part A says of a batch of one image, float32 `[D]`, in the recipe's arithmetic and memory format."""
+def compute_features(model: SceneClassifier, batch: SceneBatch, recipe: SceneRecipe) -> Tensor:
+    """Return the features of a batch of one image, float32 `[D]`, in the recipe's precision and memory format."""
     pixels = batch.images.to(torch.float32, memory_format=memory_format(recipe.run.channels_last))
     with autocast(pixels.device, recipe.train.precision):
         return model.describe(pixels, batch.sizes[0])

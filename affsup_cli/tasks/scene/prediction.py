@@ -8,11 +8,11 @@ import torch
 
 from affsup_cli.data.scenes import SceneBatches, SinglePicture
 from affsup_cli.recipe import SceneRecipe
-from affsup_cli.runs.checkpoint import fitting
-from affsup_cli.runs.export import Trained
+from affsup_cli.runs.checkpoint import explain_mismatch
+from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, resolve_device
 from affsup_cli.tasks.pictures import open_for_prediction
-from affsup_cli.tasks.scene.feature_cache import describe
+from affsup_cli.tasks.scene.feature_cache import compute_features
 from affsup_cli.tasks.scene.task import build_scene_classifier
 from data_prep.errors import AffsupError
 
@@ -30,17 +30,17 @@ class ScenePredictor:
         AffsupError: the weights cannot be read.
     """
 
-    def __init__(self, trained: Trained, recipe: SceneRecipe, device: str) -> None:
+    def __init__(self, trained: TrainedModel, recipe: SceneRecipe, device: str) -> None:
         self._recipe = recipe
         self._device = resolve_device(device)
         configure_cuda(recipe.train.precision)
-        self._categories = trained.environment["data"].get("categories")
-        if not isinstance(self._categories, list):
+        self.categories = trained.environment["data"].get("categories")
+        if not isinstance(self.categories, list):
             raise AffsupError(f"the run of {trained.path} names no categories (data.categories in its environment)")
-        self._model, _ = build_scene_classifier(recipe, len(self._categories), fresh=False)
-        self._model.to(self._device).eval()
-        with fitting(trained.path, trained.cure):
-            self._model.load_state_dict(trained.state(self._device))
+        self.model, _ = build_scene_classifier(recipe, len(self.categories), fresh=False)
+        self.model.to(self._device).eval()
+        with explain_mismatch(trained.path, trained.cure):
+            self.model.load_state_dict(trained.state(self._device))
 
     @torch.no_grad()
     def predict(self, path: Path) -> dict[str, float]:
@@ -52,7 +52,7 @@ class ScenePredictor:
         data = self._recipe.data
         pictures = SceneBatches(SinglePicture(open_for_prediction(path)), data.short_side, data.long_side, self._device)
         (batch,) = pictures.sequential(1)
-        described = describe(self._model, batch, self._recipe)
-        probabilities = self._model(described[None]).softmax(dim=1)[0]
+        described = compute_features(self.model, batch, self._recipe)
+        probabilities = self.model(described[None]).softmax(dim=1)[0]
         order = probabilities.argsort(descending=True).tolist()
-        return {self._categories[index]: probabilities[index].item() for index in order}
+        return {self.categories[index]: probabilities[index].item() for index in order}

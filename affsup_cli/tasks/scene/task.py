@@ -16,11 +16,11 @@ from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import Shard
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import SceneRecipe, differences, in_words, trains_the_same
-from affsup_cli.runs.checkpoint import fitting
-from affsup_cli.runs.export import Trained
+from affsup_cli.runs.checkpoint import explain_mismatch
+from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, memory_format, resolve_device
 from affsup_cli.tasks.detection.network import build_network, checksum_of
-from affsup_cli.tasks.scene.feature_cache import Descriptions, Entry, Images
+from affsup_cli.tasks.scene.feature_cache import Entry, FeatureCache, ImageSet
 from affsup_cli.training.task import Losses
 from data_prep.errors import UsageError
 from data_prep.store import read_scene_manifest, read_scenes
@@ -35,7 +35,7 @@ class SceneTask:
     """
 
     def __init__(
-        self, recipe: SceneRecipe, data_dir: Path, *, fresh: bool = True, network: Trained | None = None
+        self, recipe: SceneRecipe, data_dir: Path, *, fresh: bool = True, network: TrainedModel | None = None
     ) -> None:
         self._recipe = recipe
         self._device = resolve_device(recipe.run.device)
@@ -46,10 +46,10 @@ class SceneTask:
         self.model, self.begun_from = build_scene_classifier(recipe, len(self._manifest.categories), fresh, network)
         self.model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
         self.data = self._manifest.run_record()
-        images = Images(self._manifest.digest, "train", len(self._train), recipe.data.mirror)
+        images = ImageSet(self._manifest.digest, "train", len(self._train), recipe.data.mirror)
         self._entries = images.entries()
         self._categories = torch.from_numpy(self._train.categories).to(self._device)
-        self._descriptions = self._describing(images)
+        self._train_features = self._feature_cache(images)
         self._shard = Shard(collectives.rank(), collectives.world_size())
         self._plan: list[list[Entry]] = []
         self.steps = -(-len(self._entries) // recipe.train.batch_size)
@@ -66,7 +66,7 @@ class SceneTask:
     def losses(self, step: int) -> Losses:
         """Compute the losses of one batch; metrics: accuracy."""
         batch, whole = self._plan[step], self._sizes[step]
-        logits = self.model(self._descriptions.of(batch, list(chain.from_iterable(self._plan[step:]))))
+        logits = self.model(self._train_features.features(batch, list(chain.from_iterable(self._plan[step:]))))
         wanted = self._categories[[index for index, _ in batch]]
         return Losses(
             size=self._shard.size(whole),
@@ -84,12 +84,12 @@ class SceneTask:
         self.model.eval()
         scenes = read_scenes(self._folder, self._manifest, split)
         shard = self._shard.slice_of(len(scenes))
-        images = Images(self._manifest.digest, split, len(scenes), mirror=False)
+        images = ImageSet(self._manifest.digest, split, len(scenes), mirror=False)
         entries = images.entries()[shard]
-        descriptions = self._descriptions if split == "train" else self._describing(images)
+        cache = self._train_features if split == "train" else self._feature_cache(images)
         size = self._recipe.train.batch_size
         predicted = [
-            self.model(descriptions.of(entries[start : start + size], entries[start:])).argmax(1).tolist()
+            self.model(cache.features(entries[start : start + size], entries[start:])).argmax(1).tolist()
             for start in range(0, len(entries), size)
         ]
         found = torch.tensor([*chain.from_iterable(chain.from_iterable(collectives.all_gather_object(predicted)))])
@@ -109,15 +109,15 @@ class SceneTask:
     def export(self, folder: Path, split: str) -> None:
         """Write nothing: reports need the metrics alone."""
 
-    def _describing(self, images: Images) -> Descriptions:
+    def _feature_cache(self, images: ImageSet) -> FeatureCache:
         data = self._recipe.data
         scenes = read_scenes(self._folder, self._manifest, images.split)
         batches = SceneBatches(scenes, data.short_side, data.long_side, self._device)
-        return Descriptions(images, batches, self.model, self._recipe, self._folder.parent)
+        return FeatureCache(images, batches, self.model, self._recipe, self._folder.parent)
 
 
 def build_scene_classifier(
-    recipe: SceneRecipe, categories: int, fresh: bool = True, network: Trained | None = None
+    recipe: SceneRecipe, categories: int, fresh: bool = True, network: TrainedModel | None = None
 ) -> tuple[SceneClassifier, dict[str, Any]]:
     """Build the network on the CPU, and return its initial weights' sources (see `Task.begun_from`).
 
@@ -142,7 +142,7 @@ def build_scene_classifier(
     part_a = build_network(recipe.network, classes, pretrained=fresh and not from_run)
     begun_from: dict[str, Any] = {"weights": None, "network": None}
     if from_run and network:
-        with fitting(network.path, network.cure):
+        with explain_mismatch(network.path, network.cure):
             part_a.load_state_dict(network.state(torch.device("cpu")))
         ran_on = network.environment
         begun_from["weights"] = ran_on.get("weights")
@@ -153,7 +153,7 @@ def build_scene_classifier(
     return SceneClassifier(part_a.detector, recipe.model, categories), begun_from
 
 
-def _refuse_other_network(recipe: SceneRecipe, network: Trained) -> None:
+def _refuse_other_network(recipe: SceneRecipe, network: TrainedModel) -> None:
     changed = differences(network.recipe.identity(), recipe.network.identity())
     if not trains_the_same(changed):
         raise UsageError(f"{network.path} is not the run that [network] describes: {in_words(changed)}")

@@ -157,7 +157,7 @@ def test_nothing_of_ours_in_a_step_or_an_evaluation_waits_for_the_device(shapes:
         task.losses(0).total().backward()
     scenes = read_scenes(shapes / "shapes", read_scene_manifest(shapes / "shapes"), "test")
     with Waits() as in_a_batch:
-        next(task._seen(scenes))
+        next(task._outputs(scenes))
     assert in_a_step.ours == in_a_batch.ours == []
     assert in_a_step.torchvisions  # what it notes, if it is there
 

@@ -24,13 +24,13 @@ from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.launch import evaluate_run, train_run
-from affsup_cli.tasks.scene.feature_cache import Images, KeptFile, basis
+from affsup_cli.tasks.scene.feature_cache import CacheFile, ImageSet, cache_key
 from affsup_cli.tasks.scene.task import SceneTask
 from data_prep.store import read_scene_manifest, read_scenes
 from tests.commands.calling import invoke
 from tests.small_scenes import small_scene
 
-IMAGES = Images("d" * 64, "train", 28, True)
+IMAGES = ImageSet("d" * 64, "train", 28, True)
 BASIS = {"weights": "w", "size": 64}
 Spoil = Callable[[Path], object]
 
@@ -46,15 +46,15 @@ def pass_epoch(task: SceneTask) -> torch.Tensor:
     task.begin_epoch(0)
     for step in range(task.steps):
         task.losses(step)
-    return torch.stack([task._descriptions._found[entry] for entry in task._entries])
+    return torch.stack([task._train_features._features[entry] for entry in task._entries])
 
 
 def kept_files(data: Path) -> list[Path]:
     return sorted((data / ".described").iterdir())
 
 
-def name_of(images: Images, task: SceneTask, recipe: Any = None) -> str:
-    return KeptFile(Path(), basis(images, task.model, recipe or task._recipe)).path.name
+def name_of(images: ImageSet, task: SceneTask, recipe: Any = None) -> str:
+    return CacheFile(Path(), cache_key(images, task.model, recipe or task._recipe)).path.name
 
 
 @pytest.fixture
@@ -101,19 +101,19 @@ def test_a_kept_file_says_what_part_a_says_and_on_what_that_rests(undescribed: P
     with safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["affsup"])
     assert said["sha256"] == hashlib.sha256(described.numpy().tobytes()).hexdigest()
-    assert path.stem == hashlib.sha256(json.dumps(said["basis"], sort_keys=True).encode()).hexdigest()
-    assert said["basis"].items() >= {"data": manifest.digest, "split": "train", "mirror": True}.items()
-    assert said["basis"].items() >= {"short_side": 64, "features": "attention", "precision": "float32"}.items()
-    assert said["basis"]["network"]["model.proposals"] == 60
-    assert said["basis"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert path.stem == hashlib.sha256(json.dumps(said["cache_key"], sort_keys=True).encode()).hexdigest()
+    assert said["cache_key"].items() >= {"data": manifest.digest, "split": "train", "mirror": True}.items()
+    assert said["cache_key"].items() >= {"short_side": 64, "features": "attention", "precision": "float32"}.items()
+    assert said["cache_key"]["network"]["model.proposals"] == 60
+    assert said["cache_key"]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 def test_other_images_are_kept_apart(shape_scenes: Path, part_a: Path) -> None:
     task = build(shape_scenes, part_a)
     others = [
-        Images("e" * 64, "train", 28, True),
-        Images("d" * 64, "test", 28, True),
-        Images("d" * 64, "train", 28, False),
+        ImageSet("e" * 64, "train", 28, True),
+        ImageSet("d" * 64, "test", 28, True),
+        ImageSet("d" * 64, "train", 28, False),
     ]
     assert len({name_of(images, task) for images in (IMAGES, *others)}) == 4
 
@@ -181,7 +181,7 @@ def claim(path: Path, record: object) -> None:
 def say_of_another(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["affsup"])
-    record["basis"]["weights"] = "0" * 64
+    record["cache_key"]["weights"] = "0" * 64
     claim(path, record)
 
 
@@ -198,10 +198,10 @@ def say_of_another(path: Path) -> None:
         lambda path: claim(path, None),
         lambda path: save_file(load_file(path), path, metadata={"affsup": "no JSON"}),
     ],
-    ids=["bit", "basis", "torn", "empty", "header", "no-record", "other-tensor", "other-record", "no-json"],
+    ids=["bit", "cache_key", "torn", "empty", "header", "no-record", "other-tensor", "other-record", "no-json"],
 )
 def test_a_damaged_or_foreign_file_is_not_used(tmp_path: Path, spoil: Spoil) -> None:
-    kept = KeptFile(tmp_path / "kept", BASIS)
+    kept = CacheFile(tmp_path / "kept", BASIS)
     assert kept.read() is None
     described = torch.arange(60.0).reshape(6, 10)
     kept.write(described)
@@ -209,7 +209,9 @@ def test_a_damaged_or_foreign_file_is_not_used(tmp_path: Path, spoil: Spoil) -> 
     assert read is not None
     assert torch.equal(read, described)
     spoil(kept.path)
-    with pytest.warns(UserWarning, match=rf"{kept.path.name} is damaged or another program's.*described anew"):
+    with pytest.warns(
+        UserWarning, match=rf"{kept.path.name} is damaged or was written by another program: .*computed again"
+    ):
         assert kept.read() is None
 
 
@@ -218,7 +220,7 @@ def test_a_damaged_file_is_replaced(undescribed: Path, part_a: Path) -> None:
     (path,) = kept_files(undescribed)
     good = path.read_bytes()
     flip_a_bit(path)
-    with pytest.warns(UserWarning, match="described anew"):
+    with pytest.warns(UserWarning, match="computed again"):
         again = pass_epoch(build(undescribed, part_a))
     assert torch.equal(found, again)
     assert kept_files(undescribed) == [path]
@@ -233,7 +235,7 @@ def test_a_full_disk_ends_no_run(undescribed: Path, part_a: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full)
-        with pytest.warns(UserWarning, match="not kept for other runs: no space to write .*Make room"):
+        with pytest.warns(UserWarning, match="not cached for other runs: no space to write .*Make room"):
             found = pass_epoch(build(undescribed, part_a))
     assert kept_files(undescribed) == []
     assert torch.equal(found, pass_epoch(build(undescribed, part_a)))
@@ -242,7 +244,7 @@ def test_a_full_disk_ends_no_run(undescribed: Path, part_a: Path, monkeypatch: p
 
 def test_a_place_that_cannot_be_written_to_ends_no_run(undescribed: Path, part_a: Path) -> None:
     (undescribed / ".described").write_text("mine")
-    with pytest.warns(UserWarning, match="what part A says of the images is not kept for other runs: .*File exists"):
+    with pytest.warns(UserWarning, match="the features are not cached for other runs: .*File exists"):
         pass_epoch(build(undescribed, part_a))
     assert (undescribed / ".described").read_text() == "mine"
 
@@ -263,22 +265,22 @@ def test_several_processes_read_and_do_not_write(
     with monkeypatch.context() as patched:
         patched.setattr(collectives, "world_size", lambda: 2)
         task = build(undescribed, part_a)
-        task._descriptions.of(task._entries, task._entries)
+        task._train_features.features(task._entries, task._entries)
         assert not (undescribed / ".described").exists()
     found = pass_epoch(build(undescribed, part_a))
     silent()
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     task = build(undescribed, part_a)
-    assert torch.equal(task._descriptions.of(task._entries, task._entries), found)
+    assert torch.equal(task._train_features.features(task._entries, task._entries), found)
 
 
 def test_writers_at_once_leave_a_whole_file(tmp_path: Path) -> None:
     script = (
-        "import sys, torch; from pathlib import Path; from affsup_cli.tasks.scene.feature_cache import KeptFile\n"
-        f"kept = KeptFile(Path(sys.argv[1]), {BASIS})\n"
+        "import sys, torch; from pathlib import Path; from affsup_cli.tasks.scene.feature_cache import CacheFile\n"
+        f"kept = CacheFile(Path(sys.argv[1]), {BASIS})\n"
         "for _ in range(15): kept.write(torch.full((100, 200), 1.0))"
     )
-    kept, seen = KeptFile(tmp_path / "kept", BASIS), set()
+    kept, seen = CacheFile(tmp_path / "kept", BASIS), set()
     other = subprocess.Popen([sys.executable, "-W", "error", "-c", script, str(tmp_path / "kept")])
     while other.poll() is None:
         kept.write(torch.full((100, 200), 2.0))
@@ -301,6 +303,6 @@ def test_what_is_kept_is_no_data_set(undescribed: Path, part_a: Path) -> None:
 def test_what_is_read_is_on_the_device(undescribed: Path, part_a: Path, device: torch.device) -> None:
     found = pass_epoch(build(undescribed, part_a, run__device=str(device)))
     again = build(undescribed, part_a, run__device=str(device))
-    read = again._descriptions.of(again._entries, again._entries)
+    read = again._train_features.features(again._entries, again._entries)
     assert read.device.type == device.type
     assert torch.equal(read, found)

@@ -15,7 +15,7 @@ from PIL import Image
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.checkpoint import save_checkpoint
-from affsup_cli.runs.export import Trained, export_trained, open_trained
+from affsup_cli.runs.export import TrainedModel, export_trained, open_trained
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.stop import Stopped
 from affsup_cli.tasks import build_task
@@ -94,7 +94,7 @@ def test_what_part_a_says_does_not_depend_on_the_order(undescribed: Path, part_a
         for step in range(each.steps):
             each.losses(step)
         shutil.rmtree(undescribed / ".described")
-    found, again = task._descriptions._found, other._descriptions._found
+    found, again = task._train_features._features, other._train_features._features
     assert found.keys() == again.keys()
     assert all(torch.equal(found[key], again[key]) for key in found)
 
@@ -248,7 +248,7 @@ def test_a_part_a_of_another_recipe_is_refused(shape_scenes: Path, part_a: Path)
 def test_a_part_a_with_other_layers_than_its_recipe_says_is_refused(shape_scenes: Path, part_a: Path) -> None:
     trained = open_trained(part_a)
 
-    class Broken(Trained):
+    class Broken(TrainedModel):
         def state(self, device: torch.device) -> dict[str, torch.Tensor]:
             return dict(list(trained.state(device).items())[1:])
 

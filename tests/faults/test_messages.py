@@ -1,0 +1,229 @@
+"""Faults of the machine and hostile input: the right message, and no traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from affsup_cli.app import app
+from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.checkpoint import load_checkpoint, save_checkpoint
+from affsup_cli.runs.export import export_trained, open_trained
+from affsup_cli.runs.features import read_features
+from affsup_cli.runs.folder import RunFolder
+from affsup_cli.sweeps.plan import plan_sweep, wanted_experiments
+from affsup_cli.tasks.launch import evaluate_run
+from data_prep.errors import AffsupError, UsageError
+from tests.reporting.fake_runs import BASE, RunMaker
+
+CPU = torch.device("cpu")
+
+
+def call(*arguments: str) -> BaseException | None:
+    """Call affsup; returns the error that it ends with."""
+    return CliRunner().invoke(app, arguments).exception
+
+
+@contextmanager
+def refused(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> Iterator[None]:
+    """Fail each attempt to open a file of that name, as the system does; root ignores a file's mode."""
+    opened = Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"), [(errno.EACCES, r"chmod u\+r"), (errno.EMFILE, "ulimit -n"), (errno.EIO, "Input/output error")]
+)
+def test_a_model_that_cannot_be_opened_is_not_called_damaged(
+    copy_run: Callable[[], RunFolder], monkeypatch: pytest.MonkeyPatch, number: int, cure: str
+) -> None:
+    run = copy_run()
+    with refused(monkeypatch, number, "best.pt"), pytest.raises(AffsupError, match=cure) as error:
+        open_trained(run.path).state(CPU)
+    assert "best.pt cannot be read" in str(error.value)
+    assert "away" not in str(error.value)
+
+
+def test_too_few_file_handles_are_named(copy_run: Callable[[], RunFolder]) -> None:
+    run = copy_run()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    held = [open(os.devnull) for _ in range(3)]  # noqa: PTH123, SIM115
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+    try:
+        with pytest.raises(AffsupError, match=r"Too many open files.*ulimit -n"):
+            load_checkpoint(run.best, CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in held:
+            file.close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_evaluated_nor_exported(
+    copy_run: Callable[[], RunFolder], digits: Path, value: float
+) -> None:
+    run = copy_run()
+    state = torch.load(run.best, weights_only=True)
+    next(iter(state["model"].values()))[0, 0, 0, 0] = value
+    save_checkpoint(run.best, state)
+    said = r"best\.pt: the weights 'backbone.* are not finite"
+    with pytest.raises(AffsupError, match=said):
+        evaluate_run(run, digits, "test", "cpu")
+    with pytest.raises(AffsupError, match=said):
+        export_trained(open_trained(run.path), run.path.parent / "m.safetensors")
+    assert not (run.path.parent / "m.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (torch.eye(3).to_sparse(), "is sparse_coo, expected a dense tensor"),
+        (torch.empty(3, 3, device="meta"), "has no data"),
+    ],
+)
+def test_weights_without_dense_numbers_are_named(
+    copy_run: Callable[[], RunFolder], weights: torch.Tensor, said: str
+) -> None:
+    run = copy_run()
+    save_checkpoint(run.best, {"model": {"w": weights}, "epoch": 1, "score": 0.0})
+    with pytest.raises(AffsupError, match=said):
+        export_trained(open_trained(run.path), run.path.parent / "m.safetensors")
+
+
+def test_folders_that_look_like_temporary_files_stay(copy_run: Callable[[], RunFolder]) -> None:
+    run = copy_run()
+    (run.path / ".x.tmp").mkdir()
+    (run.path / ".y.tmp").write_text("half")
+    with run.lock():
+        pass
+    assert (run.path / ".x.tmp").is_dir()
+    assert not (run.path / ".y.tmp").exists()
+
+
+def test_a_file_system_without_locks_gives_no_foreign_warning(
+    copy_run: Callable[[], RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_run()
+    acquire = filelock.FileLock.acquire
+
+    def warned(self: Any, *arguments: Any, **options: Any) -> Any:
+        warnings.warn("flock not supported on this filesystem, falling back to SoftFileLock", stacklevel=2)
+        return acquire(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filelock.FileLock, "acquire", warned)
+        with run.lock():  # a warning would be an error in these tests
+            pass
+
+    def unsupported(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", unsupported)
+    with pytest.raises(AffsupError, match=r"has no file locks.*--runs"), run.lock():
+        pass
+
+
+def test_damaged_features_leave_their_run_out_of_the_figure(copy_run: Callable[[], RunFolder]) -> None:
+    run = copy_run()
+    content = bytearray(run.features.read_bytes())
+    before_the_comment = len(content) - 28  # without its digest, the file is checked as one of an older version
+    for place in range(0, before_the_comment, before_the_comment // 40):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        run.features.write_bytes(damaged)
+        with pytest.raises(AffsupError, match=r"features\.npz is damaged"):
+            read_features(run.features)
+
+
+def test_a_run_without_its_recipe_is_refused_by_a_sweep(make: RunMaker, digits: Path) -> None:
+    options = ["--only", "base", "--seeds", "1", "--device", "cpu", "--data", str(digits), "--runs", str(make.root)]
+    wanted = wanted_experiments(["demo-mass"], 1, "base", {"run.device": "cpu"})
+    folder = plan_sweep(wanted, digits, make.root, set()).steps[0].folder
+    folder.path.mkdir(parents=True)
+    folder.write_result({"kind": "train", "epochs": 1, "best_epoch": 1, "metrics": {}})
+    error = call("sweep", "demo-mass", *options)
+    assert isinstance(error, AffsupError)
+    assert f"{folder.path} is damaged" in str(error)
+    assert "affsup check" in str(error)
+    assert "--name" not in str(error)
+
+
+def test_check_lists_what_is_damaged_and_fails(make: RunMaker, digits: Path) -> None:
+    make.train(BASE, 0.9, name="whole")
+    spoilt = make.train(BASE, 0.8, seed=1, name="spoilt")
+    places = ["--data", str(digits), "--runs", str(make.root)]
+    assert CliRunner().invoke(app, ["check", "whole", "digits", *places]).exit_code == 0
+    recipe = spoilt.path / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("seed = 1", "seed = 3"))
+    (make.root / "bare").mkdir()
+    (make.root / "bare" / "best.pt").write_bytes(b"")
+    done = CliRunner().invoke(app, ["check", *places])
+    assert isinstance(done.exception, AffsupError)
+    assert str(done.exception) == "2 of 4 damaged"
+    assert "intact: whole" in done.output
+    assert "intact: digits" in done.output
+    assert "damaged: spoilt" in done.output
+    assert "without its recipe.toml" in done.output
+    assert isinstance(call("check", "nothing", *places), UsageError)
+
+
+HOSTILE = {
+    "deep arrays": "x = " + "[" * 3000 + "]" * 3000,
+    "deep tables": "x = " + "{a=" * 3000 + "1" + "}" * 3000,
+    "deep names": ".".join(["a"] * 5000) + " = 1",
+    "many keys": "".join(f"a.k{number} = 1\n" for number in range(50_000)),
+    "long key": "x" * 500_000 + " = 1",
+    "long name": "name = '" + "x" * 500_000 + "'",
+    "long value": "train.precision = '" + "x" * 500_000 + "'",
+    "large file": "# " + "x" * 2**20,
+    "large batch": f"train.batch_size = {10**18}",
+    "large number": f"seed = {10**400}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_recipe_is_refused_in_a_few_words(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "hostile.toml"
+    path.write_text(f"extends = 'minibatch'\n{HOSTILE[name]}\n")
+    with pytest.raises(AffsupError) as error:
+        load_recipe(str(path))
+    assert "hostile.toml" in str(error.value)
+    assert len(str(error.value)) < 1000 + 2 * len(str(path))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [".".join(["a"] * 5000) + "=1", "a=" + "[" * 5000 + "]" * 5000, "x" * 10**5 + "=1", f"train.batch_size={10**18}"],
+)
+def test_a_hostile_setting_is_refused_in_a_few_words(setting: str) -> None:
+    error = call("train", "minibatch", "--set", setting)
+    assert isinstance(error, UsageError)
+    assert len(str(error)) < 1000
+
+
+def test_a_network_that_no_memory_holds_is_named(shapes: Path, tmp_path: Path) -> None:
+    places = ["--data", str(shapes), "--runs", str(tmp_path), "--device", "cpu"]
+    error = call("train", "relnet", "--set", f"model.width={10**12}", *places)
+    assert isinstance(error, AffsupError)
+    assert "out of memory" in str(error)
