@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         scaled_dot_loss_and_mass,
         target_mass,
     )
+    from affsup_cli.library import LoadedModel, curves, load, runs, table
     from affsup_cli.metrics import RelationshipRecall
     from affsup_cli.recipe import load_recipe
     from data_prep.errors import AffsupError, UsageError
@@ -39,23 +40,28 @@ __all__ = [
     "AffsupError",
     "BatchAffinityLoss",
     "GroundTruth",
+    "LoadedModel",
     "LossAndMass",
     "RelationshipRecall",
     "UsageError",
     "__version__",
     "affinity_loss",
     "category_pair_target",
+    "curves",
     "different_category_target",
     "different_instance_target",
     "l2_affinity",
     "l2_loss_and_mass",
+    "load",
     "load_recipe",
     "match_proposals",
     "proposal_target",
     "relationship_target",
+    "runs",
     "same_category_target",
     "scaled_dot_affinity",
     "scaled_dot_loss_and_mass",
+    "table",
     "target_mass",
 ]
 
@@ -64,6 +70,7 @@ _MODULE_OF = {
     "RelationshipRecall": "affsup_cli.metrics",
     "UsageError": "data_prep.errors",
     "load_recipe": "affsup_cli.recipe",
+    **dict.fromkeys(("LoadedModel", "curves", "load", "runs", "table"), "affsup_cli.library"),
 }
 
 

@@ -40,7 +40,7 @@ class ImageData(Section):
 class ImageModel(Section):
     """`[model]`: the network by its name in the paper."""
 
-    arch: str = Field(description="resnet20, resnet56, resnet110, resnet18, resnet50 or resnet101")
+    arch: str = Field(description="resnet20, resnet56, resnet110, resnet18, resnet50, resnet101 or timm:NAME")
 
 
 class Affinity(Section):
@@ -113,10 +113,10 @@ class Detector(Section):
     """`[model]`: Faster R-CNN (docs/paper-departures.md#reading-11)."""
 
     arch: str = Field(
-        description="backbone: resnet18, resnet50, resnet101, mobilenet_v3_large, efficientnet_lite0 or convnet (small)"
+        description="resnet18, resnet50, resnet101, mobilenet_v3_large, efficientnet_lite0, convnet or timm:NAME"
     )
     weights: str = Field(
-        description="imagenet (torchvision's), a file, or none; with any, the stem and the batch norms are frozen"
+        description="imagenet (downloaded), a file, or none; with any, the stem and the batch norms are frozen"
     )
     pixels: Literal["torchvision", "caffe", "signed"] = Field(
         description="input of the backbone: RGB with ImageNet's mean and deviation, BGR minus a mean, or -1..1"
@@ -278,7 +278,7 @@ class Recipe(Section):
         fields = self.flat()
         loss = fields.get("affinity.loss")
         form = [] if loss is None else ["base" if loss == "none" else loss]
-        return "-".join([self.name, fields["data.name"], fields["model.arch"], *form])
+        return "-".join([self.name, fields["data.name"], fields["model.arch"].replace(":", "-"), *form])
 
     def flat(self) -> dict[str, Any]:
         """Return the fields under dotted keys, as `--set` takes them: `{"affinity.gamma": 4.0, ...}`."""
@@ -396,7 +396,7 @@ class SceneRecipe(SceneSetRecipe):
         """As for every recipe, with the input of the classifier and the label of part A without its data set."""
         network = self.network
         form = "base" if network.affinity.loss == "none" else network.affinity.loss
-        words = [self.name, self.data.name, self.model.features, network.model.arch]
+        words = [self.name, self.data.name, self.model.features, network.model.arch.replace(":", "-")]
         return "-".join([*words, form if self.model.pretrained else "untrained"])
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ class Environment(BaseModel):
         return f"affsup {self.affsup}, commit {self.commit[:12]}{' and uncommitted changes' if self.dirty else ''}"
 
 
-_OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax")
+_OF_THE_LOSS = ("affinity.gamma", "affinity.lambda", "affinity.softmax", "affinity.average", "affinity.row_average")
 _OF_THE_BACKBONE = ("network.model.arch", "network.model.weights", "network.model.pixels")
 
 

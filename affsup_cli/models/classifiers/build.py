@@ -22,16 +22,20 @@ def build_classifier(arch: str, channels: int, classes: int) -> Classifier:
     """Build a freshly initialised image classifier.
 
     Args:
-        arch: a key of `CLASSIFIERS`, for example "resnet20".
+        arch: a key of `CLASSIFIERS`, for example "resnet20", or "timm:NAME" for a network of timm.
         channels: channels of the input images.
         classes: number of categories.
 
     Raises:
         UsageError: `arch` is unknown.
     """
+    if arch.startswith("timm:"):
+        from affsup_cli.models.timm_networks import timm_classifier
+
+        return timm_classifier(arch.removeprefix("timm:"), channels, classes)
     if arch not in CLASSIFIERS:
         hint = did_you_mean(arch, CLASSIFIERS)
-        raise UsageError(f"no architecture '{arch}' (model.arch){hint}: known are {', '.join(CLASSIFIERS)}")
+        raise UsageError(f"no architecture '{arch}' (model.arch){hint}: known are {', '.join(CLASSIFIERS)}, timm:NAME")
     return CLASSIFIERS[arch](channels, classes)
 
 

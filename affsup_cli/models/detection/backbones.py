@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.ops import Conv2dNormActivation
@@ -82,9 +83,13 @@ class Backbone(nn.Module):
             `[B, channels[0], H', W']` and `[B, channels[1], H', W']`, with H' = ceil(H / stride) and
             W' = ceil(W / stride).
         """
-        images = (images - self.mean) / self.std
-        low: Tensor = self.middle(self.early(images.flip(1) if self.bgr else images))
+        low: Tensor = self.middle(self.early(self.normalised(images)))
         return low, self.late(low)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return RGB images, 0..255, as the network takes them."""
+        images = (images - self.mean) / self.std
+        return images.flip(1) if self.bgr else images
 
 
 class _Parts(NamedTuple):
@@ -118,9 +123,10 @@ def build_backbone(arch: str, weights: str, pixels: str, load: bool = True) -> B
     8).
 
     Args:
-        arch: a key of `BACKBONES`.
+        arch: a key of `BACKBONES`, or "timm:NAME" for a network of timm.
         weights: "imagenet" for torchvision's (downloaded once), "none", or the path of a state dict in the layout of
-            torchvision's network, or of the EfficientNet-Lite-PyTorch package for "efficientnet_lite0".
+            torchvision's network, or of the EfficientNet-Lite-PyTorch package for "efficientnet_lite0"; written by
+            torch.save, or with the suffix .safetensors.
         pixels: a key of `PIXELS`, as in the training of the weights.
         load: read the weights; false if a state dict of the whole will be loaded.
 
@@ -128,8 +134,12 @@ def build_backbone(arch: str, weights: str, pixels: str, load: bool = True) -> B
         UsageError: a name is unknown, or there are no such weights for the architecture.
         AffsupError: the weights cannot be read or downloaded, or do not fit.
     """
-    _check_name("model.arch", arch, BACKBONES)
     _check_name("model.pixels", pixels, PIXELS)
+    if arch.startswith("timm:"):
+        from affsup_cli.models.timm_networks import TimmBackbone
+
+        return TimmBackbone(arch.removeprefix("timm:"), weights, PIXELS[pixels], load)
+    _check_name("model.arch", arch, BACKBONES)
     architecture = BACKBONES[arch]
     if arch == "convnet" and weights != "none":
         raise UsageError(f"model.weights = '{weights}': there are no pretrained weights of 'convnet', set it to 'none'")
@@ -284,8 +294,10 @@ def _imagenet(arch: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file."""
+    """The state dict in a file: safetensors by its suffix, else of torch.save."""
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise AffsupError(
@@ -294,7 +306,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can raise zip, pickle, key and runtime errors
         raise AffsupError(
             f"{path} is no file of weights (model.weights, {type(error).__name__}): "
-            "expected a state dict that torch.save wrote"
+            "expected a state dict that torch.save or safetensors wrote"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise AffsupError(

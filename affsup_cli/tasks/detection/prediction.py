@@ -82,9 +82,9 @@ class Predictor:
         self._device = resolve_device(device)
         configure_cuda(recipe.train.precision)
         self.classes: Sequence[str] = trained.classes
-        self._model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
+        self.model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
         with explain_mismatch(trained.path, trained.cure):
-            self._model.load_state_dict(trained.state(self._device))
+            self.model.load_state_dict(trained.state(self._device))
 
     def predict(self, path: Path, reference: str | None, least: float) -> Prediction:
         """Find objects in a picture, and for one of them the partners that it attends to most.
@@ -106,11 +106,11 @@ class Predictor:
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:
         data = self._recipe.data
         (batch,) = SceneBatches(SinglePicture(image), data.short_side, data.long_side, self._device).sequential(1)
-        regions, _ = find_regions(self._model, batch, self._recipe)
+        regions, _ = find_regions(self.model, batch, self._recipe)
         scale = batch.scales[0].repeat(2)
-        ((refined, probabilities),) = self._model.detector.detections(regions, batch.sizes)
+        ((refined, probabilities),) = self.model.detector.detections(regions, batch.sizes)
         chosen, labels, scores = soft_nms(refined, probabilities, keep=self._recipe.test.detections, least=least)
-        graph = ranking_graph(self._recipe, self._model, regions)
+        graph = ranking_graph(self._recipe, self.model, regions)
         partners = None
         candidates = (
             labels == self.classes.index(reference) if reference is not None else torch.ones_like(labels).bool()

@@ -34,13 +34,13 @@ class ScenePredictor:
         self._recipe = recipe
         self._device = resolve_device(device)
         configure_cuda(recipe.train.precision)
-        self._categories = trained.environment["data"].get("categories")
-        if not isinstance(self._categories, list):
+        self.categories = trained.environment["data"].get("categories")
+        if not isinstance(self.categories, list):
             raise AffsupError(f"the run of {trained.path} names no categories (data.categories in its environment)")
-        self._model, _ = build_scene_classifier(recipe, len(self._categories), fresh=False)
-        self._model.to(self._device).eval()
+        self.model, _ = build_scene_classifier(recipe, len(self.categories), fresh=False)
+        self.model.to(self._device).eval()
         with explain_mismatch(trained.path, trained.cure):
-            self._model.load_state_dict(trained.state(self._device))
+            self.model.load_state_dict(trained.state(self._device))
 
     @torch.no_grad()
     def predict(self, path: Path) -> dict[str, float]:
@@ -52,7 +52,7 @@ class ScenePredictor:
         data = self._recipe.data
         pictures = SceneBatches(SinglePicture(open_for_prediction(path)), data.short_side, data.long_side, self._device)
         (batch,) = pictures.sequential(1)
-        described = compute_features(self._model, batch, self._recipe)
-        probabilities = self._model(described[None]).softmax(dim=1)[0]
+        described = compute_features(self.model, batch, self._recipe)
+        probabilities = self.model(described[None]).softmax(dim=1)[0]
         order = probabilities.argsort(descending=True).tolist()
-        return {self._categories[index]: probabilities[index].item() for index in order}
+        return {self.categories[index]: probabilities[index].item() for index in order}

@@ -264,7 +264,7 @@ def test_a_plain_detector_has_no_graph(shapes: Path, tmp_path: Path) -> None:
     assert losses.affinity is None
     assert not losses.masked_means
     measured = task.evaluate("train")
-    assert set(measured) == {"map_all", "map_50", "map_50_voc07"}
+    assert set(measured) == {"map_all", "map_50", "map_50_voc07", "map_50_area"}
     task.export(tmp_path, "train")
     assert [path.name for path in tmp_path.iterdir()] == ["detections-train.json"]
 
