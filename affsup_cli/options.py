@@ -53,7 +53,9 @@ class RunState(StrEnum):
 
 
 def run_path(named: str, runs: Path) -> Path:
-    """Return the run folder for an argument: the folder of that path if it exists, else the run of that name."""
+    """Return the run folder for an argument: that of the path of a folder or its recipe.toml, else of that name."""
+    if Path(named).name == "recipe.toml":
+        return Path(named).parent
     return Path(named) if Path(named).is_dir() else runs / named
 
 

@@ -10,7 +10,7 @@ from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe, table, figure, data set or run.")],
+    name: Annotated[str, typer.Argument(help="A recipe, table, figure, data set or run; or a TOML file.")],
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:

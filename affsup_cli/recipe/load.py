@@ -118,8 +118,13 @@ def _refuse_deep_or_long(fields: dict[str, Any], path: Path) -> None:
     raise AffsupError(f"{path} has tables nested more than {MAX_DEPTH} deep: expected a recipe or table")
 
 
+def is_file_name(name: str) -> bool:
+    """Return whether the name of a recipe, table or figure is a path to a TOML file."""
+    return name.endswith(".toml")
+
+
 def _file_of(name: str) -> Path:
-    if name.endswith(".toml"):
+    if is_file_name(name):
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"no recipe file {name}")

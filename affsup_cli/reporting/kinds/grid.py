@@ -78,13 +78,20 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
     numbers: list[dict[str, Any]] = []
     used: list[TrainedRun] = []
     notes: list[str] = []
-    for block in spec.blocks:
+    means: dict[tuple[int, int, int], float] = {}
+    for number, block in enumerate(spec.blocks):
         filled: dict[tuple[str, str], _GridValue] = {}
         for place, entries in _comparable_entries(spec, block):
             group, found, remarks = _fill_entries(spec, block, entries, cells, runs, footnotes)
             filled |= {(each.entry.column, each.entry.row): each for each in found}
             notes += [f"{place}: {remark}" for remark in [*remarks, *_missing_metrics(block, found)]]
             used += group.members if group else []
+        places = itertools.product(enumerate(spec.rows), enumerate(block.columns))
+        means |= {
+            (number, row, column): summary.mean
+            for (row, row_key), (column, heading) in places
+            if (summary := filled[heading.key, row_key].ours)
+        }
         lines = list(_lines(spec, block, filled))
         labels = [column.label for column in block.columns]
         sources = {
@@ -101,16 +108,23 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
             shown.append({"block": block.label, "row": row, "entry": entry, **dict(zip(labels, texts, strict=True))})
         numbers += _csv_rows(spec, block, filled)
     columns = dict.fromkeys(column.label for block in spec.blocks for column in block.columns)
+    files = {
+        ".csv": csv_bytes(shown, ("block", "row", "entry", *columns)),
+        ".cells.csv": csv_bytes(numbers, _CSV_COLUMNS),
+    }
+    if spec.heat_map and means:
+        from affsup_cli.reporting.render.heat_map import heat_map_png
+
+        headings = [(block.label, [column.label for column in block.columns]) for block in spec.blocks]
+        labels = [row.label for row in spec.rows.values()]
+        files[".png"] = heat_map_png(spec.title, labels, headings, means, footnotes.lines())
     return Content(
         caption=f"{spec.caption} {_CAPTION}",
         tables=tuple(tables),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=tuple(used),
-        files={
-            ".csv": csv_bytes(shown, ("block", "row", "entry", *columns)),
-            ".cells.csv": csv_bytes(numbers, _CSV_COLUMNS),
-        },
+        files=files,
     )
 
 
