@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+
+def expand_user(value: Any) -> Any:
+    """Return a path option with `~` replaced by the home folder: the shell does not do so in `--data=~/sets`."""
+    try:
+        if isinstance(value, list):
+            return [path.expanduser() for path in value]
+        return value.expanduser() if value else value
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 DataDir = Annotated[
-    Path, typer.Option("--data", file_okay=False, envvar="AFFSUP_DATA", help="Folder of the prepared data sets.")
+    Path,
+    typer.Option(
+        "--data",
+        file_okay=False,
+        envvar="AFFSUP_DATA",
+        callback=expand_user,
+        help="Folder of the prepared data sets.",
+    ),
 ]
 RunsDir = Annotated[
-    Path, typer.Option("--runs", file_okay=False, envvar="AFFSUP_RUNS", help="Folder of the run folders.")
+    Path,
+    typer.Option(
+        "--runs", file_okay=False, envvar="AFFSUP_RUNS", callback=expand_user, help="Folder of the run folders."
+    ),
 ]
 OutDir = Annotated[
-    Path, typer.Option("--out", file_okay=False, envvar="AFFSUP_REPORTS", help="Folder for tables and figures.")
+    Path,
+    typer.Option(
+        "--out", file_okay=False, envvar="AFFSUP_REPORTS", callback=expand_user, help="Folder for tables and figures."
+    ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")]
 Set = Annotated[
@@ -54,11 +78,13 @@ class RunState(StrEnum):
 
 def run_path(named: str, runs: Path) -> Path:
     """Return the run folder for an argument: that of the path of a folder or its recipe.toml, else of that name."""
-    if Path(named).name == "recipe.toml":
-        return Path(named).parent
-    return Path(named) if Path(named).is_dir() else runs / named
+    path = Path(named).expanduser()
+    if path.name == "recipe.toml":
+        return path.parent
+    return path if path.is_dir() else runs / named
 
 
 def model_path(named: str, runs: Path) -> Path:
     """Return the exported model for an argument if it is a file or ends in `.safetensors`, else `run_path`."""
-    return Path(named) if Path(named).is_file() or named.endswith(".safetensors") else run_path(named, runs)
+    path = Path(named).expanduser()
+    return path if path.is_file() or named.endswith(".safetensors") else run_path(named, runs)

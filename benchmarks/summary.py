@@ -91,6 +91,12 @@ BENCHMARKS = (
         _each("ratio", "{precision}", most=1.01),
     ),
     Benchmark(
+        "bf16_cpu",
+        "CPU-seconds of a ResNet-20 training step: bf16 ÷ float32, by whether the processor has bf16 instructions",
+        "below 1 with, any without",
+        lambda rows: f"{rows[1]['seconds_over_float32']} (bf16 instructions: {rows[1]['bf16_instructions']})",
+    ),
+    Benchmark(
         "startup",
         "`affsup --help` ÷ importing typer and rich",
         "2",

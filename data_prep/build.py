@@ -11,7 +11,15 @@ from data_prep import build_images, build_scenes
 from data_prep.errors import AffsupError, SourceError, UsageError, quote
 from data_prep.origin import ProgressCallback
 from data_prep.raw import AnyDataSet, SceneSet
-from data_prep.sources.open import RawSource, check_sources, checksums, open_scene_source, open_source
+from data_prep.sources.open import (
+    RawSource,
+    check_sources,
+    checksums,
+    definition_record,
+    open_layout,
+    open_scene_source,
+    open_source,
+)
 from data_prep.store import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, read_manifest
 from data_prep.store.writing import exclusive, recover
 
@@ -47,7 +55,7 @@ def build(
         with exclusive(destination):
             recover(destination)
             _require_no_foreign_files(destination)
-            present = _prepared_as_requested(folder, limit)
+            present = _prepared_as_requested(folder, dataset, limit)
             if present and not sources:
                 return PrepareResult("up to date", folder, present)
             source = _open(dataset, sources, data_dir / ".downloads", report)
@@ -59,6 +67,8 @@ def build(
 
 
 def _open(dataset: AnyDataSet, sources: Sequence[Path], downloads: Path, progress: ProgressCallback) -> RawSource[Any]:
+    if dataset.layout:
+        return open_layout(dataset.layout, sources[0])
     if isinstance(dataset, SceneSet):
         return open_scene_source(dataset, sources, downloads, progress)
     return open_source(dataset, sources, downloads, progress)
@@ -76,13 +86,13 @@ def _write(
         raise AffsupError(f"{source.label}: {error}") from None
 
 
-def _prepared_as_requested(folder: Path, limit: int | None) -> AnyManifest | None:
+def _prepared_as_requested(folder: Path, dataset: AnyDataSet, limit: int | None) -> AnyManifest | None:
     """Return the manifest of the prepared data set if it has this limit and its files are undamaged, else None."""
     try:
         manifest = read_manifest(folder)
     except AffsupError:
         return None  # missing or broken: prepare it again
-    if manifest.limit != limit:
+    if manifest.limit != limit or manifest.definition != definition_record(dataset):
         return None
     for name, record in manifest.files.items():
         path = folder / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from data_prep.errors import SourceError
 from data_prep.origin import ProgressCallback
 from data_prep.raw import MAX_NAME, ImageSet, RawImages, RawSplit, check_names
-from data_prep.sources.open import checksums
+from data_prep.sources.open import checksums, definition_record
 from data_prep.store import (
     IMAGES_FILE,
     ImageManifest,
@@ -83,7 +84,8 @@ def write(
                 f"channel {content.channel_std.index(0) + 1} has the same value in all training pixels; "
                 "images cannot be normalised"
             )
-        counts = {"train": len(raw.train.labels), "test": len(raw.test.labels)}
+        counts: dict[Literal["train", "test"], int] = {"train": len(raw.train.labels), "test": len(raw.test.labels)}
+        official_counts = dict(dataset.official_counts) or counts
         manifest = ImageManifest(
             format=1,
             dataset=dataset.name,
@@ -92,10 +94,11 @@ def write(
             channel_mean=content.channel_mean,
             channel_std=content.channel_std,
             splits={name: _split_record(split, len(raw.classes)) for name, split in splits.items()},
-            validation=VALIDATION,
+            validation=None if raw.val else VALIDATION,
             limit=limit,
-            official_counts=dict(dataset.official_counts),
-            complete=limit in (None, counts["train"]) and counts == dataset.official_counts,
+            official_counts=official_counts,
+            definition=definition_record(dataset),
+            complete=limit in (None, counts["train"]) and counts == official_counts,
             source=record,
             files={IMAGES_FILE: checksums(folder / IMAGES_FILE)[0]},
             digest=content.digest,
@@ -113,9 +116,12 @@ def _plan(raw: RawImages, limit: int | None) -> dict[SplitName, tuple[RawSplit, 
     if count < 2 or test_count < 1:
         raise SourceError(f"contains {count} training and {test_count} test images; expected at least 2 and 1")
     train, val = split_rows(count, limit)
+    if raw.val:
+        train = np.sort(np.random.RandomState(VALIDATION.seed).permutation(count)[:limit])
+        val = np.arange(len(raw.val.labels))
     return {
         "train": (raw.train, train),
-        "val": (raw.train, val),
+        "val": (raw.val or raw.train, val),
         "test": (raw.test, np.arange(test_count)),
     }
 

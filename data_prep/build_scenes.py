@@ -16,7 +16,7 @@ from data_prep.decode.pictures import PictureError, check_picture
 from data_prep.errors import SourceError
 from data_prep.origin import ProgressCallback
 from data_prep.raw import MAX_NAME, Pictures, RawScenes, SceneSet, check_names
-from data_prep.sources.open import checksums
+from data_prep.sources.open import checksums, definition_record
 from data_prep.store import (
     MAX_EXAMPLES,
     SCENE_SPLITS,
@@ -143,13 +143,15 @@ def write(
         check_names(kind, names, MAX_NAME)
     check_names("image", [*raw.train.names, *raw.test.names], _MAX_PATH)
     log = LeftOutLog()
-    counts = {"train": len(raw.train), "test": len(raw.test)}
+    counts: dict[Literal["train", "test"], int] = {"train": len(raw.train), "test": len(raw.test)}
+    official_counts = dict(dataset.official_counts) or counts
     if not all(counts.values()):
         raise SourceError(
             f"contains {counts['train']} training and {counts['test']} test images; expected at least one of each"
         )
     parts: dict[SceneSplitName, Annotations] = {"train": _limited(raw.train, limit), "test": raw.test}
-    _refuse_missing([name for part in parts.values() for name in part.names], raw.pictures)
+    advice = "Put them there" if dataset.layout else "Give each folder that contains some with --from"
+    _refuse_missing([name for part in parts.values() for name in part.names], raw.pictures, advice)
     parts = {name: clean_annotations(part, log) for name, part in parts.items()}
     done = ImageCounter(progress, sum(map(len, parts.values())))
     new = {
@@ -174,8 +176,9 @@ def write(
             splits=written.splits,
             left_out=[*raw.left_out, *log.records()],
             limit=limit,
-            official_counts=dict(dataset.official_counts),
-            complete={name: split.images for name, split in written.splits.items()} == dataset.official_counts,
+            official_counts=official_counts,
+            definition=definition_record(dataset),
+            complete={name: split.images for name, split in written.splits.items()} == official_counts,
             source=record,
             files={SCENES_FILE: checksums(folder / SCENES_FILE)[0]},
             digest=written.digest,
@@ -195,13 +198,13 @@ def _limited(train: Annotations, limit: int | None) -> Annotations:
     return train.take(np.sort(order[:limit]))
 
 
-def _refuse_missing(names: Sequence[str], pictures: Pictures) -> None:
+def _refuse_missing(names: Sequence[str], pictures: Pictures, advice: str) -> None:
     missing = [name for name in names if name not in pictures]
     if len(missing) > _MAX_MISSING * len(names):
         shown = ", ".join(pictures.location(name) for name in missing[:MAX_EXAMPLES])
         raise SourceError(
             f"{len(missing):,} of {len(names):,} images are missing, more than {_MAX_MISSING:.0%}; expected {shown}"
-            f"{', ...' if len(missing) > MAX_EXAMPLES else ''}. Give each folder that contains some with --from"
+            f"{', ...' if len(missing) > MAX_EXAMPLES else ''}. {advice}"
         )
 
 

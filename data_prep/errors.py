@@ -51,7 +51,10 @@ def quote(value: object) -> str:
     """Return the `repr` of an input for a message: at most `MAX_QUOTED` characters of it."""
     if isinstance(value, str | bytes):
         return repr(value) if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]!r}..."
-    return shorten(_REPR.repr(value))
+    try:
+        return shorten(_REPR.repr(value))
+    except ValueError:  # Python converts no integer of more than 4,300 digits
+        return f"a large {type(value).__name__}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

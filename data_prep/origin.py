@@ -25,11 +25,15 @@ class Archive:
         url: Official address.
         md5: Official checksum.
         size: Size in bytes.
+        mirrors: Further addresses of the same bytes, in the order in which they are tried.
+        sha256: SHA-256, if known.
     """
 
     url: str
     md5: str
     size: int
+    mirrors: tuple[str, ...] = field(default=(), kw_only=True)
+    sha256: str | None = field(default=None, kw_only=True)
 
     @property
     def filename(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from data_prep.errors import SourceError, printable, quote
@@ -72,12 +72,16 @@ class RawSplit:
 
 @dataclass(frozen=True)
 class RawImages:
-    """An official data set of labelled images: class names, [C, H, W], and its two parts."""
+    """A data set of labelled images: class names, [C, H, W], and its parts.
+
+    `val` is None if the validation split is to be drawn from the training images.
+    """
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     train: RawSplit
     test: RawSplit
+    val: RawSplit | None = None
 
 
 class Pictures(Protocol):
@@ -122,18 +126,40 @@ class RawScenes:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """The layout of the files of a data set of one's own, all in one folder.
+
+    Attributes:
+        name: Name on the command line.
+        file_pattern: Regular expression for the paths of files below the folder, with the groups `annotation` and
+            `picture`.
+        source_help: The folder to give with `--from`, for messages.
+        size: Pixels per side of the images that are written; None if they keep their size.
+    """
+
+    name: str
+    file_pattern: str
+    source_help: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
 class DataSet:
     """A data set that can be prepared: an `ImageSet` or a `SceneSet`.
 
     Attributes:
         name: Name on the command line.
         summary: One line for listings.
-        official_counts: Number of its official `train` and `test` images.
+        official_counts: Number of its official `train` and `test` images; empty if any number is complete.
+        layout: The layout of its files, if it is one's own; `read` then gets all files of one folder.
+        defined_in: The Python file that defines it; None if it is part of an installed package, or has a layout.
     """
 
     name: str
     summary: str
     official_counts: Mapping[Literal["train", "test"], int]
+    layout: Layout | None = field(default=None, kw_only=True)
+    defined_in: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -145,13 +171,13 @@ class ImageSet(DataSet):
         origin: The official archive; None if the images are part of an installed library, so that `read` gets no files.
     """
 
-    read: Callable[[Files], RawImages]
+    read: Callable[[Files], RawImages] | Callable[[SceneFiles], RawImages]
     origin: Origin | None = None
 
     @property
     def embedded(self) -> bool:
         """Whether the images are part of an installed library."""
-        return self.origin is None
+        return self.origin is None and self.layout is None
 
 
 @dataclass(frozen=True)
@@ -176,7 +202,7 @@ class SceneSet(DataSet):
     @property
     def embedded(self) -> bool:
         """Whether the scenes are generated."""
-        return self.file_pattern is None
+        return self.file_pattern is None and self.layout is None
 
 
 AnyDataSet = ImageSet | SceneSet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shlex
@@ -20,7 +21,6 @@ import pytest
 import torch
 import typer
 import yaml
-from PIL import Image
 from torch import nn
 
 import affsup_cli
@@ -31,8 +31,10 @@ from affsup_cli.app import app, main
 from affsup_cli.recipe import load_recipe
 from affsup_cli.reporting.select.experiments import experiments
 from affsup_cli.reporting.select.spec import load_spec
-from data_prep.build import build
+from data_prep.layouts import LAYOUT_NAMES
 from data_prep.store import read_manifest, read_split
+from tests.data_prep.scene_sources import Scene, coco, coco_name, picture, voc
+from tests.small_scenes import SMALL_RELNET
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -62,6 +64,14 @@ def blocks() -> list[Block]:
 def titled(folder: str) -> dict[str, str]:
     """The files of the tutorials that a reader saves in a folder of the checkout: text by name without its suffix."""
     return {Path(block.title).stem: block.text for block in blocks() if block.title.startswith(folder)}
+
+
+def own_sets() -> set[str]:
+    """The names of the reader's own data sets in the tutorials."""
+    lines = [line for block in blocks() for line in block.text.splitlines()]
+    words = [line.split() for line in lines if line.startswith("affsup prepare")]
+    named = {line[line.index("--name") + 1] for line in words if "--name" in line}
+    return named | {Path(line[2]).stem for line in words if line[2].endswith(".py")}
 
 
 # Commands
@@ -95,7 +105,7 @@ def tutorial_folder(recipes_with_tutorials: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("affsup_cli.reporting.select.spec.recipes_folder", lambda: recipes_with_tutorials)
     monkeypatch.chdir(tmp_path)
     for block in blocks():
-        if block.language == "toml" and "/" not in block.title:
+        if block.language in ("toml", "python") and block.title and "/" not in block.title:
             Path(block.title).write_text(block.text, encoding="utf-8")
     return tmp_path
 
@@ -116,15 +126,17 @@ def test_every_command_is_understood_and_names_what_there_is(
     words = shlex.split(command)
     SUBCOMMANDS[words[1]].make_context(words[1], words[2:])  # refuses unknown options and wrong values
     for option, at in [(word, place) for place, word in enumerate(words) if word == "--dataset"]:
-        assert words[at + 1] in {**data_prep.datasets(), **titled("data_prep/sets/")}, option
+        assert words[at + 1] in {*data_prep.datasets(), *own_sets(), "mine"}, option
     match words[1]:
         case "demo":  # takes no argument; it is run by hand
             pass
         case "prepare":
-            own = words[2] in titled("data_prep/sets/")
-            code, error = call([*words[:3], "--check"], monkeypatch, capsys)
-            assert ("no data set" if own else "is not prepared") in error
-            assert code == (2 if own else 1)
+            layout, own = words[2] in LAYOUT_NAMES or words[2].endswith(".py"), words[2] in own_sets()
+            code, error = call(words if layout else [*words[:3], "--check"], monkeypatch, capsys)
+            no_source = "expected a folder with|is not a file or folder"
+            said = no_source if layout else "no data set" if own else "is not prepared"
+            assert re.search(said, error), error
+            assert code == (2 if own or layout else 1)
         case "train" if "--pretrained" in words:
             code, error = call(words, monkeypatch, capsys)
             assert "is not a run folder" in error
@@ -136,6 +148,9 @@ def test_every_command_is_understood_and_names_what_there_is(
                 pytest.skip("submitit is not installed")
             code, error = call([word for word in words if word != "--dry-run"] + ["--dry-run"], monkeypatch, capsys)
             assert code == 0, error
+        case "check" | "validate" if len(words) > 2:
+            code, error = call(words, monkeypatch, capsys)
+            assert re.search(r"is neither a run folder|damaged|invalid", error), error
         case "bench":  # in earnest it takes minutes
             for name in (word for word in words[2:] if re.fullmatch(r"(table|figure)\d+", word)):
                 load_spec(name)
@@ -146,9 +161,9 @@ def test_every_command_is_understood_and_names_what_there_is(
             code, error = call(words, monkeypatch, capsys)
             assert re.search(r"is not a run folder|no file|no picture", error), error
             assert code == 2
-        case "show" if words[2] in (*data_prep.datasets(), "RUN"):
+        case "show" if words[2] in (*data_prep.datasets(), *own_sets(), "RUN"):
             code, error = call(words, monkeypatch, capsys)
-            assert ("is not prepared" if words[2] != "RUN" else "nothing is called 'RUN'") in error
+            assert ("is not prepared" if words[2] in data_prep.datasets() else "nothing is called") in error
         case _:
             code, error = call(words, monkeypatch, capsys)
             assert code == 0, error
@@ -236,21 +251,42 @@ def test_the_loss_on_attention_logits_asks_for_pairs_of_different_classes(digits
     assert raised.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
 
 
-def test_the_data_set_of_the_tutorial_can_be_prepared(tmp_path: Path) -> None:
-    for split, count in (("train", 12), ("test", 4)):
-        for number in range(count):
-            path = tmp_path / "flowers" / split / f"class{number % 2}" / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((70, 90, 3), 20 * number, dtype=np.uint8)).save(path)
-    (text,) = titled("data_prep/sets/").values()
-    exec(compile(text, "flowers.py", "exec"), names := {"__name__": "flowers"})
-    build(names["DATASET"], sources=[tmp_path / "flowers"], data_dir=tmp_path / "data")
-    home = tmp_path / "data" / "flowers"
-    manifest = read_manifest(home)
-    train = read_split(home, manifest, "train")
-    assert manifest.classes == ["class0", "class1"]
-    assert train.images.shape == (11, 64, 64, 3)
-    assert [int(image[0, 0, 0]) // 20 % 2 for image in train.images] == train.labels.tolist()
+def write_own_files(folder: Path) -> None:
+    """The files that the tutorial's commands name: photographs, annotated scenes, and arrays."""
+    files = {f"photos/{name}/{number}.jpg": picture() for name in ("daisy", "rose") for number in range(6)}
+    scenes = [Scene(f"{n:06d}", [("cat", 1, 1, 30, 30, 0), ("dog", 20, 10, 60, 40, 0)]) for n in range(1, 6)]
+    files |= {f"VOCdevkit/VOC2007/{name}": content for name, content in voc(scenes[:3], scenes[3:]).items()}
+    for split, part in (("train", scenes[:3]), ("test", scenes[3:])):
+        boxes = [Scene(scene.name, [(18, 1, 1, 30, 30, 0), (1, 20, 10, 40, 30, 0)]) for scene in part]
+        content = {key: value for key, value in coco(boxes, []).items() if key != "test"}
+        files[f"street/{split}.json"] = json.dumps(content).encode()
+        files |= {f"street/images/{coco_name(scene.name)}": scene.picture or b"" for scene in part}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "letters").mkdir()
+    random = np.random.default_rng(0)
+    np.save(folder / "letters" / "images.npy", random.integers(0, 256, (20, 28, 28), dtype=np.uint8))
+    np.save(folder / "letters" / "labels.npy", np.arange(20) % 2)
+
+
+def test_the_commands_of_the_data_tutorial_work_in_their_order(
+    tutorial_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prepare and check in earnest, and train for an epoch on a CPU with small networks."""
+    write_own_files(tutorial_folder)
+    short = ["--epochs", "1", "--device", "cpu"]
+    fields = SMALL_RELNET | {"model.weights": "none"}
+    small = [word for key, value in fields.items() for word in ("--set", f"{key}={value}")]
+    shown = [block.text for block in blocks() if block.page == "docs/tutorials/data.md" and not block.language]
+    lines = [line for text in shown for line in text.splitlines() if line.startswith("affsup ")]
+    for line in lines:
+        words = shlex.split(line)
+        more = {"minibatch": [*short, "--set", "train.milestones=[]"], "relnet": small}.get(words[2], [])
+        code, error = call(words + more, monkeypatch, capsys)
+        assert code == 0, (line, error)
+    assert {path.parent.name for path in Path("data").glob("*/manifest.json")} == own_sets()
+    assert len(list(Path("runs").glob("*/result.json"))) == len([line for line in lines if " train " in line]) == 4
 
 
 # TOML

@@ -52,3 +52,10 @@ def test_the_installed_copy_works_from_any_folder(site: Path, tmp_path: Path) ->
         )
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_the_public_names_are_imported_when_first_used() -> None:
+    script = "import sys, affsup_cli; assert 'torch' not in sys.modules; affsup_cli.AffsupError"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+    assert {name for name in affsup_cli.__all__ if not hasattr(affsup_cli, name)} == set()
+    assert affsup_cli.BatchAffinityLoss is affsup_cli.affinity.BatchAffinityLoss

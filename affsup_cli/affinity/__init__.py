@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from affsup_cli.affinity.large import l2_loss_and_mass, scaled_dot_loss_and_mass
     from affsup_cli.affinity.loss import AffinityLoss, affinity_loss
     from affsup_cli.affinity.mass import target_mass
-    from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind, TargetKind
+    from affsup_cli.affinity.options import (
+        AverageKind,
+        DiagonalKind,
+        LossForm,
+        MatchKind,
+        ReductionKind,
+        SoftmaxKind,
+        TargetKind,
+    )
     from affsup_cli.affinity.target import (
         GroundTruth,
         category_pair_target,
@@ -35,7 +43,7 @@ _MODULES = {
     "large": ["l2_loss_and_mass", "scaled_dot_loss_and_mass"],
     "loss": ["AffinityLoss", "affinity_loss"],
     "mass": ["target_mass"],
-    "options": ["DiagonalKind", "LossForm", "SoftmaxKind", "TargetKind"],
+    "options": ["AverageKind", "DiagonalKind", "LossForm", "MatchKind", "ReductionKind", "SoftmaxKind", "TargetKind"],
     "target": [
         "GroundTruth",
         "category_pair_target",
@@ -64,11 +72,14 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AffinityLoss",
+    "AverageKind",
     "BatchAffinityLoss",
     "DiagonalKind",
     "GroundTruth",
     "LossAndMass",
     "LossForm",
+    "MatchKind",
+    "ReductionKind",
     "SoftmaxKind",
     "TargetKind",
     "affinity_loss",

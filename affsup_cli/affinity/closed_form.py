@@ -7,6 +7,8 @@ over the entries in the target and over the others, the gradient is `dL/dW = dL/
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,21 +16,36 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from affsup_cli.affinity.forms import FORMS
-from affsup_cli.affinity.options import DiagonalKind, SoftmaxKind
+from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, ReductionKind, SoftmaxKind
+from affsup_cli.affinity.precision import without_tf32
 
 
 class LossAndMass(NamedTuple):
-    """A scalar loss, and M of each graph's whole matrix (eq. 3) without gradient, also with a softmax of each row."""
+    """The loss, and M of each graph's whole matrix (eq. 3) without gradient, also with a softmax of each row."""
 
     loss: Tensor
     mass: Tensor
 
 
+@dataclass(frozen=True)
+class LossOptions:
+    """The options of L_G; see `affsup_cli.affinity.loss.affinity_loss`."""
+
+    form: LossForm
+    gamma: float
+    softmax: SoftmaxKind
+    diagonal: DiagonalKind
+    average: AverageKind = "with-target"
+    row_average: bool = False
+    reduction: ReductionKind = "mean"
+
+
 class MassLoss(torch.autograd.Function):
     """L_G of every form that has a softmax, with M; see `affsup_cli.affinity.loss.affinity_loss`.
 
-    Inputs are logits `[..., N, M]`, float32 or float64, and a bool target of that shape; the outputs are those of
-    `LossAndMass`. The gradient can be differentiated again: autograd then differentiates `reference`.
+    Inputs are logits `[..., N, M]`, float32 or float64, and a bool target and None or a bool mask of that shape; the
+    outputs are those of `LossAndMass`. The gradient can be differentiated again: autograd then differentiates
+    `reference`, a function of the logits.
     """
 
     @staticmethod
@@ -36,47 +53,15 @@ class MassLoss(torch.autograd.Function):
         ctx: Any,
         logits: Tensor,
         target: Tensor,
-        form: str,
-        gamma: float,
-        softmax: SoftmaxKind,
-        diagonal: DiagonalKind,
-        reference: Any,
+        mask: Tensor | None,
+        options: LossOptions,
+        reference: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and M, and the gradient where the logits require one."""
-        # `where` would turn the scalar into a tensor: one more kernel.
-        parts = torch.stack((logits.masked_fill(~target, -torch.inf), logits.masked_fill(target, -torch.inf)))
-        if diagonal == "exclude":
-            parts.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-        flat = parts.flatten(-2) if softmax == "matrix" else parts
-        # An empty dimension has no maximum. A part without entries has the sum 0, and its peak must be finite.
-        peak = (flat.amax(-1) if flat.shape[-1] else flat.sum(-1)).clamp(min=torch.finfo(logits.dtype).min)
-        weights = (flat - peak.unsqueeze(-1)).exp_()
-        total = weights.sum(-1)
-        log_total = total.log()
-        empty = total[0] == 0  # a graph without a target; false for NaN
-        # The peaks are subtracted first: beside a peak of thousands, the logs would be rounded away.
-        log_odds = (peak[0] - peak[1]) + (log_total[0] - log_total[1])
-        log_odds = log_odds.masked_fill_(empty, -torch.inf)
-        losses, slopes = FORMS[form](log_odds, gamma)
-        losses = losses.masked_fill(empty, 0)
-        empty_graphs, whole = empty, log_odds
-        if softmax == "row":
-            losses, empty_graphs = losses.sum(-1), empty.all(-1)
-            log_sums = (peak + log_total).logsumexp(-1)
-            whole = (log_sums[0] - log_sums[1]).masked_fill_(empty_graphs, -torch.inf)
-        loss = losses
-        if losses.dim():
-            count = (~empty_graphs).sum().clamp(min=1)
-            loss = losses.sum() / count
-        if ctx.needs_input_grad[0]:
-            slopes = slopes.masked_fill(empty, 0)
-            if losses.dim():
-                slopes = slopes / count
-            factors = (slopes / total.clamp(min=1)).unsqueeze(-1)  # a sum is 0 or at least 1
-            gradient = torch.addcmul(weights[0] * factors[0], weights[1], factors[1], value=-1)
-            ctx.save_for_backward(logits, target, gradient.view_as(logits))
+        loss, mass, gradient = _loss_and_mass(logits, target, mask, options, ctx.needs_input_grad[0])
+        if gradient is not None:
+            ctx.save_for_backward(logits, gradient)
             ctx.reference = reference
-        mass = torch.sigmoid(whole)
         ctx.mark_non_differentiable(mass)
         ctx.set_materialize_grads(False)
         return loss, mass
@@ -84,17 +69,42 @@ class MassLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the stored gradient; for a second derivative, differentiate `reference` by autograd."""
-        no_gradients = (None,) * 6
-        loss_gradient = gradients[0]
-        if loss_gradient is None:
-            return None, *no_gradients
-        logits, target, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            (differentiable,) = torch.autograd.grad(
-                ctx.reference(logits, target), logits, loss_gradient, create_graph=True
-            )
-            return differentiable, *no_gradients
-        return gradient * loss_gradient, *no_gradients
+        return _scaled_gradient(ctx, gradients[0]), None, None, None, None
+
+
+class L2MassLoss(torch.autograd.Function):
+    """`MassLoss` of `W[m, n] = -||f_m - f_n||^2 / 2` (eq. 11), with the gradient of the features `[N, d]`.
+
+    `reference` is a function of the features. The reduction is "mean".
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        options: LossOptions,
+        reference: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Compute loss and M, and the gradient where the features require one."""
+        centered = features - features.mean(dim=0)
+        with without_tf32(centered):
+            gram = centered @ centered.mT
+            squared_norms = gram.diagonal()
+            logits = gram.sub_(squared_norms.unsqueeze(1) + squared_norms, alpha=0.5)
+            loss, mass, gradient = _loss_and_mass(logits, target, mask, options, ctx.needs_input_grad[0])
+            if gradient is not None:
+                ctx.save_for_backward(features, _l2_gradient(gradient, centered))
+                ctx.reference = reference
+        ctx.mark_non_differentiable(mass)
+        ctx.set_materialize_grads(False)
+        return loss, mass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Scale the stored gradient; for a second derivative, differentiate `reference` by autograd."""
+        return _scaled_gradient(ctx, gradients[0]), None, None, None, None
 
 
 class L2Affinity(torch.autograd.Function):
@@ -103,29 +113,105 @@ class L2Affinity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, features: Tensor) -> Tensor:
         """Compute W `[..., N, N]`."""
-        affinity, centered = _l2(features)
+        # A common offset changes no distance, but its square would cost precision.
+        centered = features - features.mean(dim=-2, keepdim=True)
+        with without_tf32(features):
+            halves = (centered / 2) @ centered.mT
+        # Matrix products are not bit-symmetric on every device.
+        gram = halves + halves.mT
+        # Norms from the same product cancel exactly on the diagonal.
+        squared_norms = gram.diagonal(dim1=-2, dim2=-1)
+        affinity = torch.sub(gram, squared_norms.unsqueeze(-1) + squared_norms.unsqueeze(-2), alpha=0.5).clamp_(max=0)
         ctx.save_for_backward(features, centered, affinity)
         return affinity
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Return `dL/df = B f - diag(B 1) f`, where B is dL/dW plus its transpose."""
+        """Return the gradient of the features."""
         features, centered, affinity = ctx.saved_tensors
         if torch.is_grad_enabled():
             centered = features - features.detach().mean(dim=-2, keepdim=True)
         # Where two features coincide, W is at its maximum.
-        weights = gradients[0].masked_fill(affinity >= 0, 0)
-        symmetric = weights + weights.mT
-        return torch.addcmul(symmetric @ centered, symmetric.sum(-1, keepdim=True), centered, value=-1)
+        with without_tf32(features):
+            return _l2_gradient(gradients[0].masked_fill(affinity >= 0, 0), centered)
 
 
-def _l2(features: Tensor) -> tuple[Tensor, Tensor]:
-    # A common offset changes no distance, but its square would cost precision.
-    centered = features - features.mean(dim=-2, keepdim=True)
-    halves = (centered / 2) @ centered.mT
-    # Matrix products are not bit-symmetric on every device.
-    gram = halves + halves.mT
-    # Norms from the same product cancel exactly on the diagonal.
-    squared_norms = gram.diagonal(dim1=-2, dim2=-1)
-    affinity = torch.sub(gram, squared_norms.unsqueeze(-1) + squared_norms.unsqueeze(-2), alpha=0.5)
-    return affinity.clamp_(max=0), centered
+def _l2_gradient(gradient: Tensor, features: Tensor) -> Tensor:
+    """Return `dL/df = B f - diag(B 1) f`, where B is dL/dW plus its transpose."""
+    symmetric = gradient + gradient.mT
+    return torch.addcmul(symmetric @ features, symmetric.sum(-1, keepdim=True), features, value=-1)
+
+
+def _scaled_gradient(ctx: Any, loss_gradient: Tensor | None) -> Tensor | None:
+    if loss_gradient is None:
+        return None
+    inputs, gradient = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        loss = ctx.reference(inputs)
+        differentiable: Tensor = torch.autograd.grad(loss, inputs, loss_gradient, create_graph=True)[0]
+        return differentiable
+    scale = loss_gradient.view(*loss_gradient.shape, *[1] * (gradient.dim() - loss_gradient.dim()))
+    scaled: Tensor = gradient * scale
+    return scaled
+
+
+def _loss_and_mass(
+    logits: Tensor, target: Tensor, mask: Tensor | None, options: LossOptions, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the loss, M and dL/dW (with a reduction of "none": of the sum of the losses)."""
+    lowest = torch.finfo(logits.dtype).min  # not -inf: the softmax of an empty part must be finite
+    outside = torch.stack((~target, target))
+    if mask is not None:
+        outside |= ~mask
+    parts = logits.masked_fill(outside, lowest)
+    if options.diagonal == "exclude":
+        parts.diagonal(dim1=-2, dim2=-1).fill_(lowest)
+    flat = parts.flatten(-2) if options.softmax == "matrix" else parts
+    log_shares = flat.log_softmax(-1)
+    if flat.shape[-1]:
+        peak, top = flat.amax(-1), log_shares.amax(-1)  # the log-sum-exp is peak - top
+    else:
+        peak, top = flat.new_full(flat.shape[:-1], lowest), flat.new_zeros(flat.shape[:-1])
+    empty = peak[0] == lowest  # without a target
+    # The peaks are subtracted first: beside a peak of thousands, the logs would be rounded away.
+    log_odds = (peak[0] - peak[1]) - (top[0] - top[1])
+    losses, slopes = FORMS[options.form](log_odds.masked_fill(empty, torch.inf), options.gamma)  # 0 and 0 where empty
+    if options.softmax == "row":
+        log_sums = (peak - top).logsumexp(-1)
+        mass = (log_sums[0] - log_sums[1]).masked_fill(empty.all(-1), -torch.inf).sigmoid()
+    else:
+        mass = log_odds.masked_fill(empty, -torch.inf).sigmoid()
+    loss, weight = reduced(losses, empty, options)
+    if not needs_gradient:
+        return loss, mass, None
+    shares = log_shares.exp_()
+    if weight is not None:
+        slopes = slopes * weight
+    gradient = shares[0].sub_(shares[1]).mul_(slopes.unsqueeze(-1))
+    return loss, mass, gradient.view_as(logits)
+
+
+def reduced(losses: Tensor, empty: Tensor, options: LossOptions) -> tuple[Tensor, Tensor | None]:
+    """Reduce the losses of graphs, or of rows, as `options` say.
+
+    Args:
+        losses: `[...]` of graphs or `[..., N]` of rows, 0 where `empty`.
+        empty: bool, of that shape: without a target.
+        options: of the loss.
+
+    Returns:
+        The loss, and the weight of each of the losses in it; None for 1.
+    """
+    if options.reduction == "none":
+        return losses, None
+    weight = None
+    if options.softmax == "row" and options.form != "bce":
+        if options.row_average:
+            weight = (~empty).sum(-1, keepdim=True).clamp(min=1).reciprocal()
+            losses = losses * weight
+        losses, empty = losses.sum(-1), empty.all(-1)
+    if not losses.dim():
+        return losses, weight
+    counted = torch.ones_like(empty) if options.average == "batch" else ~empty
+    graphs = counted.sum().clamp(min=1)
+    return losses.sum() / graphs, graphs.reciprocal() if weight is None else weight / graphs

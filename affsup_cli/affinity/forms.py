@@ -21,8 +21,9 @@ def focal(log_odds: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """`-(1 - M)^gamma log M`, eq. 7 and 14."""
     if gamma == 0:
         return log(log_odds, gamma)
-    complement = torch.sigmoid(-log_odds)
-    negative_log = F.softplus(-log_odds, threshold=50)  # -log M; above 50 equal to -d in float64
+    rest_odds = -log_odds
+    complement = torch.sigmoid(rest_odds)
+    negative_log = F.softplus(rest_odds, threshold=50)  # -log M; above 50 equal to -d in float64
     power = complement**gamma
     return power * negative_log, -power * torch.addcmul(complement, torch.sigmoid(log_odds), negative_log, value=gamma)
 

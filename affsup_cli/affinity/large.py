@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from affsup_cli.affinity.closed_form import LossAndMass
-from affsup_cli.affinity.loss import check_options, mass_losses
-from affsup_cli.affinity.mass import LogOdds, check_choice
+from affsup_cli.affinity.closed_form import LossAndMass, LossOptions, reduced
+from affsup_cli.affinity.loss import checked_options, mass_losses
+from affsup_cli.affinity.mass import LogOdds
 from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind
-from affsup_cli.affinity.precision import at_least_float32, without_autocast
+from affsup_cli.affinity.precision import at_least_float32, without_autocast, without_tf32
 from affsup_cli.affinity.target import check_integer
 from affsup_cli.affinity.tiles import Product, matrix_log_odds, row_log_odds, tile_rows
 
@@ -28,6 +27,7 @@ def l2_loss_and_mass(
     diagonal: DiagonalKind = "keep",
     temperature: float = 1.0,
     tile: int | None = None,
+    row_average: bool = False,
 ) -> LossAndMass:
     """Loss and M of `l2_affinity(features) / temperature` (eq. 11) without the whole matrix.
 
@@ -47,6 +47,7 @@ def l2_loss_and_mass(
         diagonal: "exclude" leaves the diagonal out of the target and of the softmax.
         temperature: positive number that the affinities are divided by.
         tile: rows at a time; by default as many as make a million affinities (more on a GPU), 64 at least.
+        row_average: with `softmax="row"`, the mean over the rows with a target in place of their sum.
 
     Raises:
         TypeError: `features` are not floating point, `labels` or `edges` not integers.
@@ -56,7 +57,8 @@ def l2_loss_and_mass(
     if features.dim() != 2:
         raise ValueError(f"features must have the shape [N, d], found {list(features.shape)}")
     check_temperature(temperature)
-    with without_autocast(features):
+    options = checked_options(form, gamma, softmax, diagonal, row_average=row_average)
+    with without_autocast(features), without_tf32(features):
         features = at_least_float32("features", features)
         # A common offset changes no distance, but its square would cost precision.
         features = (features - features.detach().mean(dim=0)) / temperature**0.5
@@ -68,7 +70,7 @@ def l2_loss_and_mass(
         product = Product(
             queries, keys.detach() if symmetric else keys, symmetric, "zero" if diagonal == "keep" else "absent"
         )
-        return _loss_and_mass(product, labels, edges, form, gamma, softmax, diagonal, tile)
+        return _loss_and_mass(product, labels, edges, options, tile)
 
 
 def scaled_dot_loss_and_mass(
@@ -82,6 +84,7 @@ def scaled_dot_loss_and_mass(
     softmax: SoftmaxKind = "matrix",
     diagonal: DiagonalKind = "keep",
     tile: int | None = None,
+    row_average: bool = False,
 ) -> LossAndMass:
     """Loss and M of `scaled_dot_affinity(queries, keys)` (eq. 9) without the whole matrix.
 
@@ -97,6 +100,7 @@ def scaled_dot_loss_and_mass(
         softmax: over the whole matrix, or over the columns of each row.
         diagonal: "exclude" leaves the diagonal out of the target and of the softmax.
         tile: rows at a time; by default as many as make a million affinities (more on a GPU), 64 at least.
+        row_average: with `softmax="row"`, the mean over the rows with a target in place of their sum.
 
     Raises:
         TypeError: `queries` or `keys` are not floating point, `labels` or `edges` not integers.
@@ -111,12 +115,13 @@ def scaled_dot_loss_and_mass(
         raise ValueError(
             f'diagonal="exclude" needs a square graph, found {len(queries)} x {len(keys)}: use diagonal="keep"'
         )
-    with without_autocast(queries):
+    options = checked_options(form, gamma, softmax, diagonal, row_average=row_average)
+    with without_autocast(queries), without_tf32(queries):
         queries, keys = at_least_float32("queries", queries), at_least_float32("keys", keys)
         product = Product(
             queries / math.sqrt(queries.shape[1]), keys, False, "product" if diagonal == "keep" else "absent"
         )
-        return _loss_and_mass(product, labels, edges, form, gamma, softmax, diagonal, tile)
+        return _loss_and_mass(product, labels, edges, options, tile)
 
 
 def check_temperature(temperature: float) -> None:
@@ -134,28 +139,20 @@ def check_tile(tile: int | None, form: str) -> None:
 
 
 def _loss_and_mass(
-    product: Product,
-    labels: Tensor | None,
-    edges: Tensor | None,
-    form: LossForm,
-    gamma: float,
-    softmax: SoftmaxKind,
-    diagonal: DiagonalKind,
-    tile: int | None,
+    product: Product, labels: Tensor | None, edges: Tensor | None, options: LossOptions, tile: int | None
 ) -> LossAndMass:
-    check_options(form, gamma, softmax)
-    check_choice("diagonal", diagonal, get_args(DiagonalKind))
-    check_tile(tile, form)
+    check_tile(tile, options.form)
     rows, columns = product.queries.shape[0], product.keys.shape[0]
     product, target = _with_target(product, labels, edges)
     tile = min(tile or tile_rows(columns, product.queries.device), max(rows, 1))
-    if softmax == "matrix":
+    if options.softmax == "matrix":
         log_odds = matrix_log_odds(product, target, tile)
         whole = log_odds.detach()
     else:
         log_odds, whole = row_log_odds(product, target, tile)
-    losses = mass_losses(LogOdds(log_odds, log_odds != -torch.inf), form, gamma)
-    return LossAndMass(losses.sum(), torch.sigmoid(whole))
+    supervised = log_odds != -torch.inf
+    losses = mass_losses(LogOdds(log_odds, supervised), options.form, options.gamma)
+    return LossAndMass(reduced(losses, ~supervised, options)[0], torch.sigmoid(whole))
 
 
 def _with_target(product: Product, labels: Tensor | None, edges: Tensor | None) -> tuple[Product, Tensor]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affsup_cli.affinity.closed_form import LossAndMass, MassLoss
+from affsup_cli.affinity.closed_form import LossAndMass, LossOptions, MassLoss, reduced
 from affsup_cli.affinity.forms import FORMS
 from affsup_cli.affinity.mass import (
     Entries,
@@ -21,7 +20,7 @@ from affsup_cli.affinity.mass import (
     supervised_entries,
     target_mass,
 )
-from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind
+from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, ReductionKind, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
 
 
@@ -32,6 +31,11 @@ def affinity_loss(
     gamma: float = 2.0,
     softmax: SoftmaxKind = "matrix",
     diagonal: DiagonalKind = "keep",
+    *,
+    mask: Tensor | None = None,
+    average: AverageKind = "with-target",
+    row_average: bool = False,
+    reduction: ReductionKind = "mean",
 ) -> Tensor:
     """Affinity mass loss L_G of graphs whose target affinity mass should grow.
 
@@ -56,54 +60,44 @@ def affinity_loss(
         gamma: focal exponent, 0 or at least 1; other forms ignore it.
         softmax: over the whole matrix, or over the columns of each row.
         diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == M.
+        mask: bool, the shape of `logits`; entries where it is false are left out of the target and of the softmax.
+        average: over the graphs "with-target", or over all of the "batch".
+        row_average: with `softmax="row"`, the mean over a graph's rows with a target in place of their sum.
+        reduction: "mean"; or "none" for the loss of each graph `[...]`, with `softmax="row"` of each row `[..., N]`.
 
     Returns:
-        Scalar, at least 0; it requires a gradient also when no graph has a target.
+        Scalar (or as `reduction` says), at least 0; it requires a gradient also when no graph has a target.
 
     Raises:
-        TypeError: `logits` is not floating point or `target` not bool.
+        TypeError: `logits` is not floating point, or `target` or `mask` not bool.
         ValueError: the shapes do not fit, an option is unknown, or `gamma` is refused.
     """
-    if form != "bce":
-        return loss_and_mass(logits, target, form, gamma, softmax, diagonal).loss
-    check_options(form, gamma, softmax)
-    with without_autocast(logits):
-        losses, supervised = _cross_entropy(supervised_entries(logits, target, diagonal))
-        return losses.masked_fill(~supervised, 0).sum() / supervised.sum().clamp(min=1)
+    options = checked_options(form, gamma, softmax, diagonal, average, row_average, reduction)
+    return _bce(logits, target, mask, options) if form == "bce" else loss_and_mass(logits, target, options, mask).loss
 
 
-def loss_and_mass(
-    logits: Tensor,
-    target: Tensor,
-    form: LossForm = "focal",
-    gamma: float = 2.0,
-    softmax: SoftmaxKind = "matrix",
-    diagonal: DiagonalKind = "keep",
-) -> LossAndMass:
+def loss_and_mass(logits: Tensor, target: Tensor, options: LossOptions, mask: Tensor | None = None) -> LossAndMass:
     """`affinity_loss`, and M of each graph (eq. 3) without gradient, from one pass over the graphs.
 
     For "bce", which has no softmax, M is computed separately.
     """
-    check_options(form, gamma, softmax)
-    if form == "bce":
-        loss = affinity_loss(logits, target, form, gamma, softmax, diagonal)
-        return LossAndMass(loss, target_mass(logits.detach(), target, "matrix", diagonal))
+    if options.form == "bce":
+        mass = target_mass(logits.detach(), target, "matrix", options.diagonal, mask)
+        return LossAndMass(_bce(logits, target, mask, options), mass)
+    check_graph(logits, target, options.diagonal, mask)
     with without_autocast(logits):
-        check_graph(logits, target, diagonal)
-        reference = partial(_by_autograd, form=form, gamma=gamma, softmax=softmax, diagonal=diagonal)
         graphs = at_least_float32("logits", logits)
-        return LossAndMass(*MassLoss.apply(graphs, target, form, gamma, softmax, diagonal, reference))
+
+        def reference(logits: Tensor) -> Tensor:
+            return differentiable_loss(logits, target, mask, options)
+
+        return LossAndMass(*MassLoss.apply(graphs, target, mask, options, reference))
 
 
-def _by_autograd(
-    logits: Tensor, target: Tensor, form: LossForm, gamma: float, softmax: SoftmaxKind, diagonal: DiagonalKind
-) -> Tensor:
+def differentiable_loss(logits: Tensor, target: Tensor, mask: Tensor | None, options: LossOptions) -> Tensor:
     """The same loss from differentiable operators, for second derivatives."""
-    log_odds = mass_log_odds(supervised_entries(logits, target, diagonal), softmax)
-    losses, supervised = mass_losses(log_odds, form, gamma), log_odds.supervised
-    if softmax == "row":
-        losses, supervised = losses.sum(dim=-1), supervised.any(dim=-1)
-    return losses.sum() / supervised.sum().clamp(min=1)
+    log_odds = mass_log_odds(supervised_entries(logits, target, options.diagonal, mask), options.softmax)
+    return reduced(mass_losses(log_odds, options.form, options.gamma), ~log_odds.supervised, options)[0]
 
 
 class AffinityLoss(nn.Module):
@@ -114,6 +108,9 @@ class AffinityLoss(nn.Module):
         gamma: focal exponent, 0 or at least 1.
         softmax: "matrix" or "row".
         diagonal: "keep" or "exclude".
+        average: "with-target" or "batch".
+        row_average: with `softmax="row"`, the mean over the rows with a target in place of their sum.
+        reduction: "mean" or "none".
 
     Raises:
         ValueError: an option is unknown, or `gamma` is refused.
@@ -125,30 +122,28 @@ class AffinityLoss(nn.Module):
         gamma: float = 2.0,
         softmax: SoftmaxKind = "matrix",
         diagonal: DiagonalKind = "keep",
+        average: AverageKind = "with-target",
+        row_average: bool = False,
+        reduction: ReductionKind = "mean",
     ) -> None:
         super().__init__()
-        check_options(form, gamma, softmax)
-        check_choice("diagonal", diagonal, get_args(DiagonalKind))
-        self.form: LossForm = form
-        self.gamma = gamma
-        self.softmax: SoftmaxKind = softmax
-        self.diagonal: DiagonalKind = diagonal
+        self.options = checked_options(form, gamma, softmax, diagonal, average, row_average, reduction)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of affinities `[..., N, M]` and a bool target of that shape, eq. 5-7 and 13-15."""
-        return affinity_loss(logits, target, self.form, self.gamma, self.softmax, self.diagonal)
+    def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of affinities `[..., N, M]`, a bool target and perhaps a mask of that shape, eq. 5-7 and 13-15."""
+        return self.loss_and_mass(logits, target, mask).loss
 
-    def loss_and_mass(self, logits: Tensor, target: Tensor) -> LossAndMass:
+    def loss_and_mass(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> LossAndMass:
         """The loss, and M of the whole matrix of each graph (eq. 3), from one pass over the graphs."""
-        return loss_and_mass(logits, target, self.form, self.gamma, self.softmax, self.diagonal)
+        return loss_and_mass(logits, target, self.options, mask)
 
-    def mass(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The target affinity mass that this loss drives up, eq. 3 or 12; see `target_mass`."""
-        return target_mass(logits, target, self.softmax, self.diagonal)
+    def mass(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The target affinity mass that this loss increases, eq. 3 or 12; see `target_mass`."""
+        return target_mass(logits, target, self.options.softmax, self.options.diagonal, mask)
 
     def extra_repr(self) -> str:
-        """What `repr` shows of the options."""
-        return f"form={self.form!r}, gamma={self.gamma}, softmax={self.softmax!r}, diagonal={self.diagonal!r}"
+        """The options that `repr` shows."""
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self.options).items())
 
 
 def mass_losses(log_odds: LogOdds, form: LossForm, gamma: float) -> Tensor:
@@ -156,6 +151,12 @@ def mass_losses(log_odds: LogOdds, form: LossForm, gamma: float) -> Tensor:
     value = log_odds.value.masked_fill(~log_odds.supervised, 0)
     losses, _ = FORMS[form](value, gamma)
     return losses.masked_fill(~log_odds.supervised, 0)
+
+
+def _bce(logits: Tensor, target: Tensor, mask: Tensor | None, options: LossOptions) -> Tensor:
+    with without_autocast(logits):
+        losses, supervised = _cross_entropy(supervised_entries(logits, target, options.diagonal, mask))
+        return reduced(losses.masked_fill(~supervised, 0), ~supervised, options)[0]
 
 
 def _cross_entropy(entries: Entries) -> tuple[Tensor, Tensor]:
@@ -166,12 +167,24 @@ def _cross_entropy(entries: Entries) -> tuple[Tensor, Tensor]:
     return -F.logsigmoid(signed).sum(dim=(-2, -1)), target.flatten(-2).any(dim=-1)
 
 
-def check_options(form: str, gamma: float, softmax: str) -> None:
-    """Raise a ValueError if an option is unknown or `gamma` is out of range."""
+def checked_options(
+    form: LossForm,
+    gamma: float,
+    softmax: SoftmaxKind,
+    diagonal: DiagonalKind,
+    average: AverageKind = "with-target",
+    row_average: bool = False,
+    reduction: ReductionKind = "mean",
+) -> LossOptions:
+    """Return the options, or raise a ValueError if one is unknown or `gamma` is out of range."""
     check_choice("form", form, get_args(LossForm))
     check_choice("softmax", softmax, get_args(SoftmaxKind))
+    check_choice("diagonal", diagonal, get_args(DiagonalKind))
+    check_choice("average", average, get_args(AverageKind))
+    check_choice("reduction", reduction, get_args(ReductionKind))
     if not (gamma == 0 or 1 <= gamma < math.inf):
         raise ValueError(
             f"gamma must be 0 or a finite number of at least 1, found {gamma}: "
             "between 0 and 1 the gradient of the loss is infinite at M = 1"
         )
+    return LossOptions(form, gamma, softmax, diagonal, average, row_average, reduction)

@@ -17,7 +17,11 @@ from affsup_cli.affinity.precision import at_least_float32, without_autocast
 
 
 def target_mass(
-    logits: Tensor, target: Tensor, softmax: SoftmaxKind = "matrix", diagonal: DiagonalKind = "keep"
+    logits: Tensor,
+    target: Tensor,
+    softmax: SoftmaxKind = "matrix",
+    diagonal: DiagonalKind = "keep",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Target affinity mass, eq. 3: `M = sum(softmax(W) * T)`; a row at a time, eq. 12, with `softmax="row"`.
 
@@ -28,17 +32,18 @@ def target_mass(
         target: bool, the shape of `logits`.
         softmax: over the whole matrix, or over the columns of each row.
         diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == M.
+        mask: bool, the shape of `logits`; entries where it is false are left out of the target and of the softmax.
 
     Returns:
         M in [0, 1], `[...]` for the matrix, `[..., N]` for rows; 0 where the target is empty, 1 where it is all.
 
     Raises:
-        TypeError: `logits` is not floating point or `target` not bool.
+        TypeError: `logits` is not floating point, or `target` or `mask` not bool.
         ValueError: the shapes do not fit, or `softmax` or `diagonal` is unknown.
     """
     check_choice("softmax", softmax, get_args(SoftmaxKind))
     with without_autocast(logits):
-        return torch.sigmoid(mass_log_odds(supervised_entries(logits, target, diagonal), softmax).value)
+        return torch.sigmoid(mass_log_odds(supervised_entries(logits, target, diagonal, mask), softmax).value)
 
 
 class Entries(NamedTuple):
@@ -56,19 +61,19 @@ class LogOdds(NamedTuple):
     supervised: Tensor
 
 
-def supervised_entries(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -> Entries:
-    """Check a graph and split its entries; an excluded diagonal is in neither part."""
-    check_graph(logits, target, diagonal)
+def supervised_entries(logits: Tensor, target: Tensor, diagonal: DiagonalKind, mask: Tensor | None = None) -> Entries:
+    """Check a graph and split its entries; an excluded diagonal and masked entries are in neither part."""
+    check_graph(logits, target, diagonal, mask)
     logits = at_least_float32("logits", logits)
-    if diagonal == "keep":
-        return Entries(logits, target, ~target)
-    rows = logits.shape[-1]
-    off_diagonal = ~torch.eye(rows, dtype=torch.bool, device=logits.device)
-    return Entries(logits, target & off_diagonal, ~target & off_diagonal)
+    rest = ~target
+    if diagonal == "exclude":
+        off_diagonal = ~torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        mask = off_diagonal if mask is None else mask & off_diagonal
+    return Entries(logits, target, rest) if mask is None else Entries(logits, target & mask, rest & mask)
 
 
-def check_graph(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -> None:
-    """Raise a TypeError or ValueError if logits and target do not form a graph."""
+def check_graph(logits: Tensor, target: Tensor, diagonal: DiagonalKind, mask: Tensor | None = None) -> None:
+    """Raise a TypeError or ValueError if logits, target and mask do not form a graph."""
     check_choice("diagonal", diagonal, get_args(DiagonalKind))
     if logits.dim() < 2 or logits.shape != target.shape:
         raise ValueError(
@@ -78,9 +83,19 @@ def check_graph(logits: Tensor, target: Tensor, diagonal: DiagonalKind) -> None:
         )
     if target.dtype != torch.bool:
         raise TypeError(f"target must be a bool tensor, found {target.dtype}: call target.bool()")
+    if mask is not None:
+        check_mask(mask, logits.shape)
     rows, columns = logits.shape[-2:]
     if diagonal == "exclude" and rows != columns:
         raise ValueError(f'diagonal="exclude" needs a square graph, found {rows} x {columns}: use diagonal="keep"')
+
+
+def check_mask(mask: Tensor, shape: torch.Size) -> None:
+    """Raise a TypeError or ValueError unless `mask` is a bool tensor of `shape`."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, found {mask.dtype}: call mask.bool()")
+    if mask.shape != shape:
+        raise ValueError(f"mask must have the shape {list(shape)} of the graph, found {list(mask.shape)}")
 
 
 def mass_log_odds(entries: Entries, softmax: SoftmaxKind) -> LogOdds:

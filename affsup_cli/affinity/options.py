@@ -14,8 +14,17 @@ LossForm = Literal["focal", "log", "l2", "smooth_l1", "bce"]
 TargetKind = Literal["different-category", "different-instance", "relationship", "category-pair"]
 """Which pairs of proposals should attend to each other: section 4.1, supplement E, section 6.5, supplement E."""
 
+MatchKind = Literal["argmax", "any"]
+"""The objects of a proposal: the one that it overlaps most, or every one, if the overlap is large enough."""
+
 SoftmaxKind = Literal["matrix", "row"]
 """Softmax over the whole matrix (eq. 3), or over each row (eq. 12)."""
 
 DiagonalKind = Literal["keep", "exclude"]
 """Whether an entity's affinity to itself counts."""
+
+AverageKind = Literal["with-target", "batch"]
+"""The graphs that L_G is averaged over: those with a target, or all."""
+
+ReductionKind = Literal["mean", "none"]
+"""One loss for all graphs, or one for each."""

@@ -1,8 +1,9 @@
-"""The precision of the method: float32 or wider, with autocast off."""
+"""The precision of the method: float32 or wider, with autocast and TF32 off."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,6 +15,27 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
 
 
+def without_tf32(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which float32 products on the device of `tensor` do not use TF32.
+
+    Code that torch.compile has traced uses the setting of its caller.
+    """
+    if not tensor.is_cuda or torch.compiler.is_compiling():
+        return nullcontext()
+    return _ieee_products()
+
+
+@contextmanager
+def _ieee_products() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    allowed = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = allowed
+
+
 def at_least_float32(name: str, tensor: Tensor) -> Tensor:
     """Return float16 and bfloat16 as float32, float32 and float64 as they are.
 
@@ -22,4 +44,4 @@ def at_least_float32(name: str, tensor: Tensor) -> Tensor:
     """
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, found {tensor.dtype}: call {name}.float()")
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from affsup_cli.affinity.options import TargetKind
+from affsup_cli.affinity.options import MatchKind, TargetKind
+
+MATCH_IOU = 0.5
 
 
 class GroundTruth(NamedTuple):
@@ -33,13 +35,16 @@ class GroundTruth(NamedTuple):
     second: int | None = None
 
 
-def proposal_target(kind: TargetKind, boxes: Tensor, truth: GroundTruth) -> Tensor:
+def proposal_target(kind: TargetKind, boxes: Tensor, truth: GroundTruth, match: MatchKind = "argmax") -> Tensor:
     """Target T of the graph of proposals, of a kind in `TARGETS` (eq. 2).
 
     Args:
         kind: a name in `affsup_cli.affinity.options.TargetKind`.
         boxes: proposals `[..., N, 4]`; leading dimensions are images.
         truth: the annotations of these images.
+        match: "argmax", a proposal belongs to the object that it overlaps most; or "any", to every object that it
+            overlaps enough. T[a, b] is then true if any object of a and any of b are in the relation; the diagonal is
+            false.
 
     Returns:
         bool `[..., N, N]`.
@@ -48,7 +53,16 @@ def proposal_target(kind: TargetKind, boxes: Tensor, truth: GroundTruth) -> Tens
         TypeError: boxes or annotations are of a wrong type.
         ValueError: their shapes do not fit, or `truth` lacks what the target needs.
     """
-    return TARGETS[kind](match_proposals(boxes, truth.boxes), truth)
+    if match == "argmax":
+        return TARGETS[kind](match_proposals(boxes, truth.boxes), truth)
+    covers = (_overlaps(boxes, truth.boxes) > MATCH_IOU).float()
+    real = (truth.boxes[..., 2:] > truth.boxes[..., :2]).all(dim=-1)
+    objects = torch.arange(real.shape[-1], device=real.device).expand(real.shape).masked_fill(~real, -1)
+    related = TARGETS[kind](objects, truth).float()
+    # Sums of zeros and ones stay positive when positive, in every precision.
+    target = covers @ related @ covers.mT > 0
+    target.diagonal(dim1=-2, dim2=-1).fill_(False)
+    return target
 
 
 def same_category_target(labels: Tensor) -> Tensor:
@@ -72,7 +86,7 @@ def same_category_target(labels: Tensor) -> Tensor:
     return labels.unsqueeze(1) == labels.unsqueeze(0)
 
 
-def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor:
+def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = MATCH_IOU) -> Tensor:
     """Ground-truth object of each proposal, conditions 1 and 2 of section 4.1.
 
     A proposal belongs to the object that it overlaps most (the first of equals), if that overlap exceeds `iou`.
@@ -100,15 +114,21 @@ def match_proposals(boxes: Tensor, gt_boxes: Tensor, iou: float = 0.5) -> Tensor
         raise ValueError(f"boxes {list(boxes.shape)} and gt_boxes {list(gt_boxes.shape)} are of different images")
     if gt_boxes.shape[-2] == 0:
         return torch.full(boxes.shape[:-1], -1, dtype=torch.int64, device=boxes.device)
+    overlap = _overlaps(boxes, gt_boxes)
+    best = overlap.argmax(dim=-1)
+    return best.masked_fill(overlap.amax(dim=-1) <= iou, -1)
+
+
+def _overlaps(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Intersection over union `[..., N, G]`, 0 for boxes without an area."""
     # Importing torchvision takes seconds, and mini-batch training does not need it.
     from torchvision.ops import box_iou
 
     overlaps = box_iou
     for _ in boxes.shape[:-2]:
         overlaps = torch.vmap(overlaps)
-    overlap: Tensor = overlaps(boxes, gt_boxes).nan_to_num(nan=0.0)
-    best = overlap.argmax(dim=-1)
-    return best.masked_fill(overlap.amax(dim=-1) <= iou, -1)
+    overlap: Tensor = overlaps(boxes, gt_boxes)
+    return overlap.nan_to_num(nan=0.0)
 
 
 def different_instance_target(match: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from affsup_cli.affinity.precision import without_autocast
+from affsup_cli.affinity.precision import without_autocast, without_tf32
 
 # Affinities in a tile: few enough for a CPU's cache, enough to occupy a GPU.
 _CPU_TILE, _GPU_TILE = 2**20, 2**25
@@ -332,7 +332,7 @@ def _row_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradients for queries and keys of the `weight`ed sum of the rows' log-odds."""
     # The backward pass may run under autocast although the forward pass did not.
-    with without_autocast(queries):
+    with without_autocast(queries), without_tf32(queries):
         by_query, by_key = torch.zeros_like(queries), torch.zeros_like(keys)
         empty = peaks == -torch.inf
         finite, share = _finite(peaks), weight / totals.masked_fill(empty, 1)

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision.ops import FrozenBatchNorm2d
 
 from affsup_cli.bench.needs import RunKind, Speed
+from affsup_cli.models.detection.backbones import FrozenBatchNorm
 from affsup_cli.recipe import Recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.training.cost import WARM_UP_STEPS, StepClock
@@ -91,5 +91,5 @@ def _evaluation(clock: StepClock, task: Task, images: int) -> float:
 def _limit_activations(task: Task) -> None:
     """Scale down an untrained network's frozen batch norms, through which activations would grow with every block."""
     for module in task.model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
+        if isinstance(module, FrozenBatchNorm):
             module.weight.fill_(0.5)

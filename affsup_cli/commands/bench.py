@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.options import REPORTS_DIR
+from affsup_cli.options import REPORTS_DIR, expand_user
 
 if TYPE_CHECKING:
     from affsup_cli.bench.run import Bench
@@ -18,8 +18,9 @@ def bench(
         list[str] | None, typer.Argument(metavar="TABLE|FIGURE", help="Only these; without any, those of the paper.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")] = "auto",
-    out: Annotated[Path, typer.Option("--out", dir_okay=False, help="CSV file for the numbers.")] = REPORTS_DIR
-    / "bench.csv",
+    out: Annotated[
+        Path, typer.Option("--out", dir_okay=False, callback=expand_user, help="CSV file for the numbers.")
+    ] = REPORTS_DIR / "bench.csv",
 ) -> None:
     """Measure the speed of every kind of run, and estimate the hours of each table of the paper on this machine.
 
@@ -50,7 +51,7 @@ def print_bench(found: Bench) -> None:
     """Print the speeds of the kinds of run, then the hours of the tables."""
     from rich.table import Table
 
-    from affsup_cli.runtime.devices import device_name
+    from affsup_cli.runtime.devices import device_name, has_bf16_instructions
     from affsup_cli.views.console import console, counted
 
     def table(*columns: str) -> Table:
@@ -60,6 +61,8 @@ def print_bench(found: Bench) -> None:
         return shown
 
     console.print(f"{device_name(found.device)} ({found.device})", style="bold", markup=False)
+    if not has_bf16_instructions(found.device):
+        console.print("no bf16 instructions: train.precision = bf16 would be slower than float32", style="yellow")
     speeds = table("kind of run", "step", "evaluation", "timed")
     for kind, speed in found.speeds.items():
         timed = f"{counted(speed.steps, 'step')}, {counted(speed.images, 'image')}"

@@ -21,7 +21,7 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     import affsup_cli
     from affsup_cli.runs.environment import library_versions, source_commit
     from affsup_cli.runs.folder import run_folders
-    from affsup_cli.runtime.devices import describe_gpus, device_name, gpus
+    from affsup_cli.runtime.devices import describe_gpus, device_name, gpus, has_bf16_instructions
     from affsup_cli.views import inventory
     from affsup_cli.views.console import console
 
@@ -29,7 +29,9 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     commit = f", commit {source['commit'][:12]}{' with changes' if source['dirty'] else ''}" if source["commit"] else ""
     console.print(f"affsup {affsup_cli.__version__}{commit}, Python {platform.python_version()}, {platform.platform()}")
     console.print(", ".join(f"{name} {version}" for name, version in library_versions().items()))
-    console.print(f"cpu: {device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads")
+    cpu = torch.device("cpu")
+    bf16 = "with bf16 instructions" if has_bf16_instructions(cpu) else "without bf16 instructions: train in float32"
+    console.print(f"cpu: {device_name(cpu)}, {torch.get_num_threads()} threads, {bf16}")
     for index in range(gpus()):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         console.print(f"cuda:{index}: {device_name(torch.device('cuda', index))}, {memory:.0f} GiB")

@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.options import RUNS_DIR, RunsDir, run_path
+from affsup_cli.options import RUNS_DIR, RunsDir, expand_user, run_path
 
 
 def export(
     run: Annotated[str, typer.Argument(help="Finished run folder, or its name under --runs.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.safetensors", help="File to write.  [default: exports/<run's name>.safetensors]"),
+        typer.Option(
+            metavar="FILE.safetensors",
+            callback=expand_user,
+            help="File to write.  [default: exports/<run's name>.safetensors]",
+        ),
     ] = None,
     runs: RunsDir = RUNS_DIR,
 ) -> None:

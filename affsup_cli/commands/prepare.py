@@ -7,25 +7,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.options import DATA_DIR, DataDir
+from affsup_cli.options import DATA_DIR, DataDir, expand_user
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from data_prep.build import PrepareResult
+    from data_prep.raw import AnyDataSet
     from data_prep.store import AnyManifest
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set; `affsup list datasets` prints them.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET|LAYOUT|FILE.py",
+            help="Name of a data set (`affsup list datasets`); for your own files their layout: folder, coco-json or "
+            "voc-xml; or a Python file that defines DATASET.",
+        ),
+    ],
     source: Annotated[
         list[Path] | None,
         typer.Option(
             "--from",
             metavar="PATH",
+            callback=expand_user,
             help="The official archive, or the folder extracted from it; for scenes one or more folders or archives "
             "with all official files. Without it, the archives are downloaded if that is possible.",
         ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of a data set in a layout.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="N", help="Layout folder: pixels per side of the images.  [default: 64]"),
     ] = None,
     data: DataDir = DATA_DIR,
     check: Annotated[bool, typer.Option("--check", help="Verify the prepared data set; change nothing.")] = False,
@@ -54,6 +68,10 @@ def prepare(
     affsup prepare vg --from VG_100K --from VG_100K_2 --from annotations
     affsup prepare mit67 --from indoorCVPR_09.tar --from lists
     affsup prepare cifar10 --check
+    affsup prepare folder --from photos --name mine --size 64
+    affsup prepare coco-json --from DIR --name mine
+    affsup prepare voc-xml --from DIR --name mine
+    affsup prepare letters.py --from DIR
     """
     import data_prep
     from affsup_cli.views.console import console
@@ -61,11 +79,12 @@ def prepare(
     from data_prep.errors import UsageError
 
     if check:
-        if source or limit is not None:
-            raise UsageError("--check verifies the prepared data set: it takes neither --from nor --limit")
-        manifest, folder, status = data_prep.check(dataset, data), data / dataset, "verified"
+        if source or limit is not None or size is not None:
+            raise UsageError("--check verifies the prepared data set: it takes no --from, --limit or --size")
+        checked = name or dataset
+        manifest, folder, status = data_prep.check(checked, data), data / checked, "verified"
     else:
-        outcome = _with_progress(console, dataset, source or [], data, limit)
+        outcome = _with_progress(console, _find(dataset, name, size), source or [], data, limit)
         manifest, folder, status = outcome.manifest, outcome.folder, outcome.status
     console.print(split_table(manifest))
     for line in left_out_lines(manifest):
@@ -86,7 +105,29 @@ def prepare(
     console.print(f"{status}: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _with_progress(console: Console, dataset: str, sources: list[Path], data: Path, limit: int | None) -> PrepareResult:
+def _find(dataset: str, name: str | None, size: int | None) -> AnyDataSet:
+    """Return the data set for the command's argument: a layout, a Python file, or the name of an installed one."""
+    import data_prep
+    from data_prep.errors import UsageError
+    from data_prep.layouts import LAYOUT_NAMES, own_data_set
+
+    if dataset in LAYOUT_NAMES:
+        if name is None:
+            raise UsageError(f"--name is missing: affsup prepare {dataset} --from DIR --name mine")
+        if name in data_prep.datasets():
+            raise UsageError(f"--name {name} is the name of another data set: choose your own")
+        return own_data_set(dataset, name, size)
+    if name is not None or size is not None:
+        option = "--name" if name is not None else "--size"
+        raise UsageError(f"{option} is for the layouts {', '.join(LAYOUT_NAMES)}, found {dataset}")
+    if dataset.endswith(".py"):
+        return data_prep.load_file(Path(dataset).expanduser())
+    return data_prep.get(dataset)
+
+
+def _with_progress(
+    console: Console, dataset: AnyDataSet, sources: list[Path], data: Path, limit: int | None
+) -> PrepareResult:
     from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     import data_prep

@@ -94,7 +94,7 @@ def sweep(
     affsup sweep table1 table5 table6 --only voc07 --seeds 1
     affsup sweep table3 --seeds 2 --set train.epochs=10 --jobs 2
     affsup sweep table3 --seeds 10 --jobs 8
-    affsup sweep my-table.toml --only base --only gamma2
+    affsup sweep table3 --only tiny-imagenet --only cifar10/resnet20
     affsup sweep minibatch --grid affinity.gamma=0,2,4 --seeds 3
     affsup sweep all --dry-run
     affsup sweep table3 --launcher slurm --slurm partition=gpu

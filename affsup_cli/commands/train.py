@@ -163,6 +163,7 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     """Train, in one process or as one of several."""
     from affsup_cli.distributed import collectives
     from affsup_cli.runs.folder import RunFolder
+    from affsup_cli.runtime.devices import resolve_device, slow_bf16
     from affsup_cli.tasks.launch import batch_shards, data_digest, run_name, train_run
     from affsup_cli.tasks.prerequisite import find_network
     from affsup_cli.views.console import console, print_result
@@ -175,6 +176,8 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     digests = data_digest(resolved, data), network.data if network else None
     run = RunFolder(runs / (name or run_name(resolved, *digests)))
     finished_before = run.finished
+    if warning := slow_bf16(resolved.train.precision, resolve_device(resolved.run.device)):
+        console.print(warning, style="yellow", markup=False)
 
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)

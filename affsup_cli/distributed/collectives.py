@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from affsup_cli.affinity.gather import gather_rows
 from affsup_cli.runtime.devices import describe_gpus, gpus
 from affsup_cli.runtime.stop import Stopped
 from data_prep.errors import AffsupError, UsageError
@@ -216,25 +217,8 @@ def all_gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    gathered: Tensor = _AllGatherRows.apply(rows, sizes)
-    return gathered
-
-
-class _AllGatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        first = sum(sizes[: rank()])
-        ctx.own = slice(first, first + len(rows))
-        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in sizes]
-        with _collective_errors():
-            dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.own], None
+    with _collective_errors():
+        return gather_rows(rows, sizes)
 
 
 class ModelReplica:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from affsup_cli.metrics.class_precision import coco_precision, voc07_precision
+from affsup_cli.metrics.class_precision import coco_precision, voc_precision
 from affsup_cli.metrics.labelled_boxes import Array, LabelledBoxes
 from affsup_cli.metrics.pycocotools_precision import pycocotools_precision
 
@@ -76,7 +76,8 @@ class DetectionPrecision:
         """Return the mean average precisions in 0..1, NaN where no class has a countable object.
 
         `map_all` is COCO's mean over IoU 0.50 to 0.95, `map_50` that at 0.50, both of up to 100 detections a class and
-        image; `map_50_voc07` is the 11-point one of VOC 2007.
+        image; `map_50_voc07` is the 11-point one of VOC 2007, and `map_50_area` the area under the
+        precision-recall curve, VOC's since 2010.
         """
         of_coco, of_voc = [], []
         count = len(self.classes)
@@ -84,12 +85,13 @@ class DetectionPrecision:
             if not (~objects.values["difficult"] & ~objects.values["crowd"]).any():
                 continue
             of_coco.append(self._coco_precision(detections, objects))
-            of_voc.append(voc07_precision(detections, objects))
+            of_voc.append(voc_precision(detections, objects))
         if not of_coco:
-            return dict.fromkeys(("map_all", "map_50", "map_50_voc07"), math.nan)
+            return dict.fromkeys(("map_all", "map_50", "map_50_voc07", "map_50_area"), math.nan)
         # The classes last, as in COCOeval: the rounding of a mean depends on the order.
         precision = np.stack(of_coco, axis=-1)
-        means = {"map_all": precision, "map_50": precision[0], "map_50_voc07": of_voc}
+        eleven_points, area = zip(*of_voc, strict=True)
+        means = {"map_all": precision, "map_50": precision[0], "map_50_voc07": eleven_points, "map_50_area": area}
         return {name: float(np.mean(values)) for name, values in means.items()}
 
     def coco_results(self, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind, TargetKind
+from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, MatchKind, SoftmaxKind, TargetKind
 
 OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
 """Fields that change what is recorded but not the trained model; also under `network.` for a prerequisite."""
@@ -51,6 +51,9 @@ class Affinity(Section):
     lambda_: float = Field(alias="lambda", ge=0, description="weight of L_G in the total loss (eq. 8)")
     softmax: SoftmaxKind = Field(description="softmax over the whole matrix (eq. 3) or each row (eq. 12)")
     measure: bool = Field(description="record M also if L_G is not trained on")
+    row_average: bool = Field(
+        False, description="softmax = row: average the loss over the rows with a target, in place of their sum (eq. 13)"
+    )
 
     @field_validator("gamma")
     @classmethod
@@ -83,6 +86,12 @@ class RelationAffinity(Affinity):
     module: int = Field(ge=1, description="which relation module's graph, 1 = the first")
     heads: Literal["mean", "each"] = Field(description="a graph of the heads' mean, or one a head; ranked: the mean")
     geometry: bool = Field(description="add the geometric term to the graph (eq. 9 has none)")
+    average: AverageKind = Field(
+        "with-target", description="average L_G over the images that have a target, or over all images of the batch"
+    )
+    match: MatchKind = Field(
+        "argmax", description="a proposal's objects: the one that it overlaps most, or any; IoU above 0.5"
+    )
 
 
 class SceneData(Section):
@@ -185,7 +194,9 @@ class Training(Section):
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     clip_norm: float = Field(ge=0, description="largest norm of the gradient, which is scaled down to it; 0 = off")
-    precision: Literal["float32", "tf32", "bf16"] = Field(description="bf16 = autocast; tf32 changes CUDA only")
+    precision: Literal["float32", "tf32", "bf16", "auto"] = Field(
+        description="bf16 = autocast; tf32 changes CUDA only; auto = bf16 where that is fast, else float32"
+    )
     select: Literal["best", "last"] = Field(description="test the best epoch on the validation split, or the last")
     test_curve: bool = Field(description="evaluate the test split after every epoch (figure 5); never used to choose")
 
@@ -289,7 +300,7 @@ class Recipe(Section):
 class MinibatchRecipe(Recipe):
     """Affinity supervision of image classification (section 5)."""
 
-    CELL_FIELDS = frozenset({"model.arch", "data.train_images"})
+    CELL_FIELDS = frozenset({"model.arch", "data.train_images", "train.schedule", "train.label_smoothing"})
 
     task: Literal["minibatch"]
     data: ImageData

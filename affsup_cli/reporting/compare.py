@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from matplotlib.ticker import MaxNLocator
 
-from affsup_cli.reporting.render.document import csv_bytes
+from affsup_cli.reporting.render.document import csv_bytes, is_share
 from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style
+from affsup_cli.reporting.select.statistics import is_finite
 from affsup_cli.runs.folder import RunFolder, write_out
 from affsup_cli.runs.results import read_train_result
 from data_prep.errors import UsageError, printable
@@ -110,7 +111,7 @@ def compare_runs(folders: Sequence[RunFolder]) -> Comparison:
 
 def metric_direction(metric: str) -> Literal["higher", "lower"] | None:
     """Return which values of a metric are better; None for metrics such as M that have no better direction."""
-    if any(word in metric for word in ("accuracy", "map_", "recall")):
+    if is_share(metric) and "attention" not in metric:
         return "higher"
     return "lower" if metric.endswith("loss") else None
 
@@ -158,12 +159,13 @@ def write_curves(comparison: Comparison, out: Path) -> tuple[Path, ...]:
 
 
 def _read(folder: RunFolder, label: str) -> ComparedRun:
-    recipe, records = folder.recipe(), folder.metrics()
+    recipe, history = folder.recipe(), folder.history()
+    records = history.records
     metrics: Any = records[-1] if records else {}
     if folder.finished:
         metrics = read_train_result(folder).metrics
-    numbers = {key: value for key, value in metrics.items() if key.startswith(_SPLITS) and _is_number(value)}
-    return ComparedRun(label, recipe.task, folder.finished, len(records), recipe.train.epochs, numbers, records)
+    numbers = {key: value for key, value in metrics.items() if key.startswith(_SPLITS) and is_finite(value)}
+    return ComparedRun(label, recipe.task, folder.finished, history.epochs, recipe.train.epochs, numbers, records)
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -205,11 +207,7 @@ def _curves(runs: Sequence[ComparedRun]) -> dict[str, str]:
 
 
 def _has_metric(run: ComparedRun, metric: str) -> bool:
-    return any(_is_number(record.get(metric)) for record in run.records)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return any(is_finite(record.get(metric)) for record in run.records)
 
 
 def _draw(comparison: Comparison, runs: Sequence[ComparedRun]) -> bytes:
@@ -226,7 +224,7 @@ def _draw(comparison: Comparison, runs: Sequence[ComparedRun]) -> bytes:
                 values = [record.get(metric) for record in run.records]
                 axes.plot(
                     [record["epoch"] for record in run.records],
-                    [value if _is_number(value) else math.nan for value in values],
+                    [value if is_finite(value) else math.nan for value in values],
                     color=PALETTE[number % len(PALETTE)],
                     linestyle=_DASHES[number // len(PALETTE) % len(_DASHES)],
                     linewidth=1.6,

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from affsup_cli.reporting.render.document import Content, Report, csv_bytes, markdown
+from affsup_cli.reporting.render.document import Content, Report, csv_bytes
+from affsup_cli.reporting.render.markdown import markdown
 from affsup_cli.reporting.select.experiments import experiments, spec_cells
 from affsup_cli.reporting.select.match import changed_fields
 from affsup_cli.reporting.select.spec import (
@@ -23,7 +24,7 @@ from affsup_cli.reporting.select.spec import (
 )
 from affsup_cli.runs.folder import write_out
 from affsup_cli.runs.index import Run, RunIndex
-from data_prep.errors import UsageError, printable
+from data_prep.errors import UsageError, printable, quote
 
 FORMATS = ("csv", "md", "tex")
 """File formats of tables."""
@@ -40,7 +41,7 @@ def read_formats(text: str) -> tuple[str, ...]:
     formats = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for each in formats:
         if each not in FORMATS:
-            raise UsageError(f"--format {text!r}: no format '{each}': known are {', '.join(FORMATS)}")
+            raise UsageError(f"--format {quote(text)}: no format {quote(each)}: known are {', '.join(FORMATS)}")
     return formats
 
 

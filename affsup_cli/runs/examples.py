@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from affsup_cli.runs.folder import atomic_file
 from data_prep.errors import AffsupError
+from data_prep.hdf5 import Hdf5Error, open_hdf5, read, subgroup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Example:
         return self.partner_boxes[reference, valid], self.partner_weights[reference, valid]
 
 
+_MAX_BYTES = 200_000_000  # of one array
 _SHAPES: dict[str, tuple[type[np.generic], tuple[str | int, ...]]] = {
     "image": (np.uint8, ("H", "W", 3)),
     "gt_boxes": (np.float32, ("G", 4)),
@@ -81,12 +83,12 @@ def read_examples(path: Path) -> tuple[tuple[str, ...], list[Example]]:
         AffsupError: the file is missing or damaged.
     """
     try:
-        with h5py.File(path) as file:
+        with open_hdf5(path) as file:
             classes = tuple(map(str, file.attrs["classes"]))
-            return classes, [_read(group, len(classes)) for group in file.values()]
+            return classes, [_read(subgroup(file, name), len(classes)) for name in file]
     except FileNotFoundError:
         raise AffsupError(f"{path} is missing: `affsup evaluate` writes it") from None
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except Hdf5Error as error:
         raise AffsupError(f"{path} is damaged ({error}): `affsup evaluate` writes it again") from error
 
 
@@ -94,7 +96,8 @@ def _read(group: h5py.Group, classes: int) -> Example:
     sizes: dict[str, int] = {}
     values: dict[str, Any] = {}
     for name, (kind, shape) in _SHAPES.items():
-        value = group[name][()]
+        shape_pattern = [size if isinstance(size, int) else None for size in shape]
+        value = read(group, name, np.dtype(kind).kind, shape_pattern, _MAX_BYTES)
         wanted = tuple(
             size if isinstance(size, int) else sizes.setdefault(size, found)
             for size, found in zip(shape, value.shape, strict=True)

@@ -10,6 +10,7 @@ features.npz       test features of that model (figure 6)
 examples.h5        a few test images with their attention between objects (figures 1, 7 and 9)
 detections-SPLIT.json    detections in COCO's results format
 relationships-SPLIT.h5   the strongest pairs of proposals of each image
+scene-graphs-SPLIT.json  the same for SGBench
 result.json        written last: its presence says that the run is finished
 
 Each file but the HDF5 and detection files holds a digest (`runs.digest`), which is checked when the file is read.
@@ -18,7 +19,9 @@ Each file but the HDF5 and detection files holds a digest (`runs.digest`), which
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -33,6 +36,22 @@ from affsup_cli.recipe import Recipe, read_recipe
 from affsup_cli.runs.digest import DigestError, check_toml, toml_with_digest, with_digest, without_digest
 from data_prep.errors import AffsupError, UsageError
 from data_prep.store.writing import fsync_path
+
+MAX_EPOCHS = 10_000
+"""Number of epochs of a run that tables, curves and lists read at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The metrics of a run.
+
+    Attributes:
+        epochs: number of finished epochs.
+        records: the lines that were read, by epoch.
+    """
+
+    epochs: int
+    records: list[dict[str, Any]]
 
 
 class RunInUse(AffsupError):
@@ -169,6 +188,10 @@ class RunFolder:
         """The file of the strongest relationship proposals of a split, HDF5."""
         return self.path / f"relationships-{split}.h5"
 
+    def scene_graphs(self, split: str) -> Path:
+        """The file of the same pairs and their boxes, in the JSON format of SGBench."""
+        return self.path / f"scene-graphs-{split}.json"
+
     @property
     def exists(self) -> bool:
         """Whether a run was started in this folder; true where it may not be read."""
@@ -284,25 +307,46 @@ class RunFolder:
         Raises:
             AffsupError: the file is damaged.
         """
-        if not self._metrics.is_file():
-            return []
+        return self.history(limit=None, first=epochs).records
+
+    def history(self, limit: int | None = MAX_EPOCHS, first: int | None = None) -> History:
+        """Read the lines of at most `limit` epochs: evenly spaced ones, with the first and the last.
+
+        Args:
+            limit: number of lines that are read at most; None for all.
+            first: leave out the epochs after so many; None for none.
+
+        Raises:
+            AffsupError: one of these lines holds something else.
+        """
         try:
-            lines = self._metrics.read_bytes().split(b"\n")[:-1]
+            with self._metrics.open("rb") as file:
+                epochs = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(2**20), b""))
+                epochs = epochs if first is None else min(epochs, first)
+                file.seek(0)
+                if limit is None or epochs <= limit:
+                    read = set(range(epochs))
+                else:
+                    read = {round(place * (epochs - 1) / (limit - 1)) for place in range(limit)}
+                lines = enumerate(itertools.islice(file, epochs))
+                return History(epochs, [self._record(line, number + 1) for number, line in lines if number in read])
+        except FileNotFoundError:
+            return History(0, [])
         except OSError as error:
             raise AffsupError(unreadable(self._metrics, error)) from error
-        records = []
-        for number, line in enumerate(lines[:epochs], start=1):
-            where = f"{self._metrics}, line {number}"
-            try:
-                content = json.loads(line)
-                records.append(without_digest(content) if isinstance(content, dict) else content)
-            except DigestError as error:
-                raise AffsupError(f"{where} is damaged ({error}): {self.new_run}") from error
-            except (ValueError, RecursionError) as error:
-                raise AffsupError(f"{where} is not valid JSON ({error}): {self.new_run}") from error
-            if not isinstance(records[-1], dict) or records[-1].get("epoch") != number:
-                raise AffsupError(f"{where} is not the record of epoch {number}: {self.new_run}")
-        return records
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        where = f"{self._metrics}, line {number}"
+        try:
+            record = json.loads(line)
+            record = without_digest(record) if isinstance(record, dict) else record
+        except DigestError as error:
+            raise AffsupError(f"{where} is damaged ({error}): {self.new_run}") from error
+        except (ValueError, RecursionError) as error:
+            raise AffsupError(f"{where} is not valid JSON ({error}): {self.new_run}") from error
+        if not isinstance(record, dict) or record.get("epoch") != number:
+            raise AffsupError(f"{where} is not the record of epoch {number}: {self.new_run}")
+        return record
 
     def keep_metrics(self, epochs: int) -> None:
         """Remove the lines after the first `epochs` epochs: those after the checkpoint that a run resumes from.

@@ -60,12 +60,17 @@ def configure_determinism(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def configure_cuda(precision: str) -> None:
-    """Enable cuDNN's benchmark mode, and TF32 for "tf32" alone; torch's default enables it in part.
+def configure_cuda(precision: str, fixed_shapes: bool = False) -> None:
+    """Enable TF32 for "tf32" alone (torch's default enables it in part), and cuDNN's benchmark mode.
 
     The benchmark mode chooses kernels by their time, so it stays off where kernels must be deterministic.
+
+    Args:
+        precision: the recipe's `train.precision`.
+        fixed_shapes: all batches have the same shape. cuDNN's benchmark mode searches once for each shape, so that it
+            would be slow on scenes of many sizes.
     """
-    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = fixed_shapes and not torch.are_deterministic_algorithms_enabled()
     allowed = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
@@ -73,7 +78,36 @@ def configure_cuda(precision: str) -> None:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the autocast context of `precision` on `device`: bfloat16 for "bf16", none otherwise."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    resolved = resolve_precision(precision, device)
+    return torch.autocast(device.type, torch.bfloat16) if resolved == "bf16" else contextlib.nullcontext()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return `precision`, or for "auto" the faster of "bf16" and "float32" on `device`."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16_instructions(device) else "float32"
+
+
+def has_bf16_instructions(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices in hardware; without, bf16 is slower than float32.
+
+    GPUs of compute capability 8.0 and above do, x86 processors with AVX-512 BF16 or AMX, ARM processors with BF16. Of a
+    processor without /proc/cpuinfo it is not known, and taken for no.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def slow_bf16(precision: str, device: torch.device) -> str | None:
+    """Return a warning if "bf16" is slow on `device`, else None."""
+    if resolve_precision(precision, device) != "bf16" or has_bf16_instructions(device):
+        return None
+    return (
+        f"train.precision = 'bf16' is slower than 'float32' on {device_name(device)}, which has no bfloat16 "
+        "instructions; 'auto' chooses"
+    )
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
@@ -120,9 +154,15 @@ def device_name(device: torch.device) -> str:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
+def _cpuinfo(field: str) -> str:
+    """Return the first value of a field of /proc/cpuinfo; empty where there is none."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

@@ -289,7 +289,7 @@ def _unprepared(steps: Sequence[Step], data_dir: Path) -> list[str]:
     """Return a message for each missing or damaged data set; embedded data sets are prepared when needed."""
     said = []
     for name in dict.fromkeys(step.recipe.flat()["data.name"] for step in steps if step.state != "finished"):
-        if data_prep.get(name).embedded and not (data_dir / name).exists():
+        if data_prep.get(name, data_dir).embedded and not (data_dir / name).exists():
             continue
         try:
             read_manifest(data_dir / name)

@@ -18,7 +18,7 @@ from affsup_cli.runs.checkpoint import explain_mismatch, load_weights
 from affsup_cli.runs.environment import environment
 from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder, run_folders
-from affsup_cli.runtime.devices import configure_determinism
+from affsup_cli.runtime.devices import configure_determinism, resolve_precision
 from affsup_cli.tasks import build_task
 from affsup_cli.training.cost import peak_megabytes, time_alternating
 from affsup_cli.training.observers import Observer
@@ -88,8 +88,9 @@ def train_run(
         # Another process may have finished the run meanwhile.
         if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
             return run
-        now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
-        now |= {"processes": processes}
+        device = next(task.model.parameters()).device
+        now = environment(device, task.data, task.begun_from)
+        now |= {"processes": processes, "precision": resolve_precision(recipe.train.precision, device)}
         if not writes:
             pass
         elif resume:

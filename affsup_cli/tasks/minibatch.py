@@ -42,7 +42,7 @@ class MinibatchTask:
         _check_recipe(recipe, manifest)
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
-        configure_cuda(recipe.train.precision)
+        configure_cuda(recipe.train.precision, fixed_shapes=True)
         layout = memory_format(recipe.run.channels_last)
         self.model = model.to(memory_format=layout).to(self._device)
         if recipe.train.compile:
@@ -58,7 +58,13 @@ class MinibatchTask:
         self.steps = self._epochs.steps
         self.static_steps = len(splits["train"]) // recipe.train.batch_size if self._shard == WHOLE else 0
         self.captured = CapturedCalls(None)
-        self.data = manifest.run_record()
+        self.data = manifest.run_record() | {
+            "preprocessing": {
+                "image_shape": list(manifest.image_shape),
+                "mean": list(manifest.channel_mean),
+                "std": list(manifest.channel_std),
+            }
+        }
         self.begun_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(
@@ -68,6 +74,8 @@ class MinibatchTask:
             diagonal=affinity.diagonal,
             normalize=affinity.normalize,
             temperature=affinity.temperature,
+            ignore_index=None,
+            row_average=affinity.row_average,
         )
 
     def begin_epoch(self, epoch: int) -> None:

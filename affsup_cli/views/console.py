@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from affsup_cli.reporting.render.document import is_share
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runs.results import read_train_result
 from data_prep.errors import printable
@@ -25,12 +26,10 @@ console = _Console(soft_wrap=True, highlight=False)
 HEADLINES = {"test_accuracy": "accuracy", "test_map_50": "mAP@0.5"}
 """The main metric of each task, with its short name."""
 
-_SHARES = ("accuracy", "map_", "recall")
-
 
 def metric_text(name: str, value: float) -> str:
     """Return a metric as text: accuracies, precisions and recalls in percent."""
-    return f"{value:.2%}" if any(share in name for share in _SHARES) else f"{value:.4f}"
+    return f"{value:.2%}" if is_share(name) else f"{value:.4f}"
 
 
 def counted(number: int, noun: str) -> str:

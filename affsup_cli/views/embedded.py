@@ -23,17 +23,17 @@ def prepare_embedded(recipes: Iterable[Recipe], data_dir: Path) -> None:
     for recipe in asked:
         for each in (recipe, recipe.prerequisite()):
             if each is not None:
-                _check_kind(each)
+                _check_kind(each, data_dir)
     for name in dict.fromkeys(recipe.flat()["data.name"] for recipe in asked):
-        dataset = data_prep.get(name)
+        dataset = data_prep.get(name, data_dir)
         if dataset.embedded and not (data_dir / name).exists():
             data_prep.prepare(name, data_dir=data_dir)
             console.print(f"prepared {name} in {data_dir}: {dataset.summary}")
 
 
-def _check_kind(recipe: Recipe) -> None:
+def _check_kind(recipe: Recipe, data_dir: Path) -> None:
     name = recipe.flat()["data.name"]
-    dataset = data_prep.get(name)
+    dataset = data_prep.get(name, data_dir)
     if isinstance(dataset, SceneSet) != isinstance(recipe, SceneSetRecipe):
         held = "scenes" if isinstance(dataset, SceneSet) else "labelled images"
     elif isinstance(dataset, SceneSet) and isinstance(recipe, SceneRecipe) and not dataset.categories:

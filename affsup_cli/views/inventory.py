@@ -19,7 +19,7 @@ from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.runs.results import TrainResult, read_result
 from affsup_cli.views.console import counted, metric_text
 from affsup_cli.views.split_table import left_out_lines, split_table
-from data_prep.errors import AffsupError, UsageError, did_you_mean
+from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
 from data_prep.store import AnyManifest, read_manifest
 
 
@@ -43,13 +43,16 @@ def tables() -> Table:
 def datasets(data_dir: Path) -> Table:
     """Return the table of data sets, with those that are prepared."""
     rows = []
-    for name, dataset in data_prep.datasets().items():
+    own = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
+    for name in dict.fromkeys((*data_prep.datasets(), *own)):
         folder = data_dir / name
+        installed = data_prep.datasets().get(name)
         try:
             state = _counts(read_manifest(folder)) if folder.exists() else f"no: affsup prepare {name}"
+            summary = (installed or data_prep.get(name, data_dir)).summary
         except AffsupError as error:
-            state = str(error)
-        rows.append((name, dataset.summary, state))
+            state, summary = shorten(error), installed.summary if installed else "your own"
+        rows.append((name, summary, state))
     return table(f"data sets (in {data_dir})", ("name", "what it is", "prepared"), rows)
 
 
@@ -66,13 +69,13 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
         return _describe_recipe(load_recipe(name))
     if name in report_names():
         return _describe_table(name)
-    if name in data_prep.datasets():
+    if name in data_prep.datasets() or (data_dir / name / "manifest.json").is_file():
         return _describe_dataset(read_manifest(data_dir / name))
     run = RunFolder(run_path(name, runs_dir))
     if run.exists:
         return _describe_run(run)
     known = [*recipe_names(), *report_names(), *data_prep.datasets(), *(run.name for run in run_folders(runs_dir))]
-    raise UsageError(f"nothing is called '{name}'{did_you_mean(name, known)}: see `affsup list`")
+    raise UsageError(f"nothing is called {quote(name)}{did_you_mean(name, known)}: see `affsup list`")
 
 
 def _describe_recipe(recipe: Recipe) -> Iterable[RenderableType]:
@@ -133,7 +136,7 @@ def _describe_run(run: RunFolder) -> Iterable[RenderableType]:
             right=("value",),
         )
     else:
-        yield f"unfinished, {counted(len(run.metrics()), 'epoch')} done"
+        yield f"unfinished, {counted(run.history().epochs, 'epoch')} done"
 
 
 def _counts(manifest: AnyManifest) -> str:

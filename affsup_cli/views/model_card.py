@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 import json
 import shlex
@@ -12,10 +11,11 @@ from typing import Any
 import data_prep
 from affsup_cli.options import OPTION_OF_FIELD
 from affsup_cli.recipe import Recipe, RelnetRecipe, SceneSetRecipe, differences, load_recipe, recipe_names
+from affsup_cli.reporting.render.markdown import markdown_text
 from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runs.results import TrainResult
 from affsup_cli.views.console import counted, metric_text
-from data_prep.errors import printable
+from data_prep.errors import printable, shorten
 
 HEAD = "---\nlibrary_name: affsup\n"
 """Front matter of every card, which model hubs read."""
@@ -104,7 +104,9 @@ def _data(trained: TrainedModel) -> str:
     for what, names in (("class", trained.classes), ("category", data.get("categories", []))):
         if names:
             plural = {"class": "classes", "category": "categories"}[what]
-            lines.append(f"- {len(names)} {plural if len(names) > 1 else what}: {_plainly(', '.join(names))}")
+            lines.append(
+                f"- {len(names)} {plural if len(names) > 1 else what}: {_plainly(', '.join(map(shorten, names)))}"
+            )
     return "\n".join(lines)
 
 
@@ -186,8 +188,8 @@ def _environment(trained: TrainedModel) -> str:
 
 
 def _plainly(text: str) -> str:
-    """Return a name so that Markdown shows it as it is."""
-    return html.escape(printable(text).replace("\n", " "), quote=False).replace("`", "\\`")
+    """Return names from outside so that Markdown shows them as they are."""
+    return markdown_text(printable(text).replace("`", "'"))
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.runs.results import CostResult, read_result
 from affsup_cli.views.console import HEADLINES, console, metric_text
 from affsup_cli.views.inventory import plain, table
-from data_prep.errors import AffsupError, UsageError, did_you_mean
+from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
 
 _DASH = "–"
 _MAX_NAMED = 5  # metrics that a message names
@@ -92,7 +92,7 @@ def _read_run(folder: RunFolder) -> ListedRun:
         known["fields"] = folder.recipe().flat()
         known["started"] = str(folder.environment().get("started", ""))
         if not folder.finished:
-            return ListedRun(folder.name, RunState.UNFINISHED, **known, epochs=len(folder.metrics()))
+            return ListedRun(folder.name, RunState.UNFINISHED, **known, epochs=folder.history().epochs)
         result = read_result(folder)
         if isinstance(result, CostResult):
             return ListedRun(folder.name, RunState.FINISHED, **known)
@@ -111,12 +111,12 @@ def _read_run(folder: RunFolder) -> ListedRun:
 def _condition(text: str, runs: Sequence[ListedRun]) -> Callable[[ListedRun], bool]:
     key, separator, pattern = (part.strip() for part in text.partition("="))
     if not separator:
-        raise UsageError(f"--where {text}: expected KEY=VALUE, such as data.name=voc07 or affinity.gamma=2")
+        raise UsageError(f"--where {shorten(text)}: expected KEY=VALUE, such as data.name=voc07 or affinity.gamma=2")
     if not any(key in run.fields for run in runs):
         known = {field for name in recipe_names() for field in field_help(recipe_kind(name))}
         if key not in known:
             raise UsageError(
-                f"--where {text}: no recipe has a field '{key}'{did_you_mean(key, known)}; "
+                f"--where {shorten(text)}: no recipe has a field {quote(key)}{did_you_mean(key, known)}; "
                 "`affsup show` with a recipe's name lists the fields"
             )
     return lambda run: key in run.fields and _matches(run.fields[key], pattern)
@@ -138,7 +138,7 @@ def _sorted(runs: Sequence[ListedRun], known: Sequence[ListedRun], by: str, reve
     metrics = {metric for run in known for metric in run.metrics}
     if by not in keys and by not in metrics:
         raise UsageError(
-            f"--sort {by}{did_you_mean(by, [*keys, *metrics])}: expected name, started, seconds or a metric "
+            f"--sort {shorten(by)}{did_you_mean(by, [*keys, *metrics])}: expected name, started, seconds or a metric "
             f"of these runs ({_named_examples(metrics) or 'none is finished'})"
         )
     key: Callable[[ListedRun], Any] = keys.get(by) or (lambda run: run.metrics.get(by))

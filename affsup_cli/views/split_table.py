@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from data_prep.errors import shorten
 from data_prep.store import MAX_EXAMPLES, AnyManifest, ImageManifest, SceneManifest
 
 MAX_CLASS_ROWS = 20
@@ -22,7 +23,7 @@ def left_out_lines(manifest: AnyManifest) -> Iterable[str]:
     for entry in manifest.left_out if isinstance(manifest, SceneManifest) else ():
         what = entry.what if entry.count > 1 else entry.what.removesuffix("s")
         more = "; ..." if entry.count > len(entry.examples) >= MAX_EXAMPLES else ""
-        yield f"left out: {entry.count:,} {what}, {entry.reason}: {'; '.join(entry.examples)}{more}"
+        yield f"left out: {entry.count:,} {what}, {entry.reason}: {'; '.join(map(shorten, entry.examples))}{more}"
 
 
 def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
@@ -30,7 +31,7 @@ def empty_category_lines(manifest: AnyManifest) -> Iterable[str]:
     table = manifest.category_table() if isinstance(manifest, SceneManifest) else []
     empty = [name for name, train, _ in table if not train]
     if empty:
-        named = ", ".join(empty[:MAX_EXAMPLES]) + (", ..." if len(empty) > MAX_EXAMPLES else "")
+        named = ", ".join(map(shorten, empty[:MAX_EXAMPLES])) + (", ..." if len(empty) > MAX_EXAMPLES else "")
         yield f"{len(empty)} of {len(table)} categories have no training image ({named})"
 
 
@@ -74,4 +75,4 @@ def _add_classes(table: Table, rows: Sequence[tuple[str, *tuple[int, ...]]], wha
 
 
 def _add(table: Table, name: str, *counts: int) -> None:
-    table.add_row(escape(name), *(f"{count:,}" for count in counts))
+    table.add_row(escape(shorten(name)), *(f"{count:,}" for count in counts))

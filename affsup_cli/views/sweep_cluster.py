@@ -25,7 +25,7 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
         UsageError: a setting is not of that form, or is refused.
     """
     from affsup_cli.sweeps.slurm import slurm_parameters
-    from data_prep.errors import AffsupError, UsageError
+    from data_prep.errors import AffsupError, UsageError, quote
 
     if importlib.util.find_spec("submitit") is None:
         raise AffsupError("--launcher slurm needs submitit, which is not installed: `pip install 'affsup[slurm]'`")
@@ -35,7 +35,7 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
     for setting in settings:
         key, separator, value = (part.strip() for part in setting.partition("="))
         if not (key and separator and value):
-            raise UsageError(f"--slurm takes KEY=VALUE, for example partition=gpu; found '{setting}'")
+            raise UsageError(f"--slurm takes KEY=VALUE, for example partition=gpu; found {quote(setting)}")
         given.append((key, value))
     return slurm_parameters(given, device)
 

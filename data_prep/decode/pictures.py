@@ -89,6 +89,28 @@ def pixels(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | Non
     return np.asarray(_decode(encoded, size, at_most))
 
 
+def square(encoded: bytes, size: int) -> NDArray[np.uint8]:
+    """Decode a picture, rotated as its EXIF data say, to a square: the shorter side is scaled, the longer one cropped.
+
+    Args:
+        encoded: Content of the file.
+        size: Pixels per side.
+
+    Returns:
+        uint8 [size, size, 3], red, green, blue.
+
+    Raises:
+        PictureError: It cannot be decoded, or is too large.
+    """
+    try:
+        with _open(io.BytesIO(encoded)) as image:
+            image.draft(None, (2 * size, 2 * size))
+            upright = _to_rgb(ImageOps.exif_transpose(image))
+            return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
+    except _DAMAGE as error:
+        raise _undecodable(error) from None
+
+
 def open_picture(path: Path) -> NDArray[np.uint8]:
     """Decode a user's picture, rotated as its EXIF data say.
 

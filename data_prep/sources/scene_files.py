@@ -15,6 +15,7 @@ from data_prep.errors import AffsupError, SourceError, shorten
 from data_prep.sources.archive import tar_index
 from data_prep.store import FileRecord
 
+_VISIBLE = r"[^/]*/(?!(?:.*/)?(?:\.|__MACOSX/))"  # the source folder, and no hidden folder or file in it
 _MAX_ANNOTATION = 600_000_000  # bytes; the training annotations of COCO have 470 million
 
 
@@ -41,17 +42,19 @@ class SceneFiles:
         sources: Folders and uncompressed tar archives.
         file_pattern: Regular expression of the required files, see `data_prep.raw.SceneSet`.
         source_help: The sources that were expected, for messages.
+        anchored: Whether `file_pattern` matches the whole path below the source; hidden files are then left out.
 
     Raises:
         AffsupError: An archive is damaged, malicious or of another kind.
     """
 
-    def __init__(self, sources: Sequence[Path], file_pattern: str, source_help: str) -> None:
+    def __init__(self, sources: Sequence[Path], file_pattern: str, source_help: str, *, anchored: bool = False) -> None:
         self._source_help = source_help
         self._sources = sources
         self._annotations: dict[str, _FileLocation] = {}
         self._pictures: dict[str, _FileLocation] = {}
-        pattern = re.compile(rf"(?:.*/)?(?:{file_pattern})")
+        self._anchored = anchored
+        pattern = re.compile(rf"{_VISIBLE if anchored else '(?:.*/)?'}(?:{file_pattern})")
         for source in sources:
             for name, location in _in_archive(source) if source.is_file() else _in_folder(source, pattern):
                 if match := pattern.fullmatch(name):
@@ -95,8 +98,8 @@ class SceneFiles:
         """Return the checksums of the files for the manifest.
 
         For an annotation file it is the checksum of its content, for a folder of annotation files that of its
-        `sha256sum` listing, and for the pictures that of a listing of their sizes, as the digest of the prepared data
-        set covers their content.
+        `sha256sum` listing, and for the pictures that of a listing of their sizes (of their checksums if anchored), as
+        the digest of the prepared data set covers their content.
         """
         listings: dict[str, list[tuple[str, str, int]]] = {}
         for name, location in sorted(self._annotations.items()):
@@ -110,7 +113,10 @@ class SceneFiles:
             else _listing_record(entries)
             for name, entries in listings.items()
         }
-        sizes = [(str(location.size), name, location.size) for name, location in sorted(self._pictures.items())]
+        sizes = [
+            (hashlib.sha256(location.read()).hexdigest() if self._anchored else str(location.size), name, location.size)
+            for name, location in sorted(self._pictures.items())
+        ]
         return records | {"pictures": _listing_record(sizes)}
 
 
@@ -124,6 +130,9 @@ class FoundPictures:
 
     def __contains__(self, name: object) -> bool:
         return f"{self._prefix}{name}" in self._locations
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._locations if name.startswith(self._prefix))
 
     def __getitem__(self, name: str) -> bytes:
         return self._locations[self._prefix + name].read()

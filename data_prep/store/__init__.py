@@ -31,6 +31,7 @@ from data_prep.store.images import (
 from data_prep.store.records import (
     MANIFEST_FILE,
     CommonManifest,
+    DefinitionRecord,
     FileRecord,
     SourceRecord,
     class_counts,
@@ -67,6 +68,7 @@ __all__ = [
     "Annotations",
     "AnyManifest",
     "CommonManifest",
+    "DefinitionRecord",
     "FileRecord",
     "ImageManifest",
     "ImageSplit",

@@ -76,7 +76,7 @@ class ImageManifest(CommonManifest):
         channel_mean: Mean of each channel over the train split, for pixel values in 0..1.
         channel_std: Population standard deviation of each channel over the train split.
         splits: Number of images of `train`, `val` and `test`.
-        validation: How `val` was drawn.
+        validation: How `val` was drawn; None if it is the official validation split.
         checksums: Checksums of each split; None in older data sets.
     """
 
@@ -85,7 +85,7 @@ class ImageManifest(CommonManifest):
     channel_mean: list[float]
     channel_std: list[float]
     splits: dict[SplitName, ImageSplitRecord]
-    validation: Validation
+    validation: Validation | None
     checksums: dict[SplitName, ImageChecksums] | None = None
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, shorten
 
 MANIFEST_FILE = "manifest.json"
 
@@ -40,6 +41,18 @@ class SourceRecord(Record):
     algorithm: Literal["md5"] | None
 
 
+class DefinitionRecord(Record):
+    """How a data set that is not part of affsup was defined.
+
+    Attributes:
+        argument: The argument of `affsup prepare`: the name of a layout, or the path of a Python file.
+        size: Pixels per side that were requested for its images, or None.
+    """
+
+    argument: str
+    size: int | None
+
+
 class CommonManifest(Record):
     """The fields that all manifests have.
 
@@ -54,6 +67,7 @@ class CommonManifest(Record):
         files: The data files of the folder.
         digest: SHA-256 of the content, which does not depend on the source.
         affsup: Version of affsup that prepared the data set.
+        definition: Its definition if it is one's own; None if it is part of affsup or of another installed package.
     """
 
     format: Literal[1]
@@ -66,6 +80,7 @@ class CommonManifest(Record):
     files: dict[str, FileRecord]
     digest: str = Field(pattern="^[0-9a-f]{64}$")
     affsup: str
+    definition: DefinitionRecord | None = None
 
     def run_record(self) -> dict[str, Any]:
         """Return the description of the data set that a run folder keeps."""
@@ -131,4 +146,14 @@ def remedy(folder: Path) -> str:
 
 
 def _command(folder: Path) -> str:
-    return f"affsup prepare {folder.name}" + ("" if folder.parent == Path("data") else f" --data {folder.parent}")
+    """Return the command that prepares a data set; its manifest, as far as it is readable, names the definition."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+        definition = DefinitionRecord.model_validate(content["definition"])
+    except (OSError, ValueError, KeyError, TypeError):
+        arguments = folder.name
+    else:
+        named = "" if definition.argument.endswith(".py") else f" --name {folder.name}"
+        size = "" if definition.size is None else f" --size {definition.size}"
+        arguments = f"{shorten(definition.argument)} --from PATH{named}{size}"
+    return f"affsup prepare {arguments}" + ("" if folder.parent == Path("data") else f" --data {folder.parent}")

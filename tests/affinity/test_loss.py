@@ -367,7 +367,7 @@ def test_affinity_loss_module_is_the_function_with_its_options(form: str, softma
 
 
 def test_affinity_loss_module_shows_its_options() -> None:
-    assert repr(AffinityLoss("l2")) == "AffinityLoss(form='l2', gamma=2.0, softmax='matrix', diagonal='keep')"
+    assert repr(AffinityLoss("l2")).startswith("AffinityLoss(form='l2', gamma=2.0, softmax='matrix', diagonal='keep', ")
 
 
 def test_modules_have_nothing_to_store() -> None:

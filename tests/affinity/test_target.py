@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from affsup_cli.affinity import (
+    GroundTruth,
+    TargetKind,
     category_pair_target,
     different_category_target,
     different_instance_target,
     match_proposals,
+    proposal_target,
     relationship_target,
     same_category_target,
 )
@@ -269,3 +272,39 @@ def test_targets_refuse_what_is_of_different_images() -> None:
         relationship_target(match, torch.zeros(4, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="are of different images"):
         match_proposals(torch.zeros(2, 5, 4), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("kind", ["different-category", "different-instance", "relationship", "category-pair"])
+def test_a_proposal_on_several_objects_may_belong_to_all_of_them(kind: TargetKind) -> None:
+    generator = torch.Generator().manual_seed(3)
+    low = torch.rand(2, 5, 2, generator=generator) * 4
+    gt_boxes = torch.cat([low, low + 8], dim=-1)
+    gt_boxes[1, 3:] = 0  # padding
+    boxes = (gt_boxes[:, :1] + torch.rand(2, 9, 4, generator=generator) * 6).contiguous()
+    labels = torch.randint(0, 2, (2, 5), generator=generator)
+    relations = torch.tensor([[[0, 1], [4, 2]], [[1, 2], [-2, -2]]])
+    truth = GroundTruth(boxes=gt_boxes, labels=labels, relations=relations, first=0, second=1)
+    found = proposal_target(kind, boxes, truth, match="any")
+    assert found.sum() > proposal_target(kind, boxes, truth).sum()
+
+    def related(image: int, g: int, h: int) -> bool:
+        if g == h:
+            return False
+        first, second = labels[image, g].item(), labels[image, h].item()
+        return {
+            "different-category": first != second,
+            "different-instance": True,
+            "relationship": [g, h] in relations[image].tolist(),
+            "category-pair": (first, second) == (0, 1),
+        }[kind]
+
+    for image in range(2):
+        covers = [
+            [g for g, gt in enumerate(gt_boxes[image].tolist()) if box_iou_oracle(box, gt) > 0.5]
+            for box in boxes[image].tolist()
+        ]
+        expected = [
+            [a != b and any(related(image, g, h) for g in covers[a] for h in covers[b]) for b in range(9)]
+            for a in range(9)
+        ]
+        assert found[image].tolist() == expected

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from affsup_cli.bench import speeds
 from affsup_cli.bench.needs import RunKind, kind_of
+from affsup_cli.models.detection.backbones import FrozenBatchNorm
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.training.cost import WARM_UP_STEPS
@@ -117,7 +117,7 @@ def test_training_steps_leave_the_weights_as_they_are(digits: Path) -> None:
 
 def test_frozen_batch_norm_does_not_let_numbers_grow() -> None:
     class Frozen:
-        model = nn.Sequential(*(FrozenBatchNorm2d(2) for _ in range(40)))
+        model = nn.Sequential(*(FrozenBatchNorm(2) for _ in range(40)))
 
     speeds._limit_activations(Frozen())  # type: ignore[arg-type]
     assert Frozen.model(torch.ones(1, 2, 3, 3)).abs().max() < 1e-6

@@ -20,22 +20,22 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bench_prints_speeds_and_hours_and_keeps_them(tmp_path: Path) -> None:
     out = tmp_path / "bench.csv"
-    result = invoke(bench, "demo", "--device", "cpu", "--out", str(out))
+    result = invoke(bench, "digits-table3", "--device", "cpu", "--out", str(out))
     assert result.exit_code == 0, result.exception
     assert "minibatch resnet20 digits" in result.output
     assert "hours on this CPU" in result.output
-    (line,) = (line for line in result.output.splitlines() if line.startswith("demo "))
+    (line,) = (line for line in result.output.splitlines() if line.startswith("digits-table3 "))
     assert line.split()[1] == "6"
     with out.open(newline="", encoding="utf-8") as file:
         kept = {row["what"]: row for row in csv.DictReader(file)}
-    assert kept["table"]["name"] == "demo"
+    assert kept["table"]["name"] == "digits-table3"
     assert float(kept["step"]["value"]) > 0
 
 
 def test_bench_refuses_a_place_before_it_times_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "run_bench", None)
     (tmp_path / "file").touch()
-    result = invoke(bench, "demo", "--out", str(tmp_path / "file" / "bench.csv"))
+    result = invoke(bench, "digits-table3", "--out", str(tmp_path / "file" / "bench.csv"))
     assert isinstance(result.exception, AffsupError)
     assert "--out" in str(result.exception)
 

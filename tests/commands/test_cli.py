@@ -312,29 +312,29 @@ def test_a_mistake_gets_one_clear_message_and_leaves_nothing(
 
 def test_a_sweep_runs_what_is_missing_and_only_that(tmp_path: Path, digits: Path) -> None:
     shared = ["--set", "train.epochs=1", "--set", "train.batch_size=64", "--device", "cpu"]
-    code, said, error = affsup("sweep", "demo", "--dry-run", *shared, cwd=tmp_path, data=digits)
+    code, said, error = affsup("sweep", "digits-table3", "--dry-run", *shared, cwd=tmp_path, data=digits)
     assert code == 0, error
     assert "6 runs, 6 to do" in said
     assert not (tmp_path / "runs").exists()
 
     only = ("--only", "*/base", "--seeds", "1")
-    code, _, error = affsup("sweep", "demo", *only, *shared, cwd=tmp_path, data=digits)
+    code, _, error = affsup("sweep", "digits-table3", *only, *shared, cwd=tmp_path, data=digits)
     assert code == 0, error
     runs = list((tmp_path / "runs").iterdir())
     assert [run.name.rpartition("-")[0] for run in runs] == ["minibatch-digits-resnet20-base-seed0"]
     written = (runs[0] / "result.json").stat().st_mtime_ns
 
-    code, said, error = affsup("sweep", "demo", "--seeds", "1", *shared, cwd=tmp_path, data=digits)
+    code, said, error = affsup("sweep", "digits-table3", "--seeds", "1", *shared, cwd=tmp_path, data=digits)
     assert code == 0, error
     assert "2 runs, 1 to do" in said
     assert (runs[0] / "result.json").stat().st_mtime_ns == written
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
-    code, said, error = affsup("report", "demo", cwd=tmp_path)
+    code, said, error = affsup("report", "digits-table3", cwd=tmp_path)
     assert code == 0, error
     assert "train.epochs = 1 instead of 40" in " ".join(said.split())
     accuracy = json.loads((runs[0] / "result.json").read_text())["metrics"]["test_accuracy"]
-    assert f"{100 * accuracy:.2f}" in (tmp_path / "reports" / "demo.md").read_text()
+    assert f"{100 * accuracy:.2f}" in (tmp_path / "reports" / "digits-table3.md").read_text()
 
 
 def test_the_plan_of_a_sweep_names_cells_runs_times_and_what_stands_in_the_way(
@@ -367,7 +367,7 @@ def test_a_sweep_goes_on_past_a_damaged_run(
 ) -> None:
     shutil.copytree(undisturbed.path, tmp_path / "runs" / "damaged")
     (tmp_path / "runs" / "damaged" / "result.json").write_text("{}")
-    code, out, error = call("sweep", "demo", "--dry-run", data=digits)
+    code, out, error = call("sweep", "digits-table3", "--dry-run", data=digits)
     assert code == 0, error
     assert "warning: run damaged is left out" in out
     assert "6 runs, 6 to do" in out

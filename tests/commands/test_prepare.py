@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
 import data_prep
+from affsup_cli.app import app
 from affsup_cli.commands import prepare as command
+from affsup_cli.options import expand_user
 from data_prep.errors import AffsupError, UsageError
 from tests.data_prep.conftest import OfficialFiles
 from tests.data_prep.scene_sources import Scene, coco, mit67, picture, voc, write_coco
@@ -190,3 +193,30 @@ def test_a_mistake_comes_without_an_empty_line(cli: typer.Typer, tmp_path: Path)
     result = call(cli, "cifar10", "--data", tmp_path, "--from", tmp_path / "absent")
     assert isinstance(result.exception, AffsupError)
     assert result.output == ""
+
+
+def test_a_tilde_is_the_home_folder_in_options_and_variables(
+    cli: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    official = OfficialFiles()
+    official.folder(tmp_path / "files", "cifar-10-batches-py", official.cifar10())
+    call(cli, "cifar10", "--data=~/sets", "--from=~/files/cifar-10-batches-py")
+    monkeypatch.setenv("AFFSUP_DATA", "~/other")
+    call(cli, "digits")
+    assert (tmp_path / "sets" / "cifar10" / "manifest.json").exists()
+    assert (tmp_path / "other" / "digits" / "manifest.json").exists()
+    assert not (tmp_path / "~").exists()
+    assert "Could not determine home directory" in call(cli, "digits", "--data=~nobody-of-that-name/x").output
+
+
+def test_every_path_option_expands_a_tilde() -> None:
+    found = 0
+    for registered in app.registered_commands:
+        assert registered.callback
+        for name, hint in get_type_hints(registered.callback, include_extras=True).items():
+            if "Path" in str(get_args(hint)[:1]):
+                found += 1
+                assert get_args(hint)[1].callback is expand_user, f"{registered.callback.__name__} {name}"
+    assert found > 20

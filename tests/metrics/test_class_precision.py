@@ -7,7 +7,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from affsup_cli.metrics.class_precision import coco_precision, voc07_precision
+from affsup_cli.metrics.class_precision import coco_precision, voc_precision
 from affsup_cli.metrics.labelled_boxes import ClassRows
 from affsup_cli.metrics.pycocotools_precision import pycocotools_precision
 
@@ -110,14 +110,14 @@ def test_detections_after_the_hundredth_of_an_image_do_not_count() -> None:
 @pytest.mark.parametrize(("kinds", "expected"), [(("difficult", ""), 0), (("", "difficult"), 1)])
 def test_of_objects_overlapped_alike_voc_compares_the_first(kinds: tuple[str, str], expected: float) -> None:
     there = objects(*((0, SQUARE, kind) for kind in kinds))
-    assert voc07_precision(detections((0, SQUARE, 0.9)), there) == expected
+    assert voc_precision(detections((0, SQUARE, 0.9)), there)[0] == expected
 
 
 @pytest.mark.parametrize(("height", "expected"), [(10, 1), (9, 0)])
 def test_an_overlap_of_exactly_a_half_is_enough_for_voc(height: int, expected: float) -> None:
-    assert voc07_precision(detections((0, (0, 0, 20, height), 0.9)), objects((0, SQUARE, ""))) == expected
+    assert voc_precision(detections((0, (0, 0, 20, height), 0.9)), objects((0, SQUARE, "")))[0] == expected
 
 
 def test_voc_counts_every_detection() -> None:
     found = detections(*([(0, (100, 100, 20, 20), 0.9)] * 150), (0, SQUARE, 0.5))
-    assert voc07_precision(found, objects((0, SQUARE, ""))) == pytest.approx(1 / 151)
+    assert voc_precision(found, objects((0, SQUARE, "")))[0] == pytest.approx(1 / 151)

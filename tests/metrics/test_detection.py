@@ -144,7 +144,8 @@ def voc07_oracle(images: list[Image], label: int) -> float:
         else:
             false += 1
         curve.append((true, true / (true + false)))
-    return sum(max([p for t, p in curve if 10 * t >= level * positives], default=0.0) for level in range(11)) / 11
+    recalls = np.arange(0, 1.1, 0.1)  # as in the devkit: 0.30000000000000004
+    return sum(max([p for t, p in curve if t / positives >= level], default=0.0) for level in recalls) / 11
 
 
 def pixel_overlap(a: list[float], b: list[float]) -> float:
@@ -181,12 +182,15 @@ def test_the_11_point_precision_of_a_curve_worked_out_on_paper() -> None:
     objects = [([x, 0.0, x + 10, 10], 0) for x in (0.0, 20, 40)]
     found = image((objects[0][0], 0.9, 0), (FAR, 0.8, 0), (objects[1][0], 0.7, 0), objects=objects)
     assert precision_of(found)["map_50_voc07"] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+    assert precision_of(found)["map_50_area"] == pytest.approx((1 + 2 / 3) / 3)
 
 
-def test_a_recall_of_exactly_a_tenth_reaches_its_level() -> None:
+@pytest.mark.parametrize(("found", "levels"), [(2, 3), (3, 3), (4, 5), (6, 6), (7, 7), (8, 9), (10, 11)])
+def test_three_six_and_seven_of_ten_objects_do_not_reach_the_devkits_recall(found: int, levels: int) -> None:
     objects = [([x, 0.0, x + 10, 10], 0) for x in range(0, 200, 20)]
-    three = image(*((box, 0.9, 0) for box, _ in objects[:3]), objects=objects)
-    assert precision_of(three)["map_50_voc07"] == pytest.approx(4 / 11)
+    some = image(*((box, 0.9, 0) for box, _ in objects[:found]), objects=objects)
+    assert precision_of(some)["map_50_voc07"] == pytest.approx(levels / 11)
+    assert precision_of(some)["map_50_area"] == pytest.approx(found / 10)
 
 
 def test_a_detection_found_twice_is_false_the_second_time() -> None:
@@ -201,7 +205,7 @@ def test_a_difficult_object_counts_neither_for_nor_against() -> None:
     both = image((FAR, 0.9, 0), (OBJECT, 0.8, 0), objects=objects, difficult=(1,))
     missed = image((OBJECT, 0.8, 0), objects=objects, difficult=(1,))
     often = image((FAR, 0.9, 0), (FAR, 0.85, 0), (FAR, 0.84, 0), (OBJECT, 0.8, 0), objects=objects, difficult=(1,))
-    perfect = {"map_all": 1, "map_50": 1, "map_50_voc07": 1}
+    perfect = {"map_all": 1, "map_50": 1, "map_50_voc07": 1, "map_50_area": 1}
     assert precision_of(both) == precision_of(missed) == precision_of(often) == pytest.approx(perfect)
 
 
@@ -221,12 +225,14 @@ def test_a_crowd_takes_any_number_of_detections_by_the_share_that_lies_inside() 
 
 def test_a_class_without_an_object_does_not_count() -> None:
     found = image((OBJECT, 0.9, 0), (FAR, 0.9, 1), (FAR, 0.8, 2), objects=[(OBJECT, 0), (FAR, 2)], difficult=(1,))
-    assert precision_of(found) == pytest.approx({"map_all": 1, "map_50": 1, "map_50_voc07": 1})
+    assert precision_of(found) == pytest.approx({"map_all": 1, "map_50": 1, "map_50_voc07": 1, "map_50_area": 1})
 
 
 def test_classes_count_alike() -> None:
     found = image((OBJECT, 0.9, 0), objects=[(OBJECT, 0), (FAR, 1)])
-    assert precision_of(found) == pytest.approx({"map_all": 0.5, "map_50": 0.5, "map_50_voc07": 0.5})
+    assert precision_of(found) == pytest.approx(
+        {"map_all": 0.5, "map_50": 0.5, "map_50_voc07": 0.5, "map_50_area": 0.5}
+    )
 
 
 def test_an_object_of_another_class_is_not_found() -> None:
@@ -238,7 +244,12 @@ def test_a_detection_in_another_image_finds_nothing() -> None:
 
 
 def test_objects_without_detections_make_zero() -> None:
-    assert precision_of(image(objects=[(OBJECT, 0)])) == {"map_all": 0, "map_50": 0, "map_50_voc07": 0}
+    assert precision_of(image(objects=[(OBJECT, 0)])) == {
+        "map_all": 0,
+        "map_50": 0,
+        "map_50_voc07": 0,
+        "map_50_area": 0,
+    }
 
 
 @pytest.mark.parametrize(

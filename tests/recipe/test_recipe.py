@@ -256,3 +256,9 @@ def test_what_part_a_is_tells_cells_of_scenes_apart_but_not_how_long_it_was_trai
     defines = type(load_recipe("scene")).defines_cell
     assert all(map(defines, ("model.features", "model.pretrained", "network.data.name", "network.affinity.loss")))
     assert not any(map(defines, ("network.train.epochs", "network.model.arch", "network.affinity.lambda")))
+
+
+def test_the_schedule_and_the_smoothing_of_a_classifier_tell_cells_apart() -> None:
+    defines = type(load_recipe("minibatch")).defines_cell
+    assert all(map(defines, ("train.schedule", "train.label_smoothing", "affinity.row_average")))
+    assert not defines("train.weight_decay")

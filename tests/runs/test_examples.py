@@ -67,16 +67,18 @@ def test_a_file_cut_short_is_named(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("gt_boxes", np.zeros((3, 5), np.float32), r"gt_boxes: found float32 \(3, 5\), expected float32 \(3, 4\)"),
+        ("gt_boxes", np.zeros((3, 5), np.float32), r"gt_boxes' has shape \[3, 5\], expected \[n, 4\]"),
         ("gt_labels", np.zeros(2, np.int64), r"gt_labels: found int64 \(2,\), expected int64 \(3,\)"),
-        ("image", np.zeros((5, 5, 3), np.float32), "image: found float32"),
+        ("image", np.zeros((5, 5, 3), np.float32), "image' is float32"),
         ("partner_weights", np.zeros((3, 9), np.float32), r"partner_weights: found float32 \(3, 9\)"),
         ("gt_labels", np.full(3, 3), "gt_labels: expected indices below 3"),
         ("gt_pairs", np.full((1, 2), -1), "gt_pairs: expected indices below 3"),
         ("reference_boxes", None, "reference_boxes"),
+        ("gt_labels", h5py.SoftLink("/000000/gt_pairs"), "gt_labels' is a link to another path or file"),
+        ("gt_labels", h5py.ExternalLink("other.h5", "x"), "gt_labels' is a link to another path or file"),
     ],
 )
-def test_what_does_not_fit_is_named(path: Path, name: str, value: np.ndarray | None, said: str) -> None:
+def test_what_does_not_fit_is_named(path: Path, name: str, value: object, said: str) -> None:
     with h5py.File(path, "r+") as file:
         del file["000000"][name]
         if value is not None:

@@ -49,7 +49,7 @@ class Sweep:
         settings = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
         settings += ["--set", "run.checkpoint_seconds=1e-6"]
         self.runs = runs
-        self.call = ["demo", "--only", "base", "--seeds", "2", *settings, "--device", "cpu"]
+        self.call = ["digits-table3", "--only", "base", "--seeds", "2", *settings, "--device", "cpu"]
         self.call += ["--data", str(data), "--runs", str(runs)]
 
     def __call__(self, *more: str) -> str:

@@ -177,10 +177,10 @@ def test_validate_names_each_mistake(tmp_path: Path) -> None:
 
 def test_only_may_be_given_several_times(digits: Path, tmp_path: Path) -> None:
     places = ["--data", str(digits), "--runs", str(tmp_path), "--device", "cpu", "--dry-run"]
-    output, error = call("sweep", "demo", "--only", "base", "--only", "affinity", *places)
+    output, error = call("sweep", "digits-table3", "--only", "base", "--only", "affinity", *places)
     assert error is None, output
-    everything, _ = call("sweep", "demo", *places)
+    everything, _ = call("sweep", "digits-table3", *places)
     assert output == everything
-    _, error = call("sweep", "demo", "--only", "base", "--only", "nothing", *places)
+    _, error = call("sweep", "digits-table3", "--only", "base", "--only", "nothing", *places)
     assert isinstance(error, UsageError)
     assert "matches 'nothing'" in str(error)

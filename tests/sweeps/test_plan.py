@@ -52,7 +52,7 @@ def test_only_that_fits_nothing_names_the_nearest_of_the_cells_there_are() -> No
     assert len(cells.split(", ")) == 10
     assert others == "15 others, which --dry-run shows"  # of 7 and 18
     with pytest.raises(UsageError, match=r"matches 'nonsense'; its cells are [^,]*/affinity, [^,]*/base$"):
-        wanted_experiments(["demo"], only=["nonsense"])
+        wanted_experiments(["digits-table3"], only=["nonsense"])
 
 
 def test_runs_that_several_tables_share_are_one_and_record_what_either_needs(make: RunMaker) -> None:
@@ -152,7 +152,7 @@ def test_without_a_run_of_the_recipe_those_with_another_loss_or_length_tell_the_
 
 
 def test_what_is_not_there_stands_in_the_way_only_of_what_needs_it(make: RunMaker) -> None:
-    plan = planned(make, wanted_experiments(["small-voc", "demo"], seeds=1))
+    plan = planned(make, wanted_experiments(["small-voc", "digits-table3"], seeds=1))
     data, weights = plan.obstacles
     assert "affsup prepare voc07" in data
     assert "efficientnet-lite0-57934424.pth does not exist (model.weights of small-voc/voc07/relnet, " in weights

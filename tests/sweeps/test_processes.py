@@ -34,7 +34,7 @@ SHORT = {"train.epochs": 1, "train.milestones": [], "train.learning_rate": 0.01,
 def command(cwd: Path, data: Path, *more: str) -> list[str]:
     settings = [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
     places = ["--device", "cpu", "--data", str(data), "--runs", str(cwd / "runs")]
-    return ["sweep", "demo", "--only", "base", "--seeds", "2", *settings, *places, *more]
+    return ["sweep", "digits-table3", "--only", "base", "--seeds", "2", *settings, *places, *more]
 
 
 def sweep(cwd: Path, data: Path, *more: str) -> tuple[int, str, str]:

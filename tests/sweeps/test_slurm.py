@@ -346,26 +346,26 @@ def test_a_job_is_warned_five_minutes_before_its_time_is_over_or_after_three_qua
     ],
 )
 def test_calls_that_cannot_be_meant_are_refused(options: list[str], said: str) -> None:
-    result = invoke(command.sweep, "demo", "--launcher", "slurm", *options)
+    result = invoke(command.sweep, "digits-table3", "--launcher", "slurm", *options)
     assert isinstance(result.exception, UsageError)
     assert str(result.exception).startswith(said)
 
 
 def test_settings_of_a_cluster_without_one_are_refused() -> None:
-    result = invoke(command.sweep, "demo", "--slurm", "partition=gpu")
+    result = invoke(command.sweep, "digits-table3", "--slurm", "partition=gpu")
     assert str(result.exception) == "--slurm is for jobs of a cluster: add --launcher slurm"
 
 
 def test_without_submitit_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = invoke(command.sweep, "demo", "--launcher", "slurm")
+    result = invoke(command.sweep, "digits-table3", "--launcher", "slurm")
     assert isinstance(result.exception, AffsupError)
     assert "needs submitit, which is not installed: `pip install 'affsup[slurm]'`" in str(result.exception)
 
 
 def test_without_slurm_it_is_named_after_the_plan(monkeypatch: pytest.MonkeyPatch, digits: Path, runs: Path) -> None:
     monkeypatch.setenv("PATH", "")
-    result = invoke(command.sweep, "demo", "--launcher", "slurm", "--data", str(digits), "--runs", str(runs))
+    result = invoke(command.sweep, "digits-table3", "--launcher", "slurm", "--data", str(digits), "--runs", str(runs))
     assert str(result.exception).startswith("no Slurm here: `squeue` was not found on the PATH")
 
 

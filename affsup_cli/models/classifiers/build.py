@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from affsup_cli.models.classifiers.cifar_resnet import cifar_resnet
-from affsup_cli.models.classifiers.classifier import Classifier
+from affsup_cli.models.classifiers.classifier import Classifier, GlobalAverage
 from data_prep.errors import UsageError, did_you_mean
 
 
@@ -41,7 +41,7 @@ def imagenet_resnet(depth: int, channels: int, classes: int) -> Classifier:
 
     network = get_model(f"resnet{depth}", weights=None)
     width = network.fc.in_features
-    network.fc = nn.Identity()
+    network.avgpool, network.fc = GlobalAverage(), nn.Identity()
     if channels != 3:
         network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

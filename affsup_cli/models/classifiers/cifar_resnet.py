@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from affsup_cli.models.classifiers.classifier import Classifier
+from affsup_cli.models.classifiers.classifier import Classifier, GlobalAverage
 
 
 class BasicBlock(nn.Module):
@@ -51,6 +51,7 @@ class CifarResNet(nn.Module):
                 stages.append(BasicBlock(channels_in, width, 2 if stage > 0 and block == 0 else 1))
                 channels_in = width
         self.blocks = nn.Sequential(*stages)
+        self.pool = GlobalAverage()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -58,7 +59,8 @@ class CifarResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the global average of the last stage."""
         maps: Tensor = self.blocks(F.relu(self.bn1(self.conv1(images)), inplace=True))
-        return maps.mean((2, 3))
+        pooled: Tensor = self.pool(maps)
+        return pooled
 
 
 def cifar_resnet(depth: int, channels: int, classes: int) -> Classifier:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+
+class GlobalAverage(nn.Module):
+    """Global average pooling in float32 or wider, also of bfloat16 maps: L_G is computed on the result."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`[N, C, H, W]` -> `[N, C]`."""
+        return maps.mean((2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
 
 
 class Classifier(nn.Module):

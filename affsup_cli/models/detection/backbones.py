@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
-from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
+from torchvision.ops import Conv2dNormActivation
 
 from affsup_cli.models.detection.efficientnet_lite import EfficientNetLite0
 from data_prep.errors import AffsupError, UsageError, did_you_mean
@@ -139,11 +140,37 @@ def build_backbone(arch: str, weights: str, pixels: str, load: bool = True) -> B
     if weights == "none":
         parts = architecture.build(group_norm)
     else:
-        parts = architecture.build(partial(FrozenBatchNorm2d, eps=architecture.epsilon))
+        parts = architecture.build(partial(FrozenBatchNorm, epsilon=architecture.epsilon))
         if load:
             _load(parts.network, arch, weights)
         parts.early.requires_grad_(False)
     return Backbone(parts.early, parts.middle, parts.late, parts.stride, parts.channels, PIXELS[pixels])
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with constant statistics, weight and bias: torchvision's FrozenBatchNorm2d as one operator.
+
+    The result has the type of the input, also under autocast.
+
+    Args:
+        channels: number of channels.
+        epsilon: added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalise maps `[B, channels, H, W]`."""
+        return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.epsilon)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -218,7 +245,7 @@ def _check_name(field: str, name: str, known: Mapping[str, object]) -> None:
 
 def _load(network: nn.Module, arch: str, weights: str) -> None:
     """Load "imagenet" or a file into a network with the same key names."""
-    source, state = _imagenet(arch) if weights == "imagenet" else (weights, _read(Path(weights)))
+    source, state = _imagenet(arch) if weights == "imagenet" else (weights, _read(Path(weights).expanduser()))
     expected = _used(arch, network.state_dict())
     found = _used(arch, state)
     missing = [key for key in expected if key not in found]

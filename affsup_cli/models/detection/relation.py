@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from affsup_cli.affinity import scaled_dot_affinity
-from affsup_cli.affinity.precision import at_least_float32, without_autocast
+from affsup_cli.affinity.precision import at_least_float32, without_autocast, without_tf32
 
 LEAST_OFFSET = 1e-3
 LEAST_GEOMETRIC_WEIGHT = 1e-6
@@ -105,7 +105,7 @@ class RelationModule(nn.Module):
         queries, projected_keys, values = (
             self._split(projected) for projected in (self.query(features), self.key(keys), self.value(keys))
         )
-        with without_autocast(features):
+        with without_autocast(features), without_tf32(features):
             dots = scaled_dot_affinity(at_least_float32("queries", queries), at_least_float32("keys", projected_keys))
             weight = self.geometry(embedding).relu().clamp(min=LEAST_GEOMETRIC_WEIGHT)
             geometry = weight.log().permute(0, 3, 1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,12 @@ from matplotlib.ticker import MaxNLocator
 
 from affsup_cli.recipe import OBSERVING
 from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
-from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style
+from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import CurvePanel, CurvesSpec, KeyedVariant
+from affsup_cli.reporting.select.statistics import is_finite
+from affsup_cli.runs.folder import History
 from affsup_cli.runs.index import RunIndex, TrainedRun
 from data_prep.errors import AffsupError
 
@@ -27,14 +29,16 @@ _CSV_COLUMNS = ("panel", "curve", "seed", "epoch", "split", "error", "mass")
 _SPLIT_NAMES: dict[Split, str] = {"test": "test", "val": "validation"}
 _LINES = (("#222222", "-"), ("#3f90da", "--"), ("#e76300", "-."), ("#832db6", "-"), ("#94a4a2", "--"))
 _BEST = "#d00000"
+_DECIMALS = 2  # of errors in percent
 
 
 @dataclasses.dataclass(frozen=True)
 class _VariantCurves:
-    """The runs of a curve: error in percent and mass in 0..1, both `[seeds, epochs]`, or NaN."""
+    """The runs of a curve: error in percent and mass in 0..1 (or NaN), both `[seeds, epochs]`."""
 
     variant: KeyedVariant
     runs: tuple[TrainedRun, ...]
+    epochs: tuple[int, ...]
     error: Values
     mass: Values
 
@@ -57,9 +61,12 @@ class _PanelCurves:
     curves: list[_VariantCurves]
 
     @property
-    def best(self) -> _VariantCurves | None:
-        """The curve with the lowest final error; None for a single curve."""
-        return min(self.curves, key=lambda curve: curve.final_error) if len(self.curves) > 1 else None
+    def best(self) -> list[_VariantCurves]:
+        """The curves with the lowest final error as shown; none if all are equal."""
+        shown = [round(curve.final_error, _DECIMALS) for curve in self.curves]
+        if len(set(shown)) < 2:
+            return []
+        return [curve for curve, error in zip(self.curves, shown, strict=True) if error == min(shown)]
 
 
 def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
@@ -78,12 +85,19 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
     marks = footnotes.mark_departures(group.departures, group.data)
     drawn = footnotes.lines()
     notes = selection.remarks(footnotes)
-    records = [record for run in group.members for record in run.folder.metrics()]
-    split: Split = "test" if all(_is_finite(record.get("test_accuracy")) for record in records) else "val"
+    histories = {run.folder.name: run.folder.history() for run in group.members}
+    records = [record for history in histories.values() for record in history.records]
+    split: Split = "test" if all(is_finite(record.get("test_accuracy")) for record in records) else "val"
+    notes += [
+        f"{name} has {history.epochs:,} epochs, of which {len(history.records):,} are read: evenly spaced ones"
+        for name, history in histories.items()
+        if len(history.records) < history.epochs
+    ]
     panels = []
     for panel in spec.panels:
         found = [
-            _variant_curves(curve, group.runs.get(f"{panel.key}/{curve.key}", {}), split) for curve in panel.curves
+            _variant_curves(curve, group.runs.get(f"{panel.key}/{curve.key}", {}), histories, split)
+            for curve in panel.curves
         ]
         panels.append(_PanelCurves(panel, [curve for curve in found if curve]))
         if missing := [curve.label for curve, there in zip(panel.curves, found, strict=True) if there is None]:
@@ -104,34 +118,40 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
 def _caption(split: Split) -> str:
     return (
         f"Error and target affinity mass M on the {_SPLIT_NAMES[split]} split over the epochs. Lines: mean over seeds; "
-        "band: ± sample standard deviation; red dashed box: the lowest error at the last epoch."
+        "band: ± sample standard deviation; red dashed box: the lowest error at the last epoch. A table that shows the "
+        "epoch that is best on the validation split has other numbers."
     )
 
 
 def _curves_fault(run: TrainedRun) -> str | None:
     try:
-        records = run.folder.metrics()
+        history = run.folder.history()
     except AffsupError as error:
         return str(error)
-    if len(records) != run.result.epochs:
-        return f"metrics.jsonl has {len(records)} of {run.result.epochs} epochs"
-    if not all(_is_finite(record.get("val_accuracy")) for record in records):
+    if history.epochs != run.result.epochs:
+        return f"metrics.jsonl has {history.epochs} of {run.result.epochs} epochs"
+    if not all(is_finite(record.get("val_accuracy")) for record in history.records):
         return "val_accuracy is not a number in every epoch"
     return None
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _variant_curves(variant: KeyedVariant, by_seed: dict[int, TrainedRun], split: Split) -> _VariantCurves | None:
+def _variant_curves(
+    variant: KeyedVariant, by_seed: dict[int, TrainedRun], histories: Mapping[str, History], split: Split
+) -> _VariantCurves | None:
     if not by_seed:
         return None
     runs = tuple(run for _, run in sorted(by_seed.items()))
-    records = [run.folder.metrics() for run in runs]
-    accuracy = np.array([[record[f"{split}_accuracy"] for record in run] for run in records], dtype=np.float64)
-    mass = np.array([[record.get(f"{split}_mass") for record in run] for run in records], dtype=np.float64)
-    return _VariantCurves(variant, runs, 100 * (1 - accuracy), mass)
+    records = [histories[run.folder.name].records for run in runs]
+    epochs = tuple(record["epoch"] for record in records[0])
+    accuracy, mass = (
+        np.array([[_or_nan(record.get(f"{split}_{metric}")) for record in of_run] for of_run in records])
+        for metric in ("accuracy", "mass")
+    )
+    return _VariantCurves(variant, runs, epochs, 100 * (1 - accuracy), mass)
+
+
+def _or_nan(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and is_finite(value) else math.nan
 
 
 def _table(panel: _PanelCurves, marks: str) -> Table:
@@ -146,21 +166,21 @@ def _table(panel: _PanelCurves, marks: str) -> Table:
         source = Source(f"{panel.spec.label}, {variant.label}", curve.runs, marks)
         sources |= {(row, column): source for column in (1, 2)}
         mass = f"{curve.final_mass:.3f}{marks}" if math.isfinite(curve.final_mass) else DASH
-        rows.append((variant.label, f"{curve.final_error:.2f}{marks}", mass, str(len(curve.seeds))))
+        rows.append((variant.label, f"{curve.final_error:.{_DECIMALS}f}{marks}", mass, str(len(curve.seeds))))
     return Table((panel.spec.label, "last epoch's error (%)", "last epoch's M", "runs"), tuple(rows), sources)
 
 
 def _csv_rows(panel: _PanelCurves, split: Split) -> Iterator[dict[str, Any]]:
     for curve in panel.curves:
-        for (row, seed), epoch in itertools.product(enumerate(curve.seeds), range(curve.error.shape[1])):
-            mass = float(curve.mass[row, epoch])
+        for (row, seed), (place, epoch) in itertools.product(enumerate(curve.seeds), enumerate(curve.epochs)):
+            mass = float(curve.mass[row, place])
             yield {
                 "panel": panel.spec.key,
                 "curve": curve.variant.key,
                 "seed": seed,
-                "epoch": epoch + 1,
+                "epoch": epoch,
                 "split": _SPLIT_NAMES[split],
-                "error": float(curve.error[row, epoch]),
+                "error": float(curve.error[row, place]),
                 "mass": mass if math.isfinite(mass) else None,
             }
 
@@ -173,24 +193,26 @@ def _draw(title: str, panels: Sequence[_PanelCurves], split: Split, remarks: Seq
         shape = (1, 2) if alone else (2, len(panels))
         axes = figure.subplots(*shape, squeeze=False, sharex="col", sharey=False if alone else "row").reshape(2, -1)
         for panel, error_axes, mass_axes in zip(panels, *axes, strict=True):
-            error_axes.set_title(panel.spec.label)
+            typeset_texts([error_axes.set_title(panel.spec.label)])
             for curve in panel.curves:
                 colour, dashes = _LINES[panel.spec.curves.index(curve.variant) % len(_LINES)]
-                label = f"{curve.variant.label}: {curve.final_error:.2f} %"
-                _line(error_axes, curve.error, colour, dashes, label)
-                _line(mass_axes, curve.mass, colour, dashes, curve.variant.label)
+                label = f"{curve.variant.label}: {curve.final_error:.{_DECIMALS}f} %"
+                _line(error_axes, curve.epochs, curve.error, colour, dashes, label)
+                _line(mass_axes, curve.epochs, curve.mass, colour, dashes, curve.variant.label)
             legend = error_axes.legend(
                 title="error at the last epoch", loc="best", handlelength=2.6, frameon=True, edgecolor="none"
             )
+            typeset_texts(legend.get_texts())
+            best = panel.best
             for text, curve in zip(legend.get_texts(), panel.curves, strict=True):
-                if curve is panel.best:
+                if any(curve is each for each in best):
                     text.set_bbox({"facecolor": "none", "edgecolor": _BEST, "linestyle": "--", "pad": 2.5})
             mass_axes.set_xlabel("epoch")
         for row, label in zip(axes, (f"{_SPLIT_NAMES[split]} error (%)", "target affinity mass M"), strict=True):
             row[0].set_ylabel(label)
         axes[0, 0].set_ylim(0, _error_axis_limit(panels))
         axes[1, 0].set_ylim(0, 1.05)
-        last = max(curve.error.shape[1] for panel in panels for curve in panel.curves)
+        last = max(curve.epochs[-1] for panel in panels for curve in panel.curves)
         for axis in axes.flat:
             axis.set_xlim(0.5, last + 0.5)
             axis.grid(visible=True)
@@ -200,8 +222,7 @@ def _draw(title: str, panels: Sequence[_PanelCurves], split: Split, remarks: Seq
         return png_bytes(figure)
 
 
-def _line(axes: Axes, values: Values, colour: str, dashes: str, label: str) -> None:
-    epochs = range(1, values.shape[1] + 1)
+def _line(axes: Axes, epochs: Sequence[int], values: Values, colour: str, dashes: str, label: str) -> None:
     marker = "o" if len(epochs) < 3 else None
     draw_mean(axes, epochs, values, color=colour, linestyle=dashes, marker=marker, label=label)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
-from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style
+from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import EmbeddingSpec, KeyedVariant
@@ -161,7 +161,7 @@ def _draw(title: str, panels: Sequence[_Embedding], remarks: Sequence[str]) -> b
                 marker = _MARKERS[turn % len(_MARKERS)]
                 axes.scatter(x, y, s=9, color=PALETTE[colour], marker=marker, alpha=0.8, linewidths=0, label=str(label))
             scores = f"silhouette {panel.silhouette:.3f}, nearest neighbour {100 * panel.neighbour_accuracy:.1f} %"
-            axes.set_title(f"{panel.variant.label}\n{scores}")
+            typeset_texts([axes.set_title(f"{panel.variant.label}\n{scores}")])
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_aspect("equal", adjustable="datalim")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,11 +11,24 @@ from affsup_cli.reporting.render.document import DASH, MINUS, Content, Footnotes
 from affsup_cli.reporting.select.experiments import Cell, spec_cells
 from affsup_cli.reporting.select.match import Group, select_runs
 from affsup_cli.reporting.select.spec import GridBlock, GridColumn, GridEntry, GridSpec
-from affsup_cli.reporting.select.statistics import PairedDifference, Summary, paired_difference, summarize
+from affsup_cli.reporting.select.statistics import PairedDifference, Summary, is_finite, paired_difference, summarize
 from affsup_cli.runs.index import RunIndex, TrainedRun
 
 _CSV_COLUMNS = (
-    *("block", "column", "row", "metric", "n", "mean", "std", "ci_low", "ci_high", "paper_mean", "paper_std"),
+    *(
+        "block",
+        "column",
+        "row",
+        "metric",
+        "n",
+        "mean",
+        "std",
+        "ci_low",
+        "ci_high",
+        "paper_mean",
+        "paper_std",
+        "elsewhere",
+    ),
     *("seeds", "runs", "marks", "data_digest", "data_official"),
 )
 
@@ -79,20 +91,23 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
     used: list[TrainedRun] = []
     notes: list[str] = []
     means: dict[tuple[int, int, int], float] = {}
-    for number, block in enumerate(spec.blocks):
+    of_blocks: list[dict[tuple[str, str], _GridValue]] = []
+    for block in spec.blocks:
         filled: dict[tuple[str, str], _GridValue] = {}
         for place, entries in _comparable_entries(spec, block):
             group, found, remarks = _fill_entries(spec, block, entries, cells, runs, footnotes)
             filled |= {(each.entry.column, each.entry.row): each for each in found}
             notes += [f"{place}: {remark}" for remark in [*remarks, *_missing_metrics(block, found)]]
             used += group.members if group else []
+        of_blocks.append(filled)
+    for number, (block, filled) in enumerate(zip(spec.blocks, of_blocks, strict=True)):
         places = itertools.product(enumerate(spec.rows), enumerate(block.columns))
         means |= {
             (number, row, column): summary.mean
             for (row, row_key), (column, heading) in places
             if (summary := filled[heading.key, row_key].ours)
         }
-        lines = list(_lines(spec, block, filled))
+        lines = list(_lines(spec, block, filled, footnotes))
         labels = [column.label for column in block.columns]
         sources = {
             (row, column): source
@@ -187,7 +202,7 @@ def _metrics_fault(metrics: Sequence[str]) -> Callable[[TrainedRun], str | None]
     def fault(run: TrainedRun) -> str | None:
         found = {metric: run.result.metrics[metric] for metric in metrics if run.result.metrics.get(metric) is not None}
         for metric, value in found.items():
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_finite(value):
                 return f"{metric} is {value}"
         return None if found else f"no {' or '.join(metrics)}"
 
@@ -215,7 +230,9 @@ class _Line:
     sources: tuple[Source | None, ...] = ()
 
 
-def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _GridValue]) -> Iterator[_Line]:
+def _lines(
+    spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _GridValue], footnotes: Footnotes
+) -> Iterator[_Line]:
     """Yield the lines of a block."""
     with_paper = any(column.paper for column in block.columns)
     keys = [column.key for column in block.columns]
@@ -224,6 +241,9 @@ def _lines(spec: GridSpec, block: GridBlock, filled: dict[tuple[str, str], _Grid
         sources = tuple(each.source for each in line)
         if with_paper:
             yield _Line(variant.label, "paper", tuple(map(_paper_text, line)))
+        if any(each.entry.elsewhere is not None for each in line):
+            mark = footnotes.mark(f"elsewhere: {block.elsewhere}")
+            yield _Line(variant.label, "elsewhere", tuple(_elsewhere_text(each, mark) for each in line))
         yield _Line(variant.label, "ours", tuple(map(_ours_text, line)), sources)
         if with_paper:
             yield _Line(variant.label, f"ours {MINUS} paper", tuple(map(_deviation_text, line)), sources)
@@ -259,6 +279,11 @@ def _paper_text(filled: _GridValue) -> str:
     if paper is None:
         return DASH
     return f"{paper.mean:.{digits}f}" + ("" if paper.std is None else f" ± {paper.std:.{digits}f}")
+
+
+def _elsewhere_text(filled: _GridValue, mark: str) -> str:
+    value = filled.entry.elsewhere
+    return DASH if value is None else f"{value:.{filled.entry.digits}f} {mark}"
 
 
 def _ours_text(filled: _GridValue) -> str:
@@ -319,7 +344,7 @@ def _entry_row(filled: _GridValue) -> dict[str, Any]:
         line |= _origin_columns(filled, filled.group, filled.values, filled.runs(filled.values))
     if paper:
         line |= {"paper_mean": paper.mean, "paper_std": paper.std}
-    return line
+    return line | {"elsewhere": filled.entry.elsewhere}
 
 
 def _pair_row(pair: _Pair) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
-from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style
+from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import Group, select_runs
 from affsup_cli.reporting.select.spec import RecallCurve, RecallSpec
-from affsup_cli.reporting.select.statistics import summarize
+from affsup_cli.reporting.select.statistics import is_finite, summarize
 from affsup_cli.runs.index import RunIndex, TrainedRun
 
 Average = Literal["micro", "macro"]
@@ -58,7 +58,9 @@ def build_recall(spec: RecallSpec, runs: RunIndex) -> Content:
     if group is None:
         wanted = next(iter(cells.values())).recipe.flat()["test.recall_at"]
         tables = tuple(_table(average, spec, [], wanted, "") for average in _PREFIXES)
-        return Content(f"{spec.caption} {_CAPTION}", tables, (), tuple(selection.remarks(footnotes)), (), {})
+        empty = [{"curve": curve.key, "k": k} for curve in spec.curves for k in wanted]
+        files = {".csv": csv_bytes(empty, _CSV_COLUMNS)}
+        return Content(f"{spec.caption} {_CAPTION}", tables, (), tuple(selection.remarks(footnotes)), (), files)
     common_ks = sorted(set.intersection(*(set(_recall_by_k(run)) for run in group.members)))
     if not common_ks:
         names = ", ".join(run.folder.name for run in group.members)
@@ -101,7 +103,7 @@ def _recall_fault(run: TrainedRun) -> str | None:
     if not by_k:
         return "no test_recall@K"
     for k, value in by_k.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_finite(value):
             return f"test_recall@{k} is {value}"
     return None
 
@@ -174,7 +176,7 @@ def _draw(
         axes.set_ylabel("recall (%)")
         axes.set_ylim(bottom=0)
         axes.grid(visible=True)
-        axes.legend(loc="best", frameon=True, edgecolor="none")
+        typeset_texts(axes.legend(loc="best", frameon=True, edgecolor="none").get_texts())
         return png_bytes(figure)
 
 

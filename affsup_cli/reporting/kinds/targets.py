@@ -17,6 +17,7 @@ from affsup_cli.reporting.select.match import select_runs
 from affsup_cli.reporting.select.spec import TargetsSpec
 from affsup_cli.runs.examples import Example, read_examples
 from affsup_cli.runs.index import RunIndex
+from data_prep.errors import shorten
 
 _CSV_COLUMNS = ("image_id", "image", "target", "object", "class", "role", "x1", "y1", "x2", "y2")
 _WIDTH = 4.4  # inches of a picture
@@ -45,7 +46,7 @@ class _ChosenObject:
 
     def name(self, each: int) -> str:
         """Return the class of an object."""
-        return self.classes[int(self.example.gt_labels[each])]
+        return shorten(self.classes[int(self.example.gt_labels[each])])
 
 
 def build_targets(spec: TargetsSpec, runs: RunIndex) -> Content:
@@ -69,7 +70,7 @@ def build_targets(spec: TargetsSpec, runs: RunIndex) -> Content:
     notes = selection.remarks(footnotes)
     example = choice.example
     return Content(
-        caption=f"Image {example.name}, reference {choice.name(choice.reference)}. {_CAPTION}",
+        caption=f"Image {shorten(example.name)}, reference {choice.name(choice.reference)}. {_CAPTION}",
         tables=(_table(spec, choice, Source("the image", (run,), marks), marks),),
         footnotes=footnotes.lines(),
         notes=tuple(notes),

@@ -1,11 +1,13 @@
-"""The parts of a report (tables of text, footnotes, notes, files), and its page as Markdown."""
+"""The parts of a report: tables of text, footnotes, notes, files."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ _NEGATIVE = re.compile(r"(?<![\w)])-(?=\d)")
 _LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 _PLAIN = str.maketrans(_LETTERS, "abcdefghijklmnoprstuvwxyz")
 _MARKS = re.compile(rf"(?: [{_LETTERS}]+)+$")
+
+
+_LONG_FIELD = 45  # characters
+_SHARES = ("accuracy", "map_", "recall", "attention_")
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is shown in percent: accuracies, precisions, recalls, shares of attention."""
+    return any(share in metric for share in _SHARES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +56,15 @@ class Table:
     def grouped(self) -> bool:
         """Whether rows form groups."""
         return self.header[1] == ""
+
+    @property
+    def wraps(self) -> bool:
+        """Whether its fields are words that may take several lines, not numbers."""
+        return not self.grouped and any(len(field) > _LONG_FIELD for row in self.rows for field in row)
+
+    def bodies(self) -> list[list[int]]:
+        """Return the row numbers of each body of an HTML table: those of each group, or all."""
+        return self.groups() if self.grouped else [list(range(len(self.rows)))]
 
     def groups(self) -> list[list[int]]:
         """Return the row numbers of each group."""
@@ -142,28 +162,10 @@ class Report:
     paths: tuple[Path, ...] = ()
 
 
-def markdown(report: Report) -> str:
-    """Return a page: title, picture, tables, caption, footnotes, notes."""
-    content = report.content
-    parts = [f"# {report.title}"]
-    if ".png" in content.files:
-        parts.append(f"![{report.title}]({report.name}.png)")
-    parts += [_markdown_table(table) for table in content.tables]
-    parts.append(content.caption)
-    parts += ["  \n".join(content.footnotes)] if content.footnotes else []
-    notes = (*report.provenance, *report.notes)
-    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    return "\n\n".join(parts) + "\n"
-
-
-def csv_bytes(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+def csv_bytes(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
     """Return CSV in UTF-8; numbers in full precision, None as an empty field."""
-    import pandas as pd
-
-    text = pd.DataFrame(rows, columns=list(columns), dtype=object).to_csv(index=False, lineterminator="\n")
-    return printable(text).encode()
-
-
-def _markdown_table(table: Table) -> str:
-    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
-    return "\n".join("| " + " | ".join(field.replace("|", "\\|") for field in line) + " |" for line in lines)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return printable(text.getvalue()).encode()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 Values = npt.NDArray[np.float64]
 
@@ -22,6 +24,7 @@ PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e
 """M. Petroff's accessible ten-colour cycle (arXiv:2107.02270)."""
 
 DOTS_PER_INCH = 150
+_SYMBOL = re.compile(r"\b([LF])_(G|S|C|in)\b")
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -47,13 +50,25 @@ def new_figure(width: float, height: float, title: str, remarks: Sequence[str]) 
     """
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     heading = "\n".join(textwrap.wrap(title, int(width * 9)))
-    figure.suptitle(heading, fontsize=12.5, fontweight="bold", x=0.012, ha="left")
+    typeset_texts([figure.suptitle(heading, fontsize=12.5, fontweight="bold", x=0.012, ha="left")])
     foot = "\n".join(
         textwrap.shorten(remark, int(width * 15), placeholder=" … (in full on its page)") for remark in remarks
     )
     if foot:
-        figure.supxlabel(foot, fontsize=7.5, color="#555555", x=0.012, ha="left")
+        typeset_texts([figure.supxlabel(foot, fontsize=7.5, color="#555555", x=0.012, ha="left")])
     return figure
+
+
+def typeset(text: str) -> str:
+    """Return text for matplotlib's math parser: L_G and F_S become symbols, everything else is plain text."""
+    return _SYMBOL.sub(r"$\1_{\\mathrm{\2}}$", text.replace("$", r"\$"))
+
+
+def typeset_texts(texts: Iterable[Text]) -> None:
+    """Typeset texts of a figure, such as those of a legend."""
+    for text in texts:
+        text.set_parse_math(True)
+        text.set_text(typeset(text.get_text()))
 
 
 def draw_mean(axes: Axes, x: Sequence[int], values: Values, **line: Any) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from affsup_cli.reporting.select.statistics import is_finite
+
 MAX_POINTS = 200
 
-_WIDTH, _HEIGHT, _GUTTER = 240, 84, 30
+_WIDTH, _HEIGHT = 240, 84
+_DIGIT = 6.2  # width of a character of the labels
 _QUANTITIES = (
     ("loss", ("train_loss",)),
     ("accuracy", ("val_accuracy", "test_accuracy")),
@@ -29,7 +31,7 @@ _UNIT_RANGE = (
 class Sparkline:
     """One quantity of a run as (epoch, value), by epoch; values that are not finite are left out."""
 
-    kind: str
+    quantity: str
     label: str
     points: tuple[tuple[int, float], ...]
 
@@ -38,21 +40,23 @@ class Sparkline:
         epochs = [epoch for epoch, _ in self.points]
         first, last = epochs[0], epochs[-1]
         span, reach = last - first or 1, high - low or 1.0
+        top, bottom = number(high), number(low)
+        left = round(6 + _DIGIT * max(len(top), len(bottom)))
         right, foot = _WIDTH - 4, _HEIGHT - 14
         drawn = []
         for epoch, value in _subsample(self.points):
-            x, y = _GUTTER + (epoch - first) / span * (right - _GUTTER), foot - (value - low) / reach * (foot - 8)
+            x, y = left + (epoch - first) / span * (right - left), foot - (value - low) / reach * (foot - 8)
             drawn.append(f"{x:.1f} {y:.1f}")
         ends = f"{number(self.points[0][1])} to {number(self.points[-1][1])}"
         said = f"{self.label} over epochs {first} to {last}: from {ends}"
         return (
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(said)}">'
-            f'<path class="axes" d="M{_GUTTER} 8V{foot}H{right}"/>'
+            f'<path class="axes" d="M{left} 8V{foot}H{right}"/>'
             f'<path class="line" d="M{"L".join(drawn)}"/>'
             f'<circle cx="{drawn[-1].split()[0]}" cy="{drawn[-1].split()[1]}" r="2.5"/>'
-            f'<text x="{_GUTTER - 4}" y="12" text-anchor="end">{number(high)}</text>'
-            f'<text x="{_GUTTER - 4}" y="{foot}" text-anchor="end">{number(low)}</text>'
-            f'<text x="{_GUTTER}" y="{_HEIGHT - 3}">{first}</text>'
+            f'<text x="{left - 4}" y="12" text-anchor="end">{top}</text>'
+            f'<text x="{left - 4}" y="{foot}" text-anchor="end">{bottom}</text>'
+            f'<text x="{left}" y="{_HEIGHT - 3}">{first}</text>'
             f'<text x="{right}" y="{_HEIGHT - 3}" text-anchor="end">epoch {last}</text></svg>'
         )
 
@@ -70,7 +74,7 @@ def sparklines(records: Sequence[Mapping[str, Any]]) -> list[Sparkline]:
     found = []
     for kind, metrics in _QUANTITIES:
         for metric in metrics:
-            points = tuple((record["epoch"], record[metric]) for record in records if _is_finite(record.get(metric)))
+            points = tuple((record["epoch"], record[metric]) for record in records if is_finite(record.get(metric)))
             if points:
                 split = _SPLITS.get(metric.partition("_")[0])
                 found.append(Sparkline(kind, f"{kind}, {split}" if split else kind, points))
@@ -82,12 +86,8 @@ def value_ranges(sparklines_of_runs: Iterable[Sparkline]) -> dict[str, tuple[flo
     """Return for each kind the least and the greatest value: runs that are drawn between them compare."""
     values: dict[str, list[float]] = {}
     for curve in sparklines_of_runs:
-        values.setdefault(curve.kind, []).extend(value for _, value in curve.points)
+        values.setdefault(curve.quantity, []).extend(value for _, value in curve.points)
     return {kind: (0.0, 1.0) if kind in _UNIT_RANGE else (min(found), max(found)) for kind, found in values.items()}
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _subsample(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

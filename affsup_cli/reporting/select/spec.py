@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from affsup_cli.recipe import Section, is_file_name, parse_toml, recipes_folder
-from data_prep.errors import AffsupError, UsageError, did_you_mean
+from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
 
 T = TypeVar("T")
 Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="one part of a cell's key")]
@@ -68,12 +68,14 @@ class GridColumn(KeyedVariant, GridFields):
     """A column of a block, and the paper's numbers in it: `{row key: mean or [mean, standard deviation]}`."""
 
     paper: dict[str, float | tuple[float, float]] = Field(default={})
+    elsewhere: dict[str, float] = Field(default={}, description="published numbers of other projects, by row key")
 
 
 class GridBlock(KeyedVariant, GridFields):
     """A block of rows with its own column headings: one data set."""
 
     seeds: int = Field(ge=1, description="runs per cell")
+    elsewhere: str | None = Field(default=None, description="the source of the columns' `elsewhere`, for a footnote")
     columns: tuple[GridColumn, ...] = Field(min_length=1)
 
 
@@ -91,6 +93,7 @@ class GridEntry:
         scale: factor of the shown value.
         digits: decimals shown.
         paper: the paper's number, if it prints one.
+        elsewhere: the number of another project, if one is known.
     """
 
     column: str
@@ -102,6 +105,7 @@ class GridEntry:
     scale: float
     digits: int
     paper: PaperValue | None
+    elsewhere: float | None = None
 
 
 class GridSpec(GridFields):
@@ -155,6 +159,7 @@ class GridSpec(GridFields):
             scale=1.0 if scale is None else scale,
             digits=2 if digits is None else digits,
             paper=None if paper is None else PaperValue(*paper) if isinstance(paper, tuple) else PaperValue(paper),
+            elsewhere=column.elsewhere.get(row),
         )
 
     @model_validator(mode="after")
@@ -169,6 +174,9 @@ class GridSpec(GridFields):
                 _refuse_unknown("column", compared, [column.key for column in block.columns])
             for column in block.columns:
                 _refuse_unknown("row", column.paper, self.rows)
+                _refuse_unknown("row", column.elsewhere, self.rows)
+                if column.elsewhere and block.elsewhere is None:
+                    raise ValueError(f"{block.key}: elsewhere needs the source of these numbers")
             self.entries(block)
         return self
 
@@ -320,7 +328,7 @@ def load_spec(name: str) -> Spec:
     path = _tables_folder() / f"{name}.toml"
     if name not in report_names():
         hint = did_you_mean(name, report_names())
-        raise UsageError(f"no table or figure '{name}'{hint}: known are {', '.join(report_names())}")
+        raise UsageError(f"no table or figure {quote(name)}{hint}: known are {', '.join(report_names())}")
     return read_spec(path)
 
 
@@ -336,7 +344,7 @@ def read_spec(path: Path) -> Spec:
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(map(str, fault["loc"]))
-        raise AffsupError(f"{path}: {field}: {fault['msg']}, found {fault['input']!r}") from error
+        raise AffsupError(f"{path}: {field}: {shorten(fault['msg'])}, found {quote(fault['input'])}") from error
 
 
 def _tables_folder() -> Path:

@@ -29,6 +29,14 @@ class PairedDifference:
     seeds: tuple[int, ...]
 
 
+def is_finite(value: object) -> bool:
+    """Return whether a metric is a number that a float can hold: no NaN, no infinity, no text."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def summarize(values: Sequence[float]) -> Summary:
     """Return mean, deviation and number of at least one value."""
     return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))

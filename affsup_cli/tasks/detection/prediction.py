@@ -18,7 +18,7 @@ from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, resolve_device
 from affsup_cli.tasks.detection.examples import strongest_partners
 from affsup_cli.tasks.detection.network import build_network, find_regions, ranking_graph
-from data_prep.decode.pictures import open_picture
+from affsup_cli.tasks.pictures import open_for_prediction
 from data_prep.errors import UsageError
 
 
@@ -100,7 +100,7 @@ class Predictor:
         """
         if reference is not None and reference not in self.classes:
             raise UsageError(f"--reference {reference}: the run's classes are {', '.join(self.classes)}")
-        return self._of_image(path, open_picture(path), reference, least)
+        return self._of_image(path, open_for_prediction(path), reference, least)
 
     @torch.no_grad()
     def _of_image(self, path: Path, image: NDArray[np.uint8], reference: str | None, least: float) -> Prediction:

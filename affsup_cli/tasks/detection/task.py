@@ -23,6 +23,7 @@ from affsup_cli.affinity import (
 from affsup_cli.data.scenes import SceneBatch, SceneBatches, SceneEpochs
 from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import Shard
+from affsup_cli.metrics.attention import AttentionShares
 from affsup_cli.metrics.average import Averages
 from affsup_cli.metrics.detection import DetectionPrecision
 from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
@@ -46,6 +47,9 @@ from affsup_cli.tasks.detection.network import (
 from affsup_cli.training.task import Losses
 from data_prep.errors import UsageError, did_you_mean
 from data_prep.store import Scenes, read_scene_manifest, read_scenes
+
+SCENE_GRAPH_KS = (20, 50, 100)
+"""The values of K that are usual in scene graph generation; `test.recall_at` adds the paper's."""
 
 
 class DetectionTask:
@@ -82,7 +86,13 @@ class DetectionTask:
         affinity = self._affinity
         self._loss = None
         if affinity is not None and affinity.loss != "none":
-            self._loss = AffinityLoss(affinity.loss, affinity.gamma, affinity.softmax)
+            self._loss = AffinityLoss(
+                affinity.loss,
+                affinity.gamma,
+                affinity.softmax,
+                average=affinity.average,
+                row_average=affinity.row_average,
+            )
         self._findings: dict[str, tuple[DetectionPrecision, RelationshipProposals, list[Example]]] = {}
 
     def begin_epoch(self, epoch: int) -> None:
@@ -103,10 +113,14 @@ class DetectionTask:
             target = self._target(regions, batch, affinity)
             with torch.set_grad_enabled(self._loss is not None):
                 graph = attention_graph(regions, affinity, affinity.heads)
+                masses = None
                 if self._loss is not None:
-                    loss = self._loss(graph, target.unsqueeze(1).expand_as(graph))
-            mass, supervised = _mass(graph.detach().mean(dim=1), target)
-            counts["affinity"] = supervised
+                    loss, masses = self._loss.loss_and_mass(graph, target.unsqueeze(1).expand_as(graph))
+                if masses is None or affinity.heads == "each":
+                    masses = target_mass(graph.detach().mean(dim=1), target)
+            mass, supervised = _mean_mass(masses.flatten(), target)
+            if affinity.average == "with-target":
+                counts["affinity"] = supervised
             metrics["empty_target"] = 1 - supervised.float() / len(target)
             masked_means["mass"] = (mass, supervised)
         if self.model.pairs is not None:
@@ -138,8 +152,9 @@ class DetectionTask:
         """Evaluate this process's shard of a split."""
         detections: list[tuple[Any, ...]] = []
         masses: list[tuple[Tensor, Tensor]] = []
-        recall = RelationshipRecall(self._recipe.test.recall_at)
+        recall = RelationshipRecall(self._recall_ks)
         proposals = RelationshipProposals()
+        attention = AttentionShares()
         examples = Examples(scenes)
 
         def count(outputs: tuple[tuple[int, ...], HostCopy]) -> None:
@@ -160,18 +175,21 @@ class DetectionTask:
                     gt_boxes, gt_pairs = torch.from_numpy(objects.boxes), torch.from_numpy(objects.relations)
                     ranked, weights = top_pairs(of_image, max(PAIRS_KEPT, *recall.ks))
                     recall.update_ranked(where, ranked, gt_boxes, gt_pairs)
-                    proposals.add(image_id, where, ranked, weights)
+                    proposals.add(image_id, where, probabilities.argmax(dim=1), ranked, weights)
+                    counted = objects.without_ignored()
+                    attention.update(where, of_image, torch.from_numpy(counted.boxes), torch.from_numpy(counted.labels))
                     examples.add(index, where, of_image)
 
         # On a CPU a thread would only compete for cores: an evaluation took a fifth longer.
         in_turn = map_in_background if self._device.type == "cuda" else map
         deque(in_turn(count, self._outputs(scenes)), maxlen=0)
-        return _Findings(detections, masses, recall, proposals, examples.finished())
+        return _Findings(detections, masses, recall, proposals, attention, examples.finished())
 
     def _measured(self, split: str, all_findings: Sequence[_Findings]) -> dict[str, float]:
         """Merge the findings of the processes, in the order of the images, and compute the metrics."""
         precision, averages = DetectionPrecision(self._manifest.classes, self._recipe.test.evaluator), Averages()
-        recall, proposals = RelationshipRecall(self._recipe.test.recall_at), RelationshipProposals()
+        recall, proposals = RelationshipRecall(self._recall_ks), RelationshipProposals()
+        attention = AttentionShares()
         examples: list[Example] = []
         for findings in all_findings:
             for image in findings.detections:
@@ -180,6 +198,7 @@ class DetectionTask:
                 averages.add({"mass": mass}, supervised)
             recall.merge(findings.recall)
             proposals.merge(findings.proposals)
+            attention.merge(findings.attention)
             examples += findings.examples
         self._findings = {split: (precision, proposals, examples)}
         measured = precision.compute() | averages.read()
@@ -187,6 +206,7 @@ class DetectionTask:
             computed = recall.compute()
             measured |= {f"recall@{k}": value for k, value in computed["micro"].items()}
             measured |= {f"recall_macro@{k}": value for k, value in computed["macro"].items()}
+            measured |= attention.compute()
         # NaN: the split has no object, or no pair.
         return {name: value for name, value in measured.items() if not math.isnan(value)}
 
@@ -195,14 +215,19 @@ class DetectionTask:
         return metrics["map_all"]
 
     def export(self, folder: Path, split: str) -> None:
-        """Write detections (COCO's format), the strongest relationship proposals, and example images."""
+        """Write detections (COCO), the strongest relationship proposals (HDF5, SGBench) and example images."""
         precision, proposals, examples = self._findings[split]
         run = RunFolder(folder)
         write_detections(run.detections(split), precision.coco_results(self._manifest.category_ids))
         if self._has_graph:
             proposals.write(run.relationships(split))
+            proposals.write_scene_graphs(run.scene_graphs(split))
             if split == "test":
                 write_examples(run.examples, self._manifest.classes, examples)
+
+    @property
+    def _recall_ks(self) -> tuple[int, ...]:
+        return (*SCENE_GRAPH_KS, *self._recipe.test.recall_at)
 
     @property
     def _has_graph(self) -> bool:
@@ -225,7 +250,7 @@ class DetectionTask:
                 outputs["graph"] = graph
                 if self._affinity is not None:
                     target = self._target(regions, batch, self._affinity)
-                    outputs["mass"], outputs["supervised"] = _mass(graph, target)
+                    outputs["mass"], outputs["supervised"] = _mean_mass(target_mass(graph, target), target)
             yield batch.index, HostCopy(outputs)
 
     def _regions(self, batch: SceneBatch, gt_boxes: Tensor | None = None) -> tuple[Regions, dict[str, Tensor]]:
@@ -237,7 +262,7 @@ class DetectionTask:
             self._manifest.classes.index(name) if name else None for name in (affinity.first, affinity.second)
         )
         truth = GroundTruth(batch.boxes, batch.labels, batch.relations, first, second)
-        return proposal_target(affinity.target, regions.boxes, truth)
+        return proposal_target(affinity.target, regions.boxes, truth, affinity.match)
 
     def _counted_samplers(self) -> dict[str, _CountingSampler]:
         """Wrap the samplers so that losses of several processes can be weighted by their number of samples."""
@@ -276,6 +301,7 @@ class _Findings:
         masses: M of each batch, and the number of images that it is the mean of.
         recall: over these images.
         proposals: their strongest pairs.
+        attention: the shares of attention of their objects.
         examples: those among these images.
     """
 
@@ -283,6 +309,7 @@ class _Findings:
     masses: list[tuple[Tensor, Tensor]]
     recall: RelationshipRecall
     proposals: RelationshipProposals
+    attention: AttentionShares
     examples: list[Example]
 
 
@@ -298,8 +325,8 @@ class _CountingSampler:
         return positive, negative
 
 
-def _mass(graph: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean M over the images with a target, of the whole matrix (eq. 3), and how many these are."""
+def _mean_mass(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean over the images with a target of M `[B]`, and their number."""
     supervised = target.flatten(1).any(dim=1)
     count = supervised.sum()
-    return (target_mass(graph, target) * supervised).sum() / count.clamp(min=1), count
+    return (masses * supervised).sum() / count.clamp(min=1), count

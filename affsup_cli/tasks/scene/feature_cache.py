@@ -29,11 +29,11 @@ from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import SceneRecipe
 from affsup_cli.runs.export import weights_digest
 from affsup_cli.runs.folder import atomic_file
-from affsup_cli.runtime.devices import autocast, device_name, memory_format
+from affsup_cli.runtime.devices import autocast, device_name, memory_format, resolve_precision
 from data_prep.errors import AffsupError, AffsupWarning
 
 FOLDER = ".described"
-FORMAT = 1  # raise this when the computation or the file format changes
+FORMAT = 2  # raise this when the computation or the file format changes
 LIBRARIES = ("affsup", "pillow", "torch", "torchvision")
 _TENSOR = "described"
 _ENTRY = "affsup"
@@ -190,7 +190,7 @@ def cache_key(images: ImageSet, model: SceneClassifier, recipe: SceneRecipe) -> 
         "features": recipe.model.features,
         "network": recipe.network.identity(),
         "weights": weights_digest(model.part_a.state_dict()),
-        "precision": recipe.train.precision,
+        "precision": resolve_precision(recipe.train.precision, _device_of(model)),
         "channels_last": recipe.run.channels_last,
         "device": device.type,
         "device_name": device_name(device),

@@ -11,9 +11,9 @@ from affsup_cli.recipe import SceneRecipe
 from affsup_cli.runs.checkpoint import explain_mismatch
 from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, resolve_device
+from affsup_cli.tasks.pictures import open_for_prediction
 from affsup_cli.tasks.scene.feature_cache import compute_features
 from affsup_cli.tasks.scene.task import build_scene_classifier
-from data_prep.decode.pictures import open_picture
 from data_prep.errors import AffsupError
 
 
@@ -50,7 +50,7 @@ class ScenePredictor:
             AffsupError: the file is not a picture.
         """
         data = self._recipe.data
-        pictures = SceneBatches(SinglePicture(open_picture(path)), data.short_side, data.long_side, self._device)
+        pictures = SceneBatches(SinglePicture(open_for_prediction(path)), data.short_side, data.long_side, self._device)
         (batch,) = pictures.sequential(1)
         described = compute_features(self._model, batch, self._recipe)
         probabilities = self._model(described[None]).softmax(dim=1)[0]

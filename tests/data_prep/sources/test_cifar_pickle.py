@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import data_prep
 from data_prep.errors import SourceError
 from data_prep.sources import cifar_pickle
 from data_prep.sources.cifar_pickle import load
@@ -208,3 +209,28 @@ def test_no_damage_gives_anything_but_a_batch_or_a_source_error(changes: list[tu
         pickled[position % len(pickled)] = value
     with contextlib.suppress(SourceError):
         assert isinstance(load("data_batch_1", bytes(pickled)), dict)
+
+
+def doubled(levels: int) -> list:
+    """A list of two references to a list of two references, and so on: small as a pickle, 2 ** levels if copied."""
+    value: list = ["x" * 10]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "content", [{"label_names": doubled(60)}, {"other": doubled(60)}, doubled(60), {"data": doubled(60)}]
+)
+def test_a_small_pickle_that_unfolds_to_an_enormous_value_takes_little_memory(content: object) -> None:
+    pickled = pickle.dumps(content, 2)
+    assert len(pickled) < 1000
+    tracemalloc.start()
+    try:
+        files = {"meta": pickled, "train": pickled, "test": pickled}
+        with pytest.raises(SourceError, match="meta") as caught:
+            data_prep.get("cifar100").read(files)
+        assert len(str(caught.value)) < 400
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+import data_prep
 from data_prep.errors import AffsupError
 from data_prep.origin import Origin
+from data_prep.raw import ImageSet
 from data_prep.sources import download as download_module
 from data_prep.sources.download import download
 
@@ -63,16 +67,29 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[Behaviour, str]]:
-    behaviour = Behaviour()
+@contextmanager
+def serving(behaviour: Behaviour) -> Iterator[str]:
     handler = type("Handler", (Handler,), {"behaviour": behaviour})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield behaviour, f"http://127.0.0.1:{http.server_port}/file.tar.gz"
+        yield f"http://127.0.0.1:{http.server_port}/file.tar.gz"
         http.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[Behaviour, str]]:
+    behaviour = Behaviour()
+    with serving(behaviour) as url:
+        yield behaviour, url
+
+
+@pytest.fixture
+def mirror() -> Iterator[tuple[Behaviour, str]]:
+    behaviour = Behaviour()
+    with serving(behaviour) as url:
+        yield behaviour, url
 
 
 @dataclass
@@ -83,9 +100,24 @@ class Client:
     folder: Path
     progress: list[tuple[str, int, int]] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
+    seconds: float = 0  # that pass each time the client looks at its clock
+    now: float = 0
+
+    def clock(self) -> float:
+        return self.tick(self.seconds)
+
+    def tick(self, seconds: float) -> float:
+        self.now += seconds
+        return self.now
 
     def __call__(self) -> Path:
-        return download(self.origin, self.folder, lambda *told: self.progress.append(told), sleep=self.waits.append)
+        return download(
+            self.origin,
+            self.folder,
+            lambda *told: self.progress.append(told),
+            sleep=self.waits.append,
+            clock=self.clock,
+        )
 
     @property
     def part(self) -> Path:
@@ -95,7 +127,8 @@ class Client:
 @pytest.fixture
 def client(server: tuple[Behaviour, str], cifar10_origin: Origin, tmp_path: Path) -> Client:
     md5 = hashlib.md5(CONTENT).hexdigest()
-    return Client(replace(cifar10_origin, url=server[1], md5=md5, size=len(CONTENT)), tmp_path / "downloads")
+    origin = replace(cifar10_origin, url=server[1], md5=md5, size=len(CONTENT), sha256=None, mirrors=())
+    return Client(origin, tmp_path / "downloads")
 
 
 @pytest.fixture
@@ -110,7 +143,9 @@ def test_a_download_brings_the_file_and_tells_its_progress(
     path = client()
     assert path == client.folder / "file.tar.gz"
     assert path.read_bytes() == CONTENT
-    assert client.progress == [("download", done, 10240) for done in (0, 4096, 8192, 10240)]
+    assert [(step, total) for step, _, total in client.progress] == [("download", 10240)] * len(client.progress)
+    done = [amount for _, amount, _ in client.progress]
+    assert (done[0], done[-1], sorted(set(done))) == (0, 10240, done)
     assert not client.part.exists()
 
 
@@ -245,3 +280,125 @@ def test_a_download_that_cannot_fit_is_not_begun(client: Client, behaviour: Beha
     with pytest.raises(AffsupError, match="No space left on device"):
         client()
     assert behaviour.requests == []
+
+
+# Mirrors
+
+
+@pytest.fixture
+def mirrored(client: Client, mirror: tuple[Behaviour, str]) -> Client:
+    client.origin = replace(client.origin, mirrors=(mirror[1],))
+    return client
+
+
+def test_a_dead_address_is_left_for_the_next(mirrored: Client, mirror: tuple[Behaviour, str]) -> None:
+    mirrored.origin = replace(mirrored.origin, url="http://127.0.0.1:1/file.tar.gz")
+    assert mirrored().read_bytes() == CONTENT
+    assert mirrored.waits == [1]
+    assert mirror[0].requests == [None]
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_an_address_that_refuses_is_left_for_the_next(mirrored: Client, behaviour: Behaviour, status: int) -> None:
+    behaviour.fails = [status] * 9
+    assert mirrored().read_bytes() == CONTENT
+
+
+def test_a_truncated_download_is_continued_at_the_next_address(
+    mirrored: Client, behaviour: Behaviour, mirror: tuple[Behaviour, str]
+) -> None:
+    behaviour.breaks = 99
+    assert mirrored().read_bytes() == CONTENT
+    assert mirror[0].requests == ["bytes=7680-"]
+
+
+def test_an_address_with_another_file_is_left_for_the_next(
+    mirrored: Client, behaviour: Behaviour, mirror: tuple[Behaviour, str]
+) -> None:
+    behaviour.content = CONTENT[::-1]
+    assert mirrored().read_bytes() == CONTENT
+    assert mirror[0].requests == [None]
+
+
+@pytest.mark.parametrize("claimed", [100, 99_999])
+def test_an_address_with_another_length_is_left_for_the_next(
+    mirrored: Client, behaviour: Behaviour, claimed: int
+) -> None:
+    behaviour.claimed = claimed
+    assert mirrored().read_bytes() == CONTENT
+
+
+def test_a_lying_address_that_breaks_off_does_not_spoil_the_next(
+    mirrored: Client, behaviour: Behaviour, mirror: tuple[Behaviour, str]
+) -> None:
+    behaviour.content, behaviour.breaks = CONTENT[::-1], 99
+    assert mirrored().read_bytes() == CONTENT
+    assert mirror[0].requests == ["bytes=7680-", None]
+
+
+def slow(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every address look slow: a second passes for each 512 bytes."""
+    client.seconds = 1
+    monkeypatch.setattr(download_module, "_CHUNK", 512)
+    monkeypatch.setattr(download_module, "_WINDOW", 5)
+
+
+def test_a_slow_address_is_left_for_a_faster_one(
+    mirrored: Client, mirror: tuple[Behaviour, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(mirrored, monkeypatch)
+    monkeypatch.setattr(download_module, "_FLOOR", 600)
+    monkeypatch.setattr(mirrored, "clock", lambda: mirrored.tick(0 if mirror[0].requests else 1))
+    assert mirrored().read_bytes() == CONTENT
+    (requested,) = mirror[0].requests
+    assert requested
+    assert re.fullmatch(r"bytes=\d+-", requested)  # what the slow address gave is kept
+
+
+def test_of_slow_addresses_the_fastest_is_used_in_the_end(
+    mirrored: Client, behaviour: Behaviour, mirror: tuple[Behaviour, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(mirrored, monkeypatch)
+    assert mirrored().read_bytes() == CONTENT
+    assert behaviour.requests[0] is None
+    assert mirror[0].requests
+    assert len(behaviour.requests) + len(mirror[0].requests) == 3
+
+
+def test_a_single_address_may_be_slow(client: Client, behaviour: Behaviour, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(client, monkeypatch)
+    assert client().read_bytes() == CONTENT
+    assert behaviour.requests == [None]
+
+
+def test_when_all_addresses_fail_each_is_named_with_its_reason(
+    mirrored: Client, behaviour: Behaviour, mirror: tuple[Behaviour, str]
+) -> None:
+    behaviour.fails = [404]
+    mirror[0].content = CONTENT[::-1]
+    with pytest.raises(AffsupError) as caught:
+        mirrored()
+    assert f"{mirrored.origin.url}: the server answered 404" in str(caught.value)
+    assert f"{mirror[1]}: is not the official file: MD5" in str(caught.value)
+    assert list(mirrored.folder.iterdir()) == []
+
+
+def test_a_file_of_the_same_md5_and_another_sha256_is_refused(client: Client) -> None:
+    client.origin = replace(client.origin, sha256="0" * 64)
+    with pytest.raises(AffsupError, match=f"SHA-256 {hashlib.sha256(CONTENT).hexdigest()}, expected 0000"):
+        client()
+    client.origin = replace(client.origin, sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert client().read_bytes() == CONTENT
+
+
+def test_addresses_are_different_have_the_name_of_the_archive_and_are_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data-sets.md").read_text(encoding="utf-8")
+    for dataset in data_prep.datasets().values():
+        archives = [dataset.origin] if isinstance(dataset, ImageSet) else dataset.archives
+        for archive in filter(None, archives):
+            addresses = (archive.url, *archive.mirrors)
+            assert len(set(addresses)) == len(addresses)
+            assert {address.rpartition("/")[2] for address in addresses} == {archive.filename}
+            assert all(f"<{address}>" in page for address in addresses)
+            assert f"{archive.size:,} bytes" in page
+            assert (archive.sha256 or archive.md5) in page

@@ -8,6 +8,7 @@ import pytest
 
 from affsup_cli.reporting.kinds.curves import build_curves
 from affsup_cli.reporting.render.document import DASH, Content
+from affsup_cli.reporting.select.experiments import experiments
 from affsup_cli.reporting.select.spec import CurvesSpec, load_spec
 from affsup_cli.runs.index import RunIndex
 from tests.reporting.fake_runs import CIFAR10_RESNET20, RunMaker, decay
@@ -147,15 +148,21 @@ def test_a_curve_keeps_its_colour_where_others_are_missing(make: RunMaker) -> No
     assert has_colour(figure5(make).files[".png"], "#94a4a2", least=500)
 
 
+@pytest.mark.parametrize(("last", "boxed"), [(0.2, True), (0.1, False), (0.100001, False)])
+def test_curves_with_the_same_error_are_boxed_unless_all_have_it(make: RunMaker, last: float, boxed: bool) -> None:
+    for gamma, error in ((0, 0.1), (2, 0.1), (6, last)):
+        train(make, {"affinity.gamma": gamma}, [record(1, 1 - error, 0.4)])
+    assert has_colour(figure5(make).files[".png"], RED_BOX) == boxed
+
+
 def test_a_curve_alone_is_not_boxed(make: RunMaker) -> None:
     train(make, {"affinity.gamma": 2}, decay(5, 0.9, 0.4))
     assert not has_colour(figure5(make).files[".png"], RED_BOX)
 
 
 def test_a_single_panel_has_its_axes_side_by_side(make: RunMaker) -> None:
-    for variant in ({"affinity.loss": "none"}, {}):
-        fields = {"data.name": "digits", "model.arch": "resnet20", "train.test_curve": True}
-        make.train({**fields, **variant}, 0.9, curve=decay(40, 0.9, 0.3))
+    for experiment in experiments(load_spec("demo-mass")):
+        make.train(experiment.recipe.flat(), 0.9, curve=decay(5, 0.9, 0.3))
     spec = load_spec("demo-mass")
     assert isinstance(spec, CurvesSpec)
     png = build_curves(spec, RunIndex(make.root)).files[".png"]

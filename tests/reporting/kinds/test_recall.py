@@ -40,9 +40,12 @@ def frame(content: Content) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(content.files[".csv"]))
 
 
-def test_without_runs_there_are_no_files_and_the_paper_is_said_to_print_no_values(make: RunMaker) -> None:
+def test_without_runs_the_csv_has_no_values_and_the_caption_says_that_the_paper_prints_none(make: RunMaker) -> None:
     content = figure4(make)
-    assert content.files == {}
+    assert set(content.files) == {".csv"}
+    lines = frame(content)
+    assert lines[["micro", "macro", "run"]].isna().all(axis=None)
+    assert len(lines) == 4 * 7
     assert "ours alone" in content.caption
 
 
@@ -108,7 +111,7 @@ def test_a_run_without_recall_or_with_a_broken_number_is_left_out(
 ) -> None:
     run(make, BASELINE, found)
     content = figure4(make)
-    assert content.files == {}
+    assert set(content.files) == {".csv"}
     assert content.notes == (f"left out ({said}): run001",)
 
 

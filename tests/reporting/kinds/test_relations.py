@@ -57,7 +57,7 @@ def test_both_networks_are_drawn_on_the_same_images(make: RunMaker) -> None:
     png = content.files[".png"]
     assert has_colour(png, REFERENCE_COLOUR, least=200)
     assert has_colour(png, PARTNER_COLOUR, least=200)
-    assert "runs keep" not in " ".join(content.notes)
+    assert "runs store" not in " ".join(content.notes)
 
 
 def test_the_numbers_drawn_are_written(make: RunMaker) -> None:
@@ -116,7 +116,7 @@ def test_figure7_goes_on_after_figure1(make: RunMaker) -> None:
     assert frame(content)["image_id"].unique().tolist() == [3, 4]
     assert content.notes == (
         "no run of seed 0 for RelNet + L_G",
-        "the runs keep 5 images with a related object that all of them propose: 2 of 8 are shown",
+        "the runs store 5 images with a related object that all of them propose: 2 of 8 are shown",
     )
 
 
@@ -124,7 +124,7 @@ def test_where_no_image_is_left_there_is_no_figure(make: RunMaker) -> None:
     trained(make, BASE, EXAMPLES[:2])
     content = build(make, skip=2)
     assert content.files == {}
-    assert "the runs keep 2 images with a related object that all of them propose: 0 of 3 are shown" in content.notes
+    assert "the runs store 2 images with a related object that all of them propose: 0 of 3 are shown" in content.notes
 
 
 def test_an_image_without_relations_or_of_one_run_alone_is_passed_over(make: RunMaker) -> None:

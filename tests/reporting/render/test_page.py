@@ -171,7 +171,7 @@ def test_runs_say_in_which_reports_they_stand(page: Element) -> None:
 
 def test_a_measurement_is_a_run_too(page: Element) -> None:
     measured = section_of(page, "run004")
-    assert "seconds an epoch, baseline10" in measured.text
+    assert "seconds per epoch, baseline10" in measured.text
 
 
 def test_odd_names_are_text_like_any_other(page: Element) -> None:

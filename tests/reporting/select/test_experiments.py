@@ -22,7 +22,7 @@ def test_table3_asks_for_ten_cifar_runs_and_five_tiny_imagenet_runs_a_cell() -> 
 @pytest.mark.parametrize("seeds", [0, 10_001, 1_000_000_000])
 def test_no_table_has_so_many_seeds(seeds: int) -> None:
     with pytest.raises(UsageError, match=f"^--seeds {seeds}: expected 1 to 10000$"):
-        experiments(load_spec("demo"), seeds)
+        experiments(load_spec("digits-table3"), seeds)
 
 
 def test_all_cells_of_a_seed_come_before_the_next_seed() -> None:
@@ -61,6 +61,7 @@ def digests(name: str) -> set[str]:
     [
         ("figure6", "table3", 0),
         ("demo-mass", "demo", 0),
+        ("demo-features", "demo", 0),
         ("demo-recall", "demo-relations", 0),
         ("table6", "table5", 0),
         ("table7", "table5", 3),

@@ -201,6 +201,7 @@ def test_a_grid_as_in_the_files_is_read(tmp_path: Path) -> None:
             "the key resnet20 is used twice",
         ),
         ('label = "ResNet 20"', 'label = "ResNet 20"\npaper = { base = [91.3] }', "paper"),
+        ('label = "ResNet 20"', 'label = "ResNet 20"\nelsewhere = { base = 91.7 }', "elsewhere needs the source"),
     ],
 )
 def test_a_fault_in_a_file_is_named_with_file_and_field(tmp_path: Path, before: str, after: str, message: str) -> None:

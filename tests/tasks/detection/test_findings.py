@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
-from affsup_cli.tasks.detection.findings import write_detections
+from affsup_cli.tasks.detection.findings import RelationshipProposals, write_detections
 
 FOUND = [
     {"image_id": 7, "category_id": 18, "bbox": [200.0, 0.1, 1e-7, 40.30000114440918], "score": 0.30000001192092896},
@@ -35,3 +38,30 @@ def test_pycocotools_reads_detections(tmp_path: Path) -> None:
     truth.createIndex()
     read = truth.loadRes(str(path)).loadAnns([1, 2, 3])
     assert [{key: found[key] for key in FOUND[0]} for found in read] == FOUND
+
+
+def test_pairs_are_written_as_hdf5_and_for_sgbench(tmp_path: Path) -> None:
+    boxes = torch.arange(20, dtype=torch.float32).view(5, 4)
+    proposals, other = RelationshipProposals(), RelationshipProposals()
+    proposals.add(7, boxes, torch.tensor([3, 1, 4, 1, 5]), np.array([[4, 1], [1, 2]]), np.float32([0.5, 0.25]))
+    other.add(8, boxes, torch.zeros(5, dtype=torch.int64), np.zeros((0, 2), np.int64), np.float32([]))
+    proposals.merge(other)
+    proposals.write(tmp_path / "pairs.h5")
+    with h5py.File(tmp_path / "pairs.h5") as file:
+        assert file["image_id"][:].tolist() == [7, 7]
+        assert file["subject"][:].tolist() == boxes[[4, 1]].tolist()
+        assert file["object"][:].tolist() == boxes[[1, 2]].tolist()
+        assert file["weight"][:].tolist() == [0.5, 0.25]
+    proposals.write_scene_graphs(tmp_path / "graphs.json")
+    assert json.loads((tmp_path / "graphs.json").read_text()) == {
+        "version": 1,
+        "images": [
+            {
+                "id": "7",
+                "bboxes": boxes[[1, 2, 4]].tolist(),
+                "categories": [1, 4, 5],
+                "triplets": [[2, 0, 0], [0, 1, 0]],
+            },
+            {"id": "8", "bboxes": [], "categories": [], "triplets": []},
+        ],
+    }

@@ -18,11 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 from affsup_cli.affinity import (
+    GroundTruth,
+    MatchKind,
+    TargetKind,
     affinity_loss,
     category_pair_target,
     different_category_target,
     different_instance_target,
     match_proposals,
+    proposal_target,
     relationship_target,
     target_mass,
 )
@@ -37,7 +41,7 @@ from affsup_cli.tasks import build_task
 from affsup_cli.tasks.background import map_in_background
 from affsup_cli.tasks.detection import task as detection_task
 from affsup_cli.tasks.detection.network import ranking_graph
-from affsup_cli.tasks.detection.task import DetectionTask, _mass
+from affsup_cli.tasks.detection.task import DetectionTask, _mean_mass
 from affsup_cli.tasks.launch import evaluate_run, train_run
 from affsup_cli.training.step import clipped_step, optimizer
 from affsup_cli.training.trainer import Trainer
@@ -199,6 +203,31 @@ def test_images_without_a_target_are_counted_and_change_neither_loss_nor_mass(sh
     assert losses.masked_means["mass"][1].item() == round(8 * (1 - empty))
     assert losses.affinity is not None
     assert losses.affinity.isfinite()
+
+
+def test_the_average_over_the_batch_counts_images_without_a_target(shapes: Path) -> None:
+    fields = {"affinity__target": "category-pair", "affinity__first": "heart", "affinity__second": "heart"}
+    with_target, batch = (
+        build(shapes, train__batch_size=8, affinity__average=average, **fields).losses(0)
+        for average in ("with-target", "batch")
+    )
+    share = 1 - with_target.metrics["empty_target"]
+    assert with_target.affinity is not None
+    assert batch.affinity is not None
+    torch.testing.assert_close(batch.affinity, with_target.affinity * share)
+    assert ("affinity" in with_target.counts, "affinity" in batch.counts) == (True, False)
+
+
+def test_the_match_of_the_recipe_reaches_the_target(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matches: list[str] = []
+
+    def target(kind: TargetKind, boxes: Tensor, truth: GroundTruth, match: MatchKind) -> Tensor:
+        matches.append(match)
+        return proposal_target(kind, boxes, truth, match)
+
+    monkeypatch.setattr("affsup_cli.tasks.detection.task.proposal_target", target)
+    build(shapes, affinity__match="any").losses(0)
+    assert matches == ["any"]
 
 
 def test_l_g_reaches_the_backbone_but_not_the_proposals(shapes: Path) -> None:
@@ -420,7 +449,8 @@ def test_four_real_images_are_learned_by_heart(voc_mini: Path) -> None:
             graph = ranking_graph(task._recipe, task.model, regions)
             assert graph is not None
             assert task._affinity is not None
-            mass, images = _mass(graph, task._target(regions, batch, task._affinity))
+            target = task._target(regions, batch, task._affinity)
+            mass, images = _mean_mass(target_mass(graph, target), target)
             for place in range(4):
                 count = int(regions.present[place].sum())
                 pairs = batch.relations[place]
