@@ -25,6 +25,7 @@ from affsup_cli.commands.report import report
 from affsup_cli.commands.show import show
 from affsup_cli.commands.sweep import sweep
 from affsup_cli.commands.train import train
+from affsup_cli.commands.validate import validate
 from data_prep.errors import AffsupError, AffsupWarning, printable
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command()(check)
 app.command()(bench)
 app.command(name="list")(list_)
 app.command()(show)
+app.command()(validate)
 app.command()(demo)
 app.command()(doctor)
 

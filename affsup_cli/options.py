@@ -84,12 +84,14 @@ class RunState(StrEnum):
 
 
 def run_path(named: str, runs: Path) -> Path:
-    """Return the run folder for an argument: a path, a name under `runs`, or the beginning of one name only.
+    """Return the run folder for an argument: a path, also of its recipe.toml, a name under `runs`, or its beginning.
 
     Raises:
         UsageError: several names begin like this.
     """
     path = Path(named).expanduser()
+    if path.name == "recipe.toml":
+        return path.parent
     if path.is_dir():
         return path
     if (runs / named).is_dir():

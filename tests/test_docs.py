@@ -148,6 +148,9 @@ def test_every_command_is_understood_and_names_what_there_is(
                 pytest.skip("submitit is not installed")
             code, error = call([word for word in words if word != "--dry-run"] + ["--dry-run"], monkeypatch, capsys)
             assert code == 0, error
+        case "check" | "validate" if len(words) > 2:
+            code, error = call(words, monkeypatch, capsys)
+            assert re.search(r"is neither a run folder|damaged|invalid", error), error
         case "bench":  # in earnest it takes minutes
             for name in (word for word in words[2:] if re.fullmatch(r"(table|figure)\d+", word)):
                 load_spec(name)

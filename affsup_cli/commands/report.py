@@ -22,7 +22,7 @@ def report(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TABLE|FIGURE|all]...",
+            metavar="[TABLE|FIGURE|FILE.toml|all]...",
             show_default=False,
             help="A name of `affsup list tables`; all or nothing: those of the paper.",
             autocompletion=complete_table,

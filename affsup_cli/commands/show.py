@@ -12,7 +12,10 @@ from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="A recipe, table, figure, data set or run.", autocompletion=complete_anything)
+        str,
+        typer.Argument(
+            help="A recipe, table, figure, data set or run; or a TOML file.", autocompletion=complete_anything
+        ),
     ],
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,

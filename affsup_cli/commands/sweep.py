@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from affsup_cli.completion import complete_table
-from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
+from affsup_cli.options import DATA_DIR, REPORTS_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,15 +31,26 @@ def sweep(
     tables: Annotated[
         list[str],
         typer.Argument(
-            metavar="TABLE|FIGURE|all",
-            help="`affsup list tables` names them; all: those of the paper.",
+            metavar="TABLE|FIGURE|FILE.toml|all",
+            help="`affsup list tables` names them; all: those of the paper. With --grid, a recipe.",
             autocompletion=complete_table,
         ),
     ],
     seeds: Annotated[int | None, typer.Option(help="Runs a cell, instead of the paper's number.")] = None,
     only: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="Only these cells: gamma2, cifar10/resnet20, table3/cifar10, '*/base'."),
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Only these cells: gamma2, cifar10/resnet20, table3/cifar10, '*/base'. Repeatable.",
+        ),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=A,B,…",
+            help="Run a recipe with each combination of these values: the first field gives the rows of a table, the "
+            "second the columns. Repeatable.",
+        ),
     ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at the same time on each GPU; on the CPU, whose cores they share.")
@@ -85,7 +96,8 @@ def sweep(
     affsup sweep table1 table5 table6 --only voc07 --seeds 1
     affsup sweep table3 --seeds 2 --set train.epochs=10 --jobs 2
     affsup sweep table3 --seeds 10 --jobs 8
-    affsup sweep table4
+    affsup sweep table3 --only tiny-imagenet --only cifar10/resnet20
+    affsup sweep minibatch --grid affinity.gamma=0,2,4 --seeds 3
     affsup sweep all --dry-run
     affsup sweep table3 --launcher slurm --slurm partition=gpu
     affsup sweep table3 --status
@@ -105,8 +117,11 @@ def sweep(
     if device is not None:
         extra["run.device"] = device
     names = list(dict.fromkeys(name for given in tables for name in (paper_names() if given == "all" else [given])))
-    wanted = wanted_experiments(names, seeds, only, extra)
     title = " ".join(tables)
+    if grid:
+        names = [_grid_file(tables, grid, seeds, extra, runs)]
+        title, seeds, extra = names[0], None, {"run.device": device} if device else {}
+    wanted = wanted_experiments(names, seeds, only or (), extra)
     if status or cancel:
         plan = plan_sweep(wanted, data, runs, set())
         if cancel:
@@ -136,6 +151,23 @@ def sweep(
     run_plan(plan, data, slots)
     elsewhere = "" if runs == RUNS_DIR else f" --runs {runs}"
     console.print(f"all runs of this sweep are finished; `affsup report {title}{elsewhere}` shows them", markup=False)
+    if grid:
+        from affsup_cli.commands.report import print_reports
+
+        print_reports(names, runs, REPORTS_DIR)
+
+
+def _grid_file(
+    recipes: Sequence[str], grid: Sequence[str], seeds: int | None, extra: Mapping[str, Any], runs: Path
+) -> str:
+    """Write the table of --grid beside the runs, and return its path."""
+    from affsup_cli.sweeps.grid import grid_table, parse_axis, write_grid
+    from data_prep.errors import UsageError
+
+    if len(recipes) != 1:
+        raise UsageError(f"--grid takes one recipe, found {', '.join(recipes)}")
+    fields = {field: value for field, value in extra.items() if field != "run.device"}
+    return str(write_grid(grid_table(recipes[0], [parse_axis(text) for text in grid], seeds or 1, fields), runs))
 
 
 def _refuse_contradictions(

@@ -50,6 +50,9 @@ def train(
     gpus: Annotated[
         int, typer.Option(min=1, help="Number of GPUs of this machine; with --device cpu, number of processes.")
     ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe, print sizes and memory, and train nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue this run from its checkpoint.")] = False,
     name: Annotated[
         str | None, typer.Option(help="Folder of the run under --runs, instead of one named by its recipe.")
@@ -77,6 +80,7 @@ def train(
     affsup train minibatch --gamma 2 --seed 1 --set train.batch_size=64
     affsup train scene --pretrained relnet-shapes-convnet-focal-seed0-3f2a91c0
     affsup train relnet --dataset coco --gpus 2
+    affsup train relnet --dataset coco --gpus 8 --dry-run
     torchrun --nproc-per-node 2 -m affsup_cli train relnet --dataset coco
     """
     import re
@@ -102,6 +106,9 @@ def train(
         raise UsageError(
             f"--name {name!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
+    if dry_run:
+        _print_dry_run(resolved, data, gpus)
+        return
     started = os.environ.get("WORLD_SIZE", "1")  # set by torchrun, or by the call below
     with imports_uninterrupted():
         from affsup_cli.tasks.launch import batch_shards
@@ -121,6 +128,28 @@ def train(
         process_group = init_distributed(resolved.run.device)
     with process_group:
         _train(resolved, data, runs, name, resume, named)
+
+
+def _print_dry_run(recipe: Recipe, data: Path, processes: int) -> None:
+    """Print what a run would take."""
+    from affsup_cli.tasks.dry_run import dry_run
+    from affsup_cli.views.console import console
+    from affsup_cli.views.embedded import prepare_embedded
+
+    prepare_embedded([recipe], data)
+    sizes = dry_run(recipe, data, processes)
+    images = ", ".join(map(str, dict.fromkeys(sizes.images_each)))
+    at_least = "" if recipe.task == "minibatch" else "at least "
+    for line in (
+        f"recipe: {recipe.label()}, all fields are valid",
+        f"epoch: {sizes.images:,} images, {sizes.steps:,} steps of {recipe.train.batch_size} images",
+        f"processes: {processes}, each with {images} of the images of a step",
+        f"parameters: {sizes.parameters:,}, of which {sizes.trained:,} are trained",
+        f"memory of a process: {sizes.state_bytes / 2**20:,.1f} MiB for weights, gradients and momentum, "
+        f"{at_least}{sizes.activation_bytes / 2**20:,.1f} MiB for activations in float32",
+        f"checkpoint: {sizes.checkpoint_bytes / 2**20:,.1f} MiB, and the one before it while the run lasts",
+    ):
+        console.print(line, markup=False)
 
 
 def _refuse_options_of_others(recipe: str, given: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Recipes: their fields, and how files and overrides become one."""
 
 from affsup_cli.recipe.load import (
+    is_file_name,
     load_recipe,
     parse_override,
     parse_toml,
@@ -52,6 +53,7 @@ __all__ = [
     "differences",
     "field_help",
     "in_words",
+    "is_file_name",
     "load_recipe",
     "parse_override",
     "parse_toml",

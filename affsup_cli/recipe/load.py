@@ -17,13 +17,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from affsup_cli.recipe.schema import RECIPE_OF_TASK, Recipe, field_descriptions, flatten
-from data_prep.errors import AffsupError, UsageError, did_you_mean
+from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
 
 MAX_BYTES = 2**20
 MAX_KEYS = 5_000
 MAX_DEPTH = 12
-MAX_SHOWN = 200
-"""Bounds of a TOML file, and of what a message repeats of it: characters of a value."""
+"""Bounds of a TOML file."""
 _MAX_PROBLEMS = 10
 
 
@@ -97,7 +96,7 @@ def parse_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise AffsupError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise AffsupError(f"{path} is not valid TOML: {str(error)[:MAX_SHOWN]}") from error
+        raise AffsupError(f"{path} is not valid TOML: {shorten(error)}") from error
     _refuse_deep_or_long(fields, path)
     return fields
 
@@ -118,8 +117,13 @@ def _refuse_deep_or_long(fields: dict[str, Any], path: Path) -> None:
     raise AffsupError(f"{path} has tables nested more than {MAX_DEPTH} deep: expected a recipe or table")
 
 
+def is_file_name(name: str) -> bool:
+    """Return whether the name of a recipe, table or figure is a path to a TOML file."""
+    return name.endswith(".toml")
+
+
 def _file_of(name: str) -> Path:
-    if name.endswith(".toml"):
+    if is_file_name(name):
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"no recipe file {name}")
@@ -187,7 +191,7 @@ def _validate(fields: dict[str, Any], where: str) -> Recipe:
 
 
 def _explain(problem: Any, known: list[str]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])[:MAX_SHOWN]
+    key = shorten(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "extra_forbidden":
         within = next(
             (field[: place + len(key)] for field in known if (place := f".{field}.".find(f".{key}.")) > 0), ""
@@ -199,17 +203,12 @@ def _explain(problem: Any, known: list[str]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # a check of several fields names them itself
         return message
-    return f"{key} = {_shown(problem['input'])}: {message[0].lower() + message[1:]}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    return f"{key} = {quote(problem['input'])}: {message[0].lower() + message[1:]}"
 
 
 def _table(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UsageError(f"{key} = {_shown(value)}: expected a table")
+        raise UsageError(f"{key} = {quote(value)}: expected a table")
     return value
 
 

@@ -20,6 +20,7 @@ from affsup_cli.reporting.select.spec import (
     Spec,
     TargetsSpec,
     load_spec,
+    short_name,
 )
 from affsup_cli.runs.folder import write_out
 from affsup_cli.runs.index import Run, RunIndex
@@ -62,10 +63,10 @@ def build_report(name: str, runs: RunIndex, out: Path, formats: Iterable[str] = 
     if missing:
         lacking = f"{missing} of {wanted} runs of this recipe are missing"
         notes.append(f"{lacking}: `affsup sweep {name}` trains them")
-    report = Report(name, spec.title, content, tuple(_provenance(content.used)), tuple(notes), missing)
+    report = Report(short_name(name), spec.title, content, tuple(_provenance(content.used)), tuple(notes), missing)
     paths = []
     for ending, data in _files(report, formats).items():
-        path = out / f"{name}{ending}"
+        path = out / f"{short_name(name)}{ending}"
         write_out(path, data)
         paths.append(path)
     return dataclasses.replace(report, paths=tuple(paths))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import data_prep
 from affsup_cli.recipe import OBSERVING, Recipe
 from affsup_cli.reporting.select.experiments import Experiment, experiments
-from affsup_cli.reporting.select.spec import load_spec
+from affsup_cli.reporting.select.spec import load_spec, short_name
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runs.index import RunIndex, training_key
 from affsup_cli.sweeps.speeds import Speeds
@@ -111,7 +111,7 @@ class Plan:
 def wanted_experiments(
     names: Sequence[str],
     seeds: int | None = None,
-    only: str | None = None,
+    only: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> list[Experiment]:
     """List the runs that tables or figures need; their cells bear the table's name in front if there are several.
@@ -119,7 +119,8 @@ def wanted_experiments(
     Args:
         names: of the tables and figures.
         seeds: runs a cell, instead of the tables' own numbers.
-        only: a pattern of cells: all of a key, or whole parts of it from anywhere, with or without the table in front.
+        only: patterns of cells: all of a key, or whole parts of it from anywhere, with or without the table in front.
+            Without patterns all cells are wanted.
         extra: overrides of every recipe.
 
     Raises:
@@ -127,15 +128,20 @@ def wanted_experiments(
     """
     wanted: list[Experiment] = []
     known: list[str] = []
+    matched: set[str] = set()
     for name in names:
-        prefix = f"{name}/" if len(names) > 1 else ""
+        table = short_name(name)
+        prefix = f"{table}/" if len(names) > 1 else ""
         for experiment in experiments(load_spec(name), seeds, extra):
             cells = tuple(f"{prefix}{key}" for key in experiment.keys)
             known += cells
-            if only is None or any(_matches(f"{name}/{key}", only) for key in experiment.keys):
+            found = {pattern for pattern in only for key in experiment.keys if _matches(f"{table}/{key}", pattern)}
+            matched |= found
+            if found or not only:
                 wanted.append(dataclasses.replace(experiment, keys=cells))
-    if not wanted:
-        raise UsageError(_no_such_cell(names, list(dict.fromkeys(known)), str(only)))
+    for pattern in only:
+        if pattern not in matched:
+            raise UsageError(_no_such_cell(names, list(dict.fromkeys(known)), pattern))
     return wanted
 
 

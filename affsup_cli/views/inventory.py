@@ -11,7 +11,7 @@ from rich.markup import escape
 
 import data_prep
 from affsup_cli.options import run_path
-from affsup_cli.recipe import Recipe, differences, field_help, load_recipe, recipe_names
+from affsup_cli.recipe import Recipe, differences, field_help, is_file_name, load_recipe, parse_toml, recipe_names
 from affsup_cli.reporting.select.experiments import experiments, spec_cells
 from affsup_cli.reporting.select.spec import load_spec, report_names
 from affsup_cli.runs.folder import RunFolder, run_folders
@@ -64,6 +64,9 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
     Raises:
         UsageError: nothing has that name.
     """
+    path = Path(name)
+    if is_file_name(name) and path.is_file() and path.name != "recipe.toml":
+        return _describe_table(name) if "kind" in parse_toml(path) else _describe_recipe(load_recipe(name))
     if name in recipe_names():
         return _describe_recipe(load_recipe(name))
     if name in report_names():
@@ -94,7 +97,8 @@ def _describe_table(name: str) -> Iterable[RenderableType]:
     rows = []
     for cell in cells:
         data = str(cell.recipe.flat()["data.name"])
-        sets = _changes(load_recipe(cell.recipe.name, {"data.name": data}), cell.recipe)
+        shipped = cell.recipe.name in recipe_names()  # a recipe of one's own has no name to load it by
+        sets = _changes(load_recipe(cell.recipe.name, {"data.name": data}), cell.recipe) if shipped else []
         if cell.baseline:
             sets += ["timed in alternation with", *_changes(cell.recipe, cell.baseline)]
         rows.append((cell.key, cell.recipe.name, data, "\n".join(sets) or "–", str(cell.seeds)))

@@ -37,7 +37,7 @@ def scene(seed: int = 0, **overrides: object) -> Experiment:
     ],
 )
 def test_only_finds_whole_parts_of_keys_wherever_they_stand(pattern: str, cells: list[str]) -> None:
-    wanted = wanted_experiments(["table1", "figure5"], seeds=1, only=pattern)
+    wanted = wanted_experiments(["table1", "figure5"], seeds=1, only=[pattern])
     # A figure's curve that stands in two panels is one run and keeps both keys.
     assert sorted(next(key for key in each.keys if key in cells) for each in wanted) == sorted(cells)
 
@@ -47,16 +47,16 @@ def test_only_that_fits_nothing_names_the_nearest_of_the_cells_there_are() -> No
         r"no cell of table1, table3 matches 'amma2' \(did you mean 'gamma2'\?\); its cells are table1/voc07/gamma2, "
     )
     with pytest.raises(UsageError, match=nearest) as refused:
-        wanted_experiments(["table1", "table3"], only="amma2")
+        wanted_experiments(["table1", "table3"], only=["amma2"])
     cells, others = str(refused.value).partition("its cells are ")[2].split(" and ")
     assert len(cells.split(", ")) == 10
     assert others == "15 others, which --dry-run shows"  # of 7 and 18
     with pytest.raises(UsageError, match=r"matches 'nonsense'; its cells are [^,]*/affinity, [^,]*/base$"):
-        wanted_experiments(["digits-table3"], only="nonsense")
+        wanted_experiments(["digits-table3"], only=["nonsense"])
 
 
 def test_runs_that_several_tables_share_are_one_and_record_what_either_needs(make: RunMaker) -> None:
-    wanted = wanted_experiments(["table3", "figure5", "figure6"], seeds=1, only="base")
+    wanted = wanted_experiments(["table3", "figure5", "figure6"], seeds=1, only=["base"])
     (shared,) = [step for step in planned(make, wanted).steps if "figure6/base" in step.cells]
     assert shared.cells == ("table3/cifar10/resnet20/base", "figure5/gamma/base", "figure5/lambda/base", "figure6/base")
     assert shared.recipe.train.test_curve
@@ -65,9 +65,9 @@ def test_runs_that_several_tables_share_are_one_and_record_what_either_needs(mak
 
 def test_a_finished_run_is_kept_though_another_cell_needs_one_that_records_more(make: RunMaker) -> None:
     run = make.train(BASE, 0.9)
-    steps = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only="cifar10/resnet20/base")).steps
+    steps = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only=["cifar10/resnet20/base"])).steps
     assert [(step.state, step.folder.path) for step in steps] == [("finished", run.path)]
-    steps = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only="base")).steps
+    steps = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only=["base"])).steps
     states = {cell: step.state for step in steps for cell in step.cells}
     assert states["table3/cifar10/resnet20/base"] == "finished"
     assert states["figure5/gamma/base"] == "missing"
@@ -114,7 +114,7 @@ def test_what_a_run_builds_on_is_built_again_only_if_the_run_has_no_checkpoint(m
 
 
 def test_a_damaged_folder_keeps_its_own_step_from_running_and_no_other(make: RunMaker) -> None:
-    wanted = wanted_experiments(["table3"], seeds=1, only="cifar10/resnet20")
+    wanted = wanted_experiments(["table3"], seeds=1, only=["cifar10/resnet20"])
     place = planned(make, wanted).steps[0].folder.path
     for name in (place.name, "another"):
         damaged = make.train(BASE, 0.9, name=name)
@@ -147,7 +147,7 @@ def test_without_a_run_of_the_recipe_those_with_another_loss_or_length_tell_the_
     for epoch in range(1, 3):
         begun.append_metrics({"epoch": epoch, "seconds": 7.0})
     make.start({**AFFINITY, "train.batch_size": 64}).append_metrics({"epoch": 1, "seconds": 99.0})
-    plan = planned(make, wanted_experiments(["table3"], seeds=1, only="cifar10/resnet20"))
+    plan = planned(make, wanted_experiments(["table3"], seeds=1, only=["cifar10/resnet20"]))
     assert [step.seconds(plan.speeds) for step in plan.steps] == [pytest.approx(1400)] * 2
 
 
@@ -162,7 +162,7 @@ def test_what_is_not_there_stands_in_the_way_only_of_what_needs_it(make: RunMake
 
 
 def test_cells_of_the_same_runs_stand_together(make: RunMaker) -> None:
-    plan = planned(make, wanted_experiments(["figure5", "figure6"], seeds=1, only="base"))
+    plan = planned(make, wanted_experiments(["figure5", "figure6"], seeds=1, only=["base"]))
     assert [(cells, len(steps)) for cells, steps in plan.by_cells().items()] == [
         (("figure5/gamma/base", "figure5/lambda/base", "figure6/base"), 1)
     ]

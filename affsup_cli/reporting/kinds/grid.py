@@ -90,6 +90,7 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
     numbers: list[dict[str, Any]] = []
     used: list[TrainedRun] = []
     notes: list[str] = []
+    means: dict[tuple[int, int, int], float] = {}
     of_blocks: list[dict[tuple[str, str], _GridValue]] = []
     for block in spec.blocks:
         filled: dict[tuple[str, str], _GridValue] = {}
@@ -99,7 +100,13 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
             notes += [f"{place}: {remark}" for remark in [*remarks, *_missing_metrics(block, found)]]
             used += group.members if group else []
         of_blocks.append(filled)
-    for block, filled in zip(spec.blocks, of_blocks, strict=True):
+    for number, (block, filled) in enumerate(zip(spec.blocks, of_blocks, strict=True)):
+        places = itertools.product(enumerate(spec.rows), enumerate(block.columns))
+        means |= {
+            (number, row, column): summary.mean
+            for (row, row_key), (column, heading) in places
+            if (summary := filled[heading.key, row_key].ours)
+        }
         lines = list(_lines(spec, block, filled, footnotes))
         labels = [column.label for column in block.columns]
         sources = {
@@ -116,16 +123,23 @@ def build_grid(spec: GridSpec, runs: RunIndex) -> Content:
             shown.append({"block": block.label, "row": row, "entry": entry, **dict(zip(labels, texts, strict=True))})
         numbers += _csv_rows(spec, block, filled)
     columns = dict.fromkeys(column.label for block in spec.blocks for column in block.columns)
+    files = {
+        ".csv": csv_bytes(shown, ("block", "row", "entry", *columns)),
+        ".cells.csv": csv_bytes(numbers, _CSV_COLUMNS),
+    }
+    if spec.heat_map and means:
+        from affsup_cli.reporting.render.heat_map import heat_map_png
+
+        headings = [(block.label, [column.label for column in block.columns]) for block in spec.blocks]
+        labels = [row.label for row in spec.rows.values()]
+        files[".png"] = heat_map_png(spec.title, labels, headings, means, footnotes.lines())
     return Content(
         caption=f"{spec.caption} {_CAPTION}",
         tables=tuple(tables),
         footnotes=footnotes.lines(),
         notes=tuple(notes),
         used=tuple(used),
-        files={
-            ".csv": csv_bytes(shown, ("block", "row", "entry", *columns)),
-            ".cells.csv": csv_bytes(numbers, _CSV_COLUMNS),
-        },
+        files=files,
     )
 
 

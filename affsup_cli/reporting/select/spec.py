@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from affsup_cli.recipe import Section, parse_toml, recipes_folder
+from affsup_cli.recipe import Section, is_file_name, parse_toml, recipes_folder
 from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
 
 T = TypeVar("T")
@@ -119,6 +119,7 @@ class GridSpec(GridFields):
     treatments: tuple[Key, ...] = Field(description="rows or columns whose paired differences are shown")
     rows: dict[Key, GridRow]
     blocks: tuple[GridBlock, ...] = Field(min_length=1)
+    heat_map: bool = Field(default=False, description="draw the numbers as a picture as well")
 
     @property
     def rows_differ_in_runs(self) -> bool:
@@ -310,13 +311,20 @@ def paper_names() -> list[str]:
     return [name for name in report_names() if _sort_key(name) < _NOT_IN_PAPER]
 
 
+def short_name(name: str) -> str:
+    """Return the name of a table or figure without folder and ending, for cells and files."""
+    return Path(name).stem if is_file_name(name) else name
+
+
 def load_spec(name: str) -> Spec:
-    """Read a table's or figure's file by its name.
+    """Read a table or figure: a shipped one by its name, or a file by its path, which ends in .toml.
 
     Raises:
         UsageError: there is no such table or figure.
         AffsupError: its file is invalid.
     """
+    if is_file_name(name):
+        return read_spec(Path(name))
     path = _tables_folder() / f"{name}.toml"
     if name not in report_names():
         hint = did_you_mean(name, report_names())
