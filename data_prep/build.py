@@ -21,7 +21,7 @@ from data_prep.sources.open import (
     open_source,
 )
 from data_prep.store import IMAGES_FILE, MANIFEST_FILE, SCENES_FILE, AnyManifest, SceneManifest, read_manifest
-from data_prep.store.writing import exclusive, recover
+from data_prep.writing import exclusive, recover
 
 
 @dataclass(frozen=True)

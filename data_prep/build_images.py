@@ -25,8 +25,8 @@ from data_prep.store import (
     write_images,
     write_manifest,
 )
-from data_prep.store.writing import ImageCounter, refuse_excess, replace_folder
 from data_prep.version import __version__
+from data_prep.writing import ImageCounter, refuse_excess, replace_folder
 
 VALIDATION = Validation(fraction=0.1, seed=0)
 

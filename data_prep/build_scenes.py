@@ -31,8 +31,8 @@ from data_prep.store import (
     write_manifest,
     write_scenes,
 )
-from data_prep.store.writing import ImageCounter, refuse_excess, replace_folder
 from data_prep.version import __version__
+from data_prep.writing import ImageCounter, refuse_excess, replace_folder
 
 _What = Literal["images", "objects", "relations"]
 _BATCH = 64  # pictures in memory at the same time

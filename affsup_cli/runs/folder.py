@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from affsup_cli.recipe import Recipe, read_recipe
 from affsup_cli.runs.digest import DigestError, check_toml, toml_with_digest, with_digest, without_digest
 from data_prep.errors import AffsupError, UsageError
-from data_prep.store.writing import fsync_path
+from data_prep.writing import fsync_path
 
 MAX_EPOCHS = 10_000
 """Number of epochs of a run that tables, curves and lists read at most."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.errors import AffsupError
 from data_prep.origin import Archive, ProgressCallback
-from data_prep.store.writing import explain_full_disk
+from data_prep.writing import explain_full_disk
 
 _ATTEMPTS = 4  # at the only or last address; half as many at others
 _TIMEOUT = 30.0  # seconds without a byte

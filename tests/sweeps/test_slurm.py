@@ -173,10 +173,8 @@ def test_only_runs_whose_job_is_over_are_submitted_again(slurm: Slurm, runs: Pat
     assert submitted(runs, step(runs / "a", state="unfinished")) == ({"a": "1"} if again else {})
 
 
-def test_a_damaged_run_folder_is_refused_before_anything_is_submitted(slurm: Slurm, runs: Path) -> None:
-    with pytest.raises(AffsupError, match=r"damaged: .*/broken\. Move"):
-        submitted(runs, step(runs / "a"), step(runs / "broken", state="damaged"))
-    assert not slurm.submitted()
+def test_a_damaged_run_folder_is_left_out(slurm: Slurm, runs: Path) -> None:
+    assert submitted(runs, step(runs / "a"), step(runs / "broken", state="damaged")) == {"a": "1"}
 
 
 def test_what_sbatch_refuses_is_said_in_its_words(slurm: Slurm, runs: Path) -> None:
