@@ -218,7 +218,7 @@ def test_a_share_of_one_image_is_refused_where_batch_norm_cannot_do_with_it(
 ) -> None:
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     fields = {"model__arch": "resnet18", "train__batch_size": 323}  # of 1,295 images
-    said = "batch_size = 323 for 2 processes: of a batch of 3 images .* resnet18 ends in one pixel"
+    said = "batch_size = 323 for 2 processes: of a batch of 3 images .* resnet18, whose last map is one pixel"
     with pytest.raises(UsageError, match=said):
         build(digits, **fields)
     build(digits, **{**fields, "train__batch_size": 259})  # five times
@@ -232,6 +232,6 @@ def test_the_gpu_runs_the_same_step(digits: Path, device: torch.device) -> None:
 
 def test_data_in_use_is_loaded_once(digits: Path) -> None:
     first, second = build(digits), build(digits)
-    assert first._evaluations["train"].data is second._passes["train"].data
+    assert first._evaluations["train"].data is second._evaluations["train"].data
     assert first._epochs._padded.data_ptr() == second._epochs._padded.data_ptr()
     assert first._epochs._order.data_ptr() != second._epochs._order.data_ptr()
