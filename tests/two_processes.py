@@ -102,7 +102,7 @@ def stopped_toy(folder: Path) -> dict[str, Any]:
         return train(SharedToy(random=True), recipe, folder)
 
 
-def stopped_while_it_saves(folder: Path, save: Callable[[Path, dict[str, Any]], None]) -> bool:
+def stopped_while_it_saves(folder: Path, save: Callable[..., None]) -> bool:
     """Stop all processes in their second step; say whether this one left with a checkpoint on the disk."""
     task = SharedToy()
     task.before_step[(0, 1)] = lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -114,12 +114,12 @@ def stopped_while_it_saves(folder: Path, save: Callable[[Path, dict[str, Any]], 
     return RunFolder(folder).checkpoint.exists()
 
 
-def save_slowly(path: Path, state: dict[str, Any]) -> None:
+def save_slowly(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
     time.sleep(0.5)
-    save_checkpoint(path, state)
+    save_checkpoint(path, state, previous)
 
 
-def refuse_to_save(path: Path, state: dict[str, Any]) -> None:
+def refuse_to_save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
     raise AffsupError("the disk is full")
 
 

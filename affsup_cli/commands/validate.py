@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
+from affsup_cli.options import expand_user
+
 
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="TOML files of recipes, tables and figures.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", callback=expand_user, help="TOML files of recipes, tables and figures."),
+    ],
 ) -> None:
     """Check files of recipes, tables and figures, and train nothing.
 

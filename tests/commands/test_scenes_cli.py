@@ -248,7 +248,7 @@ def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> Non
         (["relnet", "--arch", "vgg16"], "vgg16"),
         (["relnet", "--set", "affinity.module=3"], "affinity.module = 3"),
         (["relnet", "--set", "test.recall_at=[0]"], "test.recall_at"),
-        (["relnet", "--set", "test.recall_at=[50, 10]"], "must rise from each K to the next"),
+        (["relnet", "--set", "test.recall_at=[50, 10]"], "must be in ascending order"),
         (["relnet", "--set", "relation.heads=3"], "relation.heads = 3: expected a divisor of model.width"),
         (["relnet", "--set", "model.anchor_scales=[-1]"], "model.anchor_scales"),
         (["relnet", "--set", "affinity.second=heart"], "affinity.second = 'heart'"),

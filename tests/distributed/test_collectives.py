@@ -237,7 +237,8 @@ def test_where_processes_cannot_meet_is_said_with_the_reason(monkeypatch: pytest
 def test_a_process_that_waits_for_the_others_can_be_stopped(number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent.getsockname()[1])}
-        script = "from affsup_cli.engine import distributed\nwith collectives.init_distributed('cpu'): pass"
+        silent.settimeout(120)
+        script = "from affsup_cli.distributed import collectives\nwith collectives.init_distributed('cpu'): pass"
         with subprocess.Popen(
             [sys.executable, "-c", script], env={**os.environ, **place, "WORLD_SIZE": "2", "RANK": "1"}
         ) as process:

@@ -127,14 +127,14 @@ def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
     let_go, write = threading.Event(), torch.save
 
     def slow(*arguments: Any) -> None:
-        let_go.wait()
+        let_go.wait(60)
         write(*arguments)
 
     monkeypatch.setattr(torch, "save", slow)
     with BackgroundSaver(CPU) as saver:
         for number in (1, 2):
             saver.save(tmp_path / f"{number}.pt", {"epoch": number})
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.glob("*.pt"))
         let_go.set()
     assert {path.name for path in tmp_path.iterdir()} == {"1.pt", "2.pt"}
 
