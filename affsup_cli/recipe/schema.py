@@ -177,6 +177,9 @@ class SceneModel(Section):
     )
     pretrained: bool = Field(description="part A is a trained run of [network]; false: only its backbone is pretrained")
     channels: int = Field(ge=1, description="length of F_s: outputs of the 1x1 convolution on the backbone's last map")
+    network_seed: Literal["network", "run"] = Field(
+        "network", description="seed of part A: network.seed, one part A for all runs; or that of the run, one for each"
+    )
 
 
 class Training(Section):
@@ -375,7 +378,7 @@ class RelpnRecipe(DetectionRecipe):
 class SceneRecipe(SceneSetRecipe):
     """Scene categories from a frozen relation network trained on objects (section 4.3, table 2)."""
 
-    CELL_FIELDS = frozenset({"model.features", "model.pretrained"})
+    CELL_FIELDS = frozenset({"model.features", "model.pretrained", "model.network_seed"})
 
     task: Literal["scene"]
     model: SceneModel
@@ -390,7 +393,14 @@ class SceneRecipe(SceneSetRecipe):
 
     def prerequisite(self) -> Recipe | None:
         """Return part A's recipe, unless it is not trained."""
-        return self.network if self.model.pretrained else None
+        if not self.model.pretrained:
+            return None
+        return self.network.model_copy(update={"seed": self.seed}) if self.one_network_a_seed else self.network
+
+    @property
+    def one_network_a_seed(self) -> bool:
+        """Whether runs of different seeds build on different part A's."""
+        return self.model.pretrained and self.model.network_seed == "run"
 
     def label(self) -> str:
         """As for every recipe, with the input of the classifier and the label of part A without its data set."""

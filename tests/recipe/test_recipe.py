@@ -220,6 +220,13 @@ def test_the_network_of_a_scene_recipe_is_the_whole_recipe_of_the_run_that_it_bu
     assert load_recipe("relnet").prerequisite() is None
 
 
+def test_a_scene_recipe_can_build_on_the_network_of_its_own_seed() -> None:
+    one = load_recipe("scene", {"seed": 3})
+    assert (one.prerequisite() or one).seed == 0
+    each = load_recipe("scene", {"seed": 3, "model.network_seed": "run"})
+    assert each.prerequisite() == load_recipe("relnet", {"data.name": "shapes", "seed": 3})
+
+
 def test_a_scene_recipe_takes_a_whole_network_in_place_of_its_own(tmp_path: Path) -> None:
     given = load_recipe("relnet", {"data.name": "voc07", "affinity.gamma": 5})
     recipe = load_recipe("scene", {"network": given.model_dump(mode="json", by_alias=True)})

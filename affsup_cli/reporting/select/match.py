@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from affsup_cli.recipe import OBSERVING, differences, trains_the_same
+from affsup_cli.recipe import OBSERVING, SceneRecipe, differences, trains_the_same
 from affsup_cli.reporting.render.document import Footnotes
 from affsup_cli.reporting.select.experiments import Cell
 from affsup_cli.runs.index import Run, RunData, TrainedRun
@@ -161,6 +161,8 @@ def _share_runs(groups: Mapping[_GroupKey, Group]) -> None:
 
 
 def _same_network(first: Run, second: Run) -> bool:
+    if isinstance(second.recipe, SceneRecipe) and second.recipe.one_network_a_seed:
+        return True
     networks = first.environment.network, second.environment.network
     return len({network and network.digest for network in networks}) == 1
 

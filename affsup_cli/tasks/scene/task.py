@@ -15,7 +15,7 @@ from affsup_cli.data.scenes import SceneBatches
 from affsup_cli.distributed import collectives
 from affsup_cli.distributed.shard import Shard
 from affsup_cli.models.scene import SceneClassifier
-from affsup_cli.recipe import SceneRecipe, differences, in_words, trains_the_same
+from affsup_cli.recipe import Recipe, SceneRecipe, differences, in_words, trains_the_same
 from affsup_cli.runs.checkpoint import explain_mismatch
 from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, memory_format, resolve_device
@@ -136,7 +136,7 @@ def build_scene_classifier(
     if from_run and network is None:
         raise UsageError(f"{recipe.name} builds on a run of {recipe.network.label()}: name it with --pretrained")
     if wanted and network:
-        _refuse_other_network(recipe, network)
+        _refuse_other_network(wanted, network)
     classes = len(network.classes) if from_run and network else 1
     torch.manual_seed(recipe.seed)
     part_a = build_network(recipe.network, classes, pretrained=fresh and not from_run)
@@ -153,7 +153,7 @@ def build_scene_classifier(
     return SceneClassifier(part_a.detector, recipe.model, categories), begun_from
 
 
-def _refuse_other_network(recipe: SceneRecipe, network: TrainedModel) -> None:
-    changed = differences(network.recipe.identity(), recipe.network.identity())
+def _refuse_other_network(wanted: Recipe, network: TrainedModel) -> None:
+    changed = differences(network.recipe.identity(), wanted.identity())
     if not trains_the_same(changed):
         raise UsageError(f"{network.path} is not the run that [network] describes: {in_words(changed)}")

@@ -285,6 +285,15 @@ def test_runs_of_a_cell_stand_on_one_network(make: RunMaker) -> None:
     ]
 
 
+def test_runs_of_a_cell_with_a_network_a_seed_stand_on_several(make: RunMaker) -> None:
+    fields = {**ROIS, "model.network_seed": "run"}
+    for seed, digest in enumerate("efg"):
+        make.finish(fields, {}, seed, recipe_name="scene", name=f"seed{seed}", network=network(digest))
+    cells = {"rois": Cell("mit67/rois", load_recipe("scene", fields), 3)}
+    assert names(select_runs(cells, RunIndex(make.root).trained, sound)) == {"rois": ["seed0", "seed1", "seed2"]}
+    assert select_runs(SCENES, RunIndex(make.root).trained, sound).group is None
+
+
 def test_runs_on_networks_of_other_data_do_not_stand_together(make: RunMaker) -> None:
     make.finish(UNTRAINED, {}, recipe_name="scene", name="imagenet", network=None)
     for seed, data in enumerate("abb"):
