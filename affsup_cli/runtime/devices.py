@@ -121,7 +121,7 @@ def compile_modules(*modules: nn.Module, device: torch.device, sizes_differ: boo
     Args:
         modules: compiled one by one.
         device: their device.
-        sizes_differ: compile once for inputs of many sizes, rather than for the size of the first input.
+        sizes_differ: compile once for inputs of many sizes, rather than once for each size.
 
     Raises:
         UsageError: this machine has no compiler: of C++ for kernels on a CPU, or of C for the launchers of GPU kernels.
@@ -143,7 +143,7 @@ def compile_modules(*modules: nn.Module, device: torch.device, sizes_differ: boo
     # A sweep's worker compiles many networks with the same forward; torch's default silently stops at eight.
     torch._dynamo.config.recompile_limit = 64
     for module in modules:
-        module.compile(dynamic=True if sizes_differ else None)
+        module.compile(dynamic=sizes_differ)
 
 
 def device_name(device: torch.device) -> str:

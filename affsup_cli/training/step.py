@@ -7,13 +7,14 @@ therefore does the same work at each call, and can be captured as a CUDA graph (
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from affsup_cli.distributed import collectives
 from affsup_cli.metrics.average import Averages, float64_row
@@ -49,6 +50,26 @@ def clipped_step(sgd: torch.optim.Optimizer, clip_norm: float) -> None:
     if clip_norm:
         torch.nn.utils.clip_grad_norm_([p for group in sgd.param_groups for p in group["params"]], clip_norm)
     sgd.step()
+
+
+@contextlib.contextmanager
+def batches_counted_at_once(model: nn.Module) -> Iterator[None]:
+    """Add 1 to `num_batches_tracked` of all training batch norms by one operator: each would launch its own kernel.
+
+    Within the context a forward pass must run each of them once.
+    """
+    batch_norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in batch_norms if norm.training and norm.momentum and norm.num_batches_tracked is not None]
+    counters = [cast(Tensor, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, counter in zip(norms, counters, strict=True):
+            norm.num_batches_tracked = counter
+    if counters:
+        torch._foreach_add_(counters, 1)
 
 
 def graph_capture(task: Task, graph: str) -> Capture[Any] | None:
@@ -123,7 +144,8 @@ class TrainingStep:
                     buffers[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     def _run(self, batch_losses: Callable[[], Losses], measure_gradient_share: bool) -> int:
-        losses = batch_losses()
+        with batches_counted_at_once(self._task.model):
+            losses = batch_losses()
         batch, part = all_reduce_losses(losses)
         total = part.total()
         self._log_step(batch, part, total, measure_gradient_share)

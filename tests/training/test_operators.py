@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -16,6 +17,7 @@ from affsup_cli.affinity import BatchAffinityLoss
 from affsup_cli.models.detection.backbones import BACKBONES, build_backbone
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.tasks import build_task
+from affsup_cli.training.step import batches_counted_at_once
 from tests.small_scenes import small
 
 CLASSIFIER = {"run.device": "cpu", "train.batch_size": 32, "data.train_images": 64}
@@ -66,6 +68,26 @@ def test_what_the_loss_adds_to_a_classifiers_step(digits: Path, precision: str, 
     fields = CLASSIFIER | {"train.precision": precision}
     base = of_step(recipe(fields | {"affinity.loss": "none", "affinity.measure": False}), digits)
     assert of_step(recipe(fields), digits) - base <= most
+
+
+def test_batches_are_counted_as_by_the_batch_norms_themselves_in_one_operator() -> None:
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        frozen = nn.BatchNorm1d(4).eval()
+        return nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(3)), nn.BatchNorm1d(4, momentum=None), frozen)
+
+    def counted(work: nn.Sequential) -> None:
+        with batches_counted_at_once(work):
+            work(images)
+
+    images = torch.randn(8, 4)
+    plain, found = network(), network()
+    of_plain = [count(lambda: plain(images)) for _ in range(3)]
+    assert [count(lambda: counted(found)) + 2 for _ in range(3)] == of_plain
+    torch.testing.assert_close(found.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="expected 2D or 3D input"), batches_counted_at_once(found):
+        found(images[0])
+    assert [int(norm.num_batches_tracked) for norm in found] == [3, 3, 3, 3, 0]
 
 
 @pytest.mark.parametrize(("name", "most"), [("frcnn", 700), ("relnet", 990)])
