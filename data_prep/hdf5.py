@@ -29,7 +29,7 @@ def open_hdf5(file: Path | BinaryIO) -> Iterator[h5py.File]:
         Hdf5Error: It is damaged; also raised for errors of h5py while it is open.
     """
     try:
-        with h5py.File(file, "r") as h5:
+        with h5py.File(file, "r", locking=False) as h5:  # files are replaced as a whole; NFS may have no locks
             yield h5
     except FileNotFoundError:
         raise

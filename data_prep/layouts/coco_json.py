@@ -1,8 +1,9 @@
 """The layout `coco-json`: one annotation file in COCO's JSON format for each split, and the pictures it names.
 
 The name of a file (`train.json`, `instances_val2017.json`) or of its folder (`train/_annotations.coco.json`) tells its
-split. Pictures are found by `file_name` anywhere in the source. All ordered pairs of objects of different classes are
-related, without crowds, unless the files annotate relations (see `data_prep.sources.coco_json`).
+split. A category without objects that is the supercategory of others is no class. Pictures are found by `file_name`
+anywhere in the source. All ordered pairs of objects of different classes are related, without crowds, unless the files
+annotate relations (see `data_prep.sources.coco_json`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ def _read(files: SceneFiles) -> RawScenes:
     )
     if not classes:
         raise SourceError(f"{paths['train']}: has no list 'categories'")
+    groups = set.intersection(
+        *(coco_json.parent_categories(each) for each in contents.values() if "categories" in each)
+    )
+    classes = {number: name for number, name in classes.items() if number not in groups}
     pictures = files.pictures()
     index = PictureIndex(pictures)
     parts = {}

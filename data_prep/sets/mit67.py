@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from data_prep.sources.scene_files import FoundPictures, SceneFiles
 
 _TRAIN, _TEST = "TrainImages.txt", "TestImages.txt"
-_UNKNOWN = (0, 0)  # pictures of this size are left out and recorded when all pictures are checked
 
 
 def _read(files: SceneFiles) -> RawScenes:
@@ -64,17 +63,10 @@ def _category(name: str) -> str:
 
 def _scene(name: str, number: int, category: int, pictures: FoundPictures) -> SceneAnnotation:
     from data_prep.annotations import SceneAnnotation
+    from data_prep.decode.pictures import size_or_unknown
 
-    return SceneAnnotation(name=name, id=number, size=_size(name, pictures), boxes=(), labels=(), category=category)
-
-
-def _size(name: str, pictures: FoundPictures) -> tuple[int, int]:
-    from data_prep.decode.pictures import PictureError, upright_size
-
-    try:
-        return upright_size(pictures[name]) if name in pictures else _UNKNOWN
-    except PictureError:
-        return _UNKNOWN
+    size = size_or_unknown(name, pictures)
+    return SceneAnnotation(name=name, id=number, size=size, boxes=(), labels=(), category=category)
 
 
 DATASET = SceneSet(
