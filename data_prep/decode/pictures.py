@@ -8,16 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.errors import AffsupError, shorten
-
-if TYPE_CHECKING:
-    from data_prep.raw import Pictures
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # no other decoder is used on untrusted files
 MAX_PIXELS = 64_000_000
@@ -73,14 +69,6 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
             return _upright_size(image)
     except _DAMAGE as error:
         raise _undecodable(error) from None
-
-
-def size_or_unknown(name: str, pictures: Pictures) -> tuple[int, int]:
-    """Return the upright size of a picture of that name; (0, 0) if it is missing or damaged, so that it is left out."""
-    try:
-        return upright_size(pictures[name]) if name in pictures else (0, 0)
-    except PictureError:
-        return 0, 0
 
 
 def pixels(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | None = None) -> NDArray[np.uint8]:

@@ -105,7 +105,6 @@ def _scene(
     pictures: FoundPictures,
 ) -> SceneAnnotation:
     from data_prep.annotations import SceneAnnotation
-    from data_prep.decode.pictures import size_or_unknown
 
     file = PurePosixPath(path)
     picture = index.find_stem(file.stem, file.parent)
@@ -114,7 +113,7 @@ def _scene(
     return SceneAnnotation(
         name=picture,
         id=number,
-        size=size_or_unknown(picture, pictures) if annotation.size == (0, 0) else annotation.size,
+        size=pictures.upright_size(picture) if annotation.size == (0, 0) else annotation.size,
         boxes=annotation.boxes,
         labels=[labels[label] for label in annotation.labels],
         difficult=annotation.difficult,

@@ -94,6 +94,11 @@ class SceneFiles:
         """Return the pictures whose names begin with `prefix`, by their names without it."""
         return FoundPictures(self._pictures, prefix, str(self._sources[0]))
 
+    def renamed_pictures(self, names: Mapping[str, str]) -> FoundPictures:
+        """Return those pictures whose names are keys of `names`, by the new names that are its values."""
+        found = {new: self._pictures[name] for name, new in names.items() if name in self._pictures}
+        return FoundPictures(found, "", str(self._sources[0]))
+
     def records(self) -> dict[str, FileRecord]:
         """Return the checksums of the files for the manifest.
 
@@ -140,6 +145,15 @@ class FoundPictures:
     def size(self, name: str) -> int:
         """Return the size of a picture in bytes."""
         return self._locations[self._prefix + name].size
+
+    def upright_size(self, name: str) -> tuple[int, int]:
+        """Return width and height of a picture as shown; 0, 0 if it is missing or damaged, so that it is left out."""
+        from data_prep.decode.pictures import PictureError, upright_size
+
+        try:
+            return upright_size(self[name]) if name in self else (0, 0)
+        except PictureError:
+            return 0, 0
 
     def location(self, name: str) -> str:
         """Return the path where a picture is, or is expected."""
