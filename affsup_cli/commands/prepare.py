@@ -23,8 +23,8 @@ def prepare(
         str,
         typer.Argument(
             metavar="DATASET|LAYOUT|FILE.py",
-            help="Name of a data set (`affsup list datasets`); for your own files their layout: folder, coco-json or "
-            "voc-xml; or a Python file that defines DATASET.",
+            help="Name of a data set (`affsup list datasets`); for your own files their layout: folder, coco-json, "
+            "coco-parquet or voc-xml; or a Python file that defines DATASET.",
             autocompletion=complete_dataset,
         ),
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,21 @@ def read_labelled_images(path: Path, max_rows: int, max_bytes: int, max_image: i
         UsageError: pyarrow is not installed.
         SourceError: It is damaged, too large, or has other columns.
     """
+    with open_parquet(path) as file:
+        max_bytes = min(max_bytes, _MAX_RATIO * path.stat().st_size + _SLACK)
+        check_size(path.name, file, max_rows, max_bytes)
+        labels = _label_names(path.name, file.schema_arrow.metadata or {})
+        return LabelledImages(labels, list(_rows(path.name, file, len(labels), max_bytes, max_image)))
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[ParquetFile]:
+    """Open a file.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+        SourceError: It is damaged; also raised for errors of pyarrow while it is open.
+    """
     try:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
@@ -65,21 +81,35 @@ def read_labelled_images(path: Path, max_rows: int, max_bytes: int, max_image: i
             thrift_string_size_limit=_MAX_FOOTER,
             thrift_container_size_limit=_MAX_FOOTER,
         ) as file:
-            max_bytes = min(max_bytes, _MAX_RATIO * path.stat().st_size + _SLACK)
-            _check_size(path.name, file, max_rows, max_bytes)
-            labels = _label_names(path.name, file.schema_arrow.metadata or {})
-            return LabelledImages(labels, list(_rows(path.name, file, len(labels), max_bytes, max_image)))
+            yield file
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"{path.name}: truncated or damaged ({shorten(error)}); get it again") from None
 
 
-def _check_size(name: str, file: ParquetFile, max_rows: int, max_bytes: int) -> None:
+def check_size(name: str, file: ParquetFile, max_rows: int, max_group: int, max_values: int | None = None) -> None:
+    """Check the sizes that a file declares.
+
+    Args:
+        name: File name, for messages.
+        file: The file.
+        max_rows: Maximum number of rows.
+        max_group: Maximum size of a row group in bytes.
+        max_values: Maximum number of values of a column of a row group; None for any.
+
+    Raises:
+        SourceError: It is larger.
+    """
     metadata = file.metadata
     if metadata.num_rows > max_rows:
         raise SourceError(f"{name} has {metadata.num_rows:,} rows, expected at most {max_rows:,}; refused")
-    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if not 0 <= size <= max_bytes:
-        raise SourceError(f"{name} would unpack to {size:,} bytes, expected at most {max_bytes:,}; refused")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if not 0 <= group.total_byte_size <= max_group:
+            size = f"{group.total_byte_size:,}"
+            raise SourceError(f"{name} would unpack to {size} bytes, expected at most {max_group:,}; refused")
+        values = max((group.column(column).num_values for column in range(group.num_columns)), default=0)
+        if max_values is not None and values > max_values:
+            raise SourceError(f"{name} has {values:,} values in a column, expected at most {max_values:,}; refused")
 
 
 def _label_names(name: str, metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:

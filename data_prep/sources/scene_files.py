@@ -34,6 +34,18 @@ class _FileLocation:
             raise SourceError(f"{self.path}: changed while it was read; run the command again")
         return content
 
+    def sha256(self) -> str:
+        """Return the checksum of the content, which is not read at once."""
+        total, left = hashlib.sha256(), self.size
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            while left and (chunk := file.read(min(left, 1 << 20))):
+                total.update(chunk)
+                left -= len(chunk)
+        if left:
+            raise SourceError(f"{self.path}: changed while it was read; run the command again")
+        return total.hexdigest()
+
 
 class SceneFiles:
     """The required files of all sources, each read on access; of two files with one name, that of the first source.
@@ -79,6 +91,10 @@ class SceneFiles:
             raise SourceError(f"{name} has {location.size:,} bytes, expected at most {_MAX_ANNOTATION:,}; refused")
         return location.read()
 
+    def path(self, name: str) -> Path:
+        """Return the path of an annotation file that is no member of an archive."""
+        return self._annotations[name].path
+
     def json(self, name: str) -> Any:
         """Return the parsed content of an annotation file in JSON.
 
@@ -109,8 +125,7 @@ class SceneFiles:
         listings: dict[str, list[tuple[str, str, int]]] = {}
         for name, location in sorted(self._annotations.items()):
             folder = str(PurePosixPath(name).parent)
-            content = location.read()
-            entry = (hashlib.sha256(content).hexdigest(), name, len(content))
+            entry = (location.sha256(), name, location.size)
             listings.setdefault(name if folder == "." else folder, []).append(entry)
         records = {
             name: FileRecord(sha256=entries[0][0], bytes=entries[0][2])
@@ -119,7 +134,7 @@ class SceneFiles:
             for name, entries in listings.items()
         }
         sizes = [
-            (hashlib.sha256(location.read()).hexdigest() if self._anchored else str(location.size), name, location.size)
+            (location.sha256() if self._anchored else str(location.size), name, location.size)
             for name, location in sorted(self._pictures.items())
         ]
         return records | {"pictures": _listing_record(sizes)}

@@ -16,6 +16,7 @@ import pytest
 
 import data_prep
 from data_prep.errors import AffsupError, SourceError, UsageError
+from data_prep.layouts import own_data_set
 from data_prep.sources.parquet import read_labelled_images
 from data_prep.store import read_image_manifest, read_split
 from tests.data_prep.conftest import OfficialFiles
@@ -262,3 +263,118 @@ def test_wrong_samples_are_named(
     folder = official.folder(tmp_path, "hub", hub_samples(places, {}) | places | {"samples.json": content})
     with pytest.raises(AffsupError, match=what):
         data_prep.prepare("mit67", sources=[folder], data_dir=tmp_path / "data")
+
+
+# COCO's annotations in parquet
+
+NAMES = {
+    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    "rel_categories": [{"id": 1, "name": "on"}, {"id": 2, "name": "near"}],
+}
+OBJECTS = [  # with ids that begin anew in each image
+    {"id": 1, "category_id": 2, "bbox": [1.0, 2.0, 30.0, 20.0], "area": 600.0, "iscrowd": 0, "segmentation": []},
+    {"id": 2, "category_id": 1, "bbox": [20.0, 10.0, 20.0, 30.0], "area": 600.0, "iscrowd": 0, "segmentation": []},
+]
+RELATIONS = [{"id": 1, "subject_id": 2, "object_id": 1, "predicate_id": 2}]
+
+
+def coco_row(number: int, **changes: object) -> dict[str, object]:
+    row = {"image_id": number, "width": 64, "height": 48, "file_name": f"{number}.jpg", "objects": OBJECTS}
+    return {"image": {"bytes": picture(), "path": None}, "relations": RELATIONS if number % 2 else []} | row | changes
+
+
+def coco_parquet(folder: Path, splits: dict[str, list[dict[str, object]]], rows_of_a_group: int = 2) -> Path:
+    (folder / "data").mkdir(parents=True)
+    (folder / "categories.json").write_text(json.dumps(NAMES))
+    for split, rows in splits.items():
+        path = folder / "data" / f"{split}-00000-of-00001.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=rows_of_a_group)
+    return folder
+
+
+def coco_json(folder: Path, splits: dict[str, list[dict[str, object]]]) -> Path:
+    """The same as SGG-Benchmark's download script writes it."""
+    for split, rows in splits.items():
+        (folder / split).mkdir(parents=True)
+        content: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "rel_annotations": []}
+        for row in rows:
+            image = {"id": row["image_id"]} | {key: row[key] for key in ("file_name", "width", "height")}
+            content["images"].append(image)
+            first = 100 * row["image_id"]  # type: ignore[operator]
+            for item in row["objects"]:  # type: ignore[attr-defined]
+                content["annotations"].append(item | {"id": first + item["id"], "image_id": row["image_id"]})
+            for item in row["relations"]:  # type: ignore[attr-defined]
+                ends = {key: first + item[key] for key in ("subject_id", "object_id")}
+                content["rel_annotations"].append(item | ends | {"image_id": row["image_id"]})
+            (folder / split / str(row["file_name"])).write_bytes(row["image"]["bytes"])  # type: ignore[index]
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(content | NAMES))
+    return folder
+
+
+SPLITS = {
+    "train": [coco_row(number) for number in range(1, 8)],
+    "val": [coco_row(number) for number in (10, 11)],
+    "test": [coco_row(number) for number in (21, 20, 23)],
+}
+
+
+@pytest.mark.parametrize("rows_of_a_group", [1, 3, 100])
+@pytest.mark.parametrize("drop_empty", [False, True])
+def test_coco_in_parquet_gives_the_data_of_cocos_json(tmp_path: Path, rows_of_a_group: int, drop_empty: bool) -> None:
+    manifests = []
+    for layout, source in (
+        ("coco-parquet", coco_parquet(tmp_path / "parquet", SPLITS, rows_of_a_group)),
+        ("coco-json", coco_json(tmp_path / "json", SPLITS)),
+    ):
+        dataset = own_data_set(layout, "vg150")
+        request = {"sources": [source], "data_dir": tmp_path / f"{layout}-data", "drop_empty": drop_empty}
+        manifests.append(data_prep.prepare(dataset, **request).manifest)
+    assert manifests[0].digest == manifests[1].digest
+    assert manifests[0].image_counts() == ({"train": 4, "val": 1, "test": 2} if drop_empty else
+                                           {"train": 7, "val": 2, "test": 3})  # fmt: skip
+    assert manifests[0].relations == "annotated"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"file_name": "1.jpg"}, "has several images 'train/1.jpg'"),
+        ({"file_name": None}, "a 'file_name' is None, expected text"),
+        ({"image": {"bytes": None, "path": "a"}}, "image 2 has no bytes"),
+        ({"image_id": None}, r"images\[1\] 'id' is None, expected a whole number"),
+        ({"width": -1}, r"images\[1\] is -1 x 48"),
+        ({"objects": [OBJECTS[0], OBJECTS[0]]}, "image 2 has two objects with id 1"),
+        ({"objects": [OBJECTS[0] | {"category_id": 9}]}, "category_id 9, which is not in the file"),
+        ({"relations": [RELATIONS[0] | {"subject_id": 9}]}, "image 2 has a relation with subject_id 9"),
+        ({"relations": [RELATIONS[0] | {"predicate_id": 9}]}, "predicate_id 9, which is not in the file"),
+    ],
+)
+def test_wrong_coco_in_parquet_is_named(tmp_path: Path, changes: dict[str, object], what: str) -> None:
+    rows = [coco_row(1), coco_row(2, **changes), coco_row(3)]
+    source = coco_parquet(tmp_path / "hub", {"train": rows, "test": [coco_row(4)]})
+    with pytest.raises(AffsupError, match=what):
+        data_prep.prepare(own_data_set("coco-parquet", "mine"), sources=[source], data_dir=tmp_path / "data")
+
+
+def test_columns_and_splits_that_are_missing_are_named(tmp_path: Path) -> None:
+    dataset = own_data_set("coco-parquet", "mine")
+    source = coco_parquet(tmp_path / "1", {"train": [coco_row(1)]})
+    with pytest.raises(AffsupError, match="has parquet files of train: expected train and test"):
+        data_prep.prepare(dataset, sources=[source], data_dir=tmp_path / "data")
+    row = {key: value for key, value in coco_row(1).items() if key != "relations"}
+    source = coco_parquet(tmp_path / "2", {"train": [row], "test": [coco_row(2)]})
+    with pytest.raises(AffsupError, match=r"train-00000-of-00001\.parquet: has no column 'relations'"):
+        data_prep.prepare(dataset, sources=[source], data_dir=tmp_path / "data")
+    (source / "categories.json").unlink()
+    with pytest.raises(AffsupError, match=r"has no categories\.json"):
+        data_prep.prepare(dataset, sources=[source], data_dir=tmp_path / "data")
+
+
+def test_a_column_of_very_many_values_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.sources.coco_parquet._MAX_VALUES", 1000)
+    rows = [coco_row(1, objects=[OBJECTS[0] | {"id": number} for number in range(2000)]), coco_row(2)]
+    source = coco_parquet(tmp_path / "hub", {"train": rows, "test": [coco_row(4)]})
+    with pytest.raises(AffsupError, match="values in a column, expected at most 1,000; refused"):
+        data_prep.prepare(own_data_set("coco-parquet", "mine"), sources=[source], data_dir=tmp_path / "data")
