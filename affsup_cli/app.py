@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import re
 import signal
 import sys
 import warnings
@@ -26,7 +28,7 @@ from affsup_cli.commands.show import show
 from affsup_cli.commands.sweep import sweep
 from affsup_cli.commands.train import train
 from affsup_cli.commands.validate import validate
-from data_prep.errors import AffsupError, AffsupWarning, printable
+from data_prep.errors import MORE_FILES, AffsupError, AffsupWarning, printable, shorten
 
 app = typer.Typer(
     name="affsup",
@@ -94,9 +96,20 @@ def main() -> None:
     except AffsupError as error:
         _leave(str(error), error.exit_code)
     except OSError as error:  # such as missing permission or a full disk
-        _leave(str(error), 1)
+        place = f"{shorten(error.filename)}: " if error.filename else ""
+        cure = f". {MORE_FILES}" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        _leave(f"{place}{error.strerror or shorten(error)}{cure}", 1)
+    except (ImportError, MemoryError) as error:
+        if isinstance(error, ImportError) and not _NO_MEMORY.search(str(error)):
+            raise
+        _leave(
+            "out of memory: the limit of this shell or job (`ulimit -v` shows it), or the memory of this machine, is "
+            f"too small ({shorten(str(error) or type(error).__name__)})",
+            1,
+        )
 
 
+_NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory")  # of the dynamic linker
 _show_other_warning = warnings.showwarning
 
 

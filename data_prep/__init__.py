@@ -68,7 +68,7 @@ def get(name: str, data_dir: Path | None = None) -> AnyDataSet:
     hint = did_you_mean(name, datasets())
     raise UsageError(
         f"no data set {quote(name)}{hint}: known are {', '.join(datasets())}, or prepare your own with "
-        "`affsup prepare folder|coco-json|voc-xml --from DIR --name NAME`"
+        "`affsup prepare folder|coco-json|coco-parquet|voc-xml --from DIR --name NAME`"
     )
 
 

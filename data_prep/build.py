@@ -11,6 +11,7 @@ from data_prep import build_images, build_scenes
 from data_prep.errors import AffsupError, SourceError, UsageError, quote
 from data_prep.origin import ProgressCallback
 from data_prep.raw import AnyDataSet, SceneSet
+from data_prep.sources.hub import fetch, is_hub_address
 from data_prep.sources.open import (
     RawSource,
     check_sources,
@@ -43,6 +44,10 @@ def build(
     progress: ProgressCallback | None = None,
 ) -> PrepareResult:
     """Prepare a data set; see `data_prep.prepare`."""
+    sources = [
+        fetch(source, data_dir / ".downloads") if is_hub_address(source) and not dataset.embedded else source
+        for source in sources
+    ]
     check_sources(dataset, sources)
     if limit is not None and isinstance(dataset, SceneSet) and limit < 1:
         raise UsageError(f"--limit {limit}: expected at least 1 image to train on")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -37,6 +40,9 @@ class SourceError(AffsupError):
 MAX_QUOTED = 200
 """Number of characters of an input that a message repeats."""
 
+MORE_FILES = "Raise the limit of open files with `ulimit -n 4096`, then call again"
+"""What to do about too few file handles."""
+
 _REPR = reprlib.Repr()  # bounded in time and memory also for deeply nested values
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = MAX_QUOTED
 
@@ -55,6 +61,18 @@ def quote(value: object) -> str:
         return shorten(_REPR.repr(value))
     except ValueError:  # Python converts no integer of more than 4,300 digits
         return f"a large {type(value).__name__}"
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Return the message for a file that exists but cannot be read."""
+    reason = os.strerror(error.errno) if error.errno else shorten(error)
+    if error.errno == errno.EACCES:
+        target = next((folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK)), path)
+        right = "rx" if target != path else "r"
+        return f"{path} cannot be read: {reason}. `chmod u+{right} {target}` lets its owner read it"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{path} cannot be read: {reason}. {MORE_FILES}"
+    return f"{path} cannot be read: {reason}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.errors import quote, shorten
+from data_prep.errors import AffsupError, quote, shorten, unreadable
 
 
 class Hdf5Error(Exception):
@@ -25,15 +25,20 @@ def open_hdf5(file: Path | BinaryIO) -> Iterator[h5py.File]:
 
     Raises:
         FileNotFoundError: It does not exist.
+        AffsupError: The system does not let it be read.
         Hdf5Error: It is damaged; also raised for errors of h5py while it is open.
     """
     try:
-        with h5py.File(file, "r") as h5:
+        with h5py.File(file, "r", locking=False) as h5:  # files are replaced as a whole; NFS may have no locks
             yield h5
     except FileNotFoundError:
         raise
+    except OSError as error:
+        if isinstance(file, Path) and error.errno:  # h5py gives none for a damaged file
+            raise AffsupError(unreadable(file, error)) from error
+        raise Hdf5Error(shorten(error)) from None
     # the errors that h5py raises for damaged files
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise Hdf5Error(shorten(error)) from None
 
 
@@ -102,6 +107,28 @@ def dataset(group: h5py.Group, name: str, kinds: str, shape: Sequence[int | None
 def read(group: h5py.Group, name: str, kinds: str, shape: Sequence[int | None], max_bytes: int) -> NDArray[Any]:
     """Read a data set of numbers; see `dataset`."""
     return np.asarray(dataset(group, name, kinds, shape, max_bytes)[()])
+
+
+def read_all(path: Path) -> None:
+    """Read every value of a file, which notices damage, and refuse one that refers to other files.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        AffsupError: The system does not let it be read.
+        Hdf5Error: It is damaged, or see `member`.
+    """
+
+    def read_group(group: h5py.Group) -> None:
+        for name in group:
+            item = member(group, name)
+            if isinstance(item, h5py.Dataset):
+                for chunk in item.iter_chunks() if item.chunks else [()]:
+                    item[chunk]
+            else:
+                read_group(item)
+
+    with open_hdf5(path) as h5:
+        read_group(h5)
 
 
 def read_strings(group: h5py.Group, name: str, count: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from data_prep.errors import SourceError, printable, quote
@@ -171,10 +172,13 @@ class ImageSet(DataSet):
     Attributes:
         read: Reads the images from the files of a source; raises `SourceError`.
         origin: The official archive; None if the images are part of an installed library, so that `read` gets no files.
+        from_parquet: Returns the files of the archive from the parquet files in a folder, as a data set of the Hugging
+            Face hub has them; None if there is no such data set. Raises `SourceError`.
     """
 
     read: Callable[[Files], RawImages] | Callable[[SceneFiles], RawImages]
     origin: Origin | None = None
+    from_parquet: Callable[[Path], Files] | None = field(default=None, kw_only=True)
 
     @property
     def embedded(self) -> bool:

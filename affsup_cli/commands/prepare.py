@@ -23,8 +23,8 @@ def prepare(
         str,
         typer.Argument(
             metavar="DATASET|LAYOUT|FILE.py",
-            help="Name of a data set (`affsup list datasets`); for your own files their layout: folder, coco-json or "
-            "voc-xml; or a Python file that defines DATASET.",
+            help="Name of a data set (`affsup list datasets`); for your own files their layout: folder, coco-json, "
+            "coco-parquet or voc-xml; or a Python file that defines DATASET.",
             autocompletion=complete_dataset,
         ),
     ],
@@ -35,7 +35,8 @@ def prepare(
             metavar="PATH",
             callback=expand_user,
             help="The official archive, or the folder extracted from it; for scenes one or more folders or archives "
-            "with all official files. Without it, the archives are downloaded if that is possible.",
+            "with all official files; or hf://datasets/OWNER/NAME, a data set of the Hugging Face hub. Without it, the "
+            "archives are downloaded if that is possible.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of a data set in a layout.")] = None,
@@ -66,6 +67,7 @@ def prepare(
     affsup prepare cifar10 --from cifar-10-python.tar.gz
     affsup prepare cifar100 --from downloads/cifar-100-python
     affsup prepare tiny-imagenet --limit 10000
+    affsup prepare tiny-imagenet --from hf://datasets/zh-plus/tiny-imagenet
     affsup prepare shapes
     affsup prepare shape-scenes
     affsup prepare voc07 --from VOCdevkit

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import h5py
 import torch
 
 from affsup_cli.runs.checkpoint import load_checkpoint, load_weights
@@ -16,7 +15,8 @@ from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.features import read_features
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runs.results import read_result
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, unreadable
+from data_prep.hdf5 import Hdf5Error, read_all
 
 _CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def check_run(run: RunFolder) -> list[str]:
     if run.examples.exists():
         checks.append(partial(_evaluated_again, run, run.examples, read_examples))
     checks += [partial(_evaluated_again, run, path, _read_json) for path in sorted(run.path.glob("detections-*.json"))]
-    checks += [partial(_evaluated_again, run, path, _read_hdf5) for path in sorted(run.path.glob("relationships-*.h5"))]
+    checks += [partial(_evaluated_again, run, path, read_all) for path in sorted(run.path.glob("relationships-*.h5"))]
     return list(_faults(checks))
 
 
@@ -74,15 +74,14 @@ def _evaluated_again(run: RunFolder, path: Path, read: Callable[[Path], object])
     split = path.stem.partition("-")[2] or "test"
     try:
         read(path)
-    except (AffsupError, OSError, ValueError, KeyError, RuntimeError, RecursionError) as error:
+    except OSError as error:
+        raise AffsupError(unreadable(path, error)) from error
+    except (AffsupError, Hdf5Error, ValueError, RecursionError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         command = f"`affsup evaluate {run.path} --split {split}`"
         raise AffsupError(f"{path} is damaged ({error}): {command} writes it again") from error
 
 
 def _read_json(path: Path) -> None:
     json.loads(path.read_bytes())
-
-
-def _read_hdf5(path: Path) -> None:
-    with h5py.File(path) as file:
-        file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from affsup_cli.runs.digest import DigestError, add_archive_digest, check_archive
-from affsup_cli.runs.folder import RESUME, atomic_file, unreadable
-from data_prep.errors import AffsupError
+from affsup_cli.runs.folder import RESUME, atomic_file
+from data_prep.errors import AffsupError, unreadable
 
 NEW_RUN = "move the run's folder away and call again, which begins a new run"
 """What to do when the weights of a run are lost."""

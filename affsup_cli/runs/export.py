@@ -25,9 +25,9 @@ from torch import Tensor
 from affsup_cli.recipe import RECIPE_OF_TASK, Recipe
 from affsup_cli.runs.checkpoint import check_weights, load_weights
 from affsup_cli.runs.digest import DigestError, with_digest, without_digest
-from affsup_cli.runs.folder import RunFolder, unreadable, write_out
+from affsup_cli.runs.folder import RunFolder, write_out
 from affsup_cli.runs.results import read_train_result
-from data_prep.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError, unreadable
 
 SUFFIX = ".safetensors"
 _METADATA_KEY = "affsup"

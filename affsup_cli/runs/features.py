@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from affsup_cli.runs.digest import add_archive_digest, check_archive
-from affsup_cli.runs.folder import atomic_file, unreadable
-from data_prep.errors import AffsupError
+from affsup_cli.runs.folder import atomic_file
+from data_prep.errors import AffsupError, unreadable
 
 _MAX_BYTES = 2**30  # of an array
 

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from affsup_cli.recipe import Recipe, read_recipe
 from affsup_cli.runs.digest import DigestError, check_toml, toml_with_digest, with_digest, without_digest
-from data_prep.errors import AffsupError, UsageError
+from data_prep.errors import AffsupError, UsageError, unreadable
 from data_prep.writing import fsync_path
 
 MAX_EPOCHS = 10_000
@@ -448,15 +448,6 @@ def _file_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def unreadable(path: Path, error: OSError) -> str:
-    """Return the message for a file that exists but cannot be read."""
-    if error.errno == errno.EACCES:
-        return f"{path} cannot be read: {error.strerror}. `chmod u+r {path}` lets its owner read it"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{path} cannot be read: {error.strerror}. Raise the limit with `ulimit -n 4096`, then call again"
-    return f"{path} cannot be read: {error.strerror}"
 
 
 def _is_file(path: Path, unseen: bool) -> bool:

@@ -130,7 +130,8 @@ def open_picture(path: Path) -> NDArray[np.uint8]:
         reason = getattr(error, "strerror", None) or _reason(error)
         raise AffsupError(f"{path} cannot be read as a picture ({reason}): give a JPEG or PNG file") from None
     except PictureError as error:
-        raise AffsupError(f"{path} {error}: scale it down") from None
+        cure = "scale it down" if error.reason == "too large" else "save it with 8 bits"
+        raise AffsupError(f"{path} {error}: {cure}") from None
 
 
 def _decode(encoded: bytes, size: tuple[int, int], at_most: tuple[int, int] | None) -> Image.Image:
@@ -156,7 +157,7 @@ def _open(file: Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open a picture whose pixels are not yet decoded.
 
     Raises:
-        PictureError: It has more than `MAX_PIXELS` pixels.
+        PictureError: It has more than `MAX_PIXELS` pixels, or 32 bits a channel, whose scale is unknown.
     """
     with Image.open(file, formats=_FORMATS) as image:
         width, height = image.size
@@ -164,6 +165,8 @@ def _open(file: Path | io.BytesIO) -> Iterator[Image.Image]:
             raise PictureError(
                 "too large", f"has {width} x {height} pixels, expected at most {MAX_PIXELS // 10**6} megapixels"
             )
+        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # older Pillow opens 16-bit PNG as "I"
+            raise PictureError("of 32 bits a channel", "has 32 bits a channel, expected 8 or 16")
         yield image
 
 
@@ -182,7 +185,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values to 8 bits instead of scaling them
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit values to 8 bits instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LAYOUT_NAMES = ("folder", "coco-json", "voc-xml")
+LAYOUT_NAMES = ("folder", "coco-json", "coco-parquet", "voc-xml")
 """The layouts, by their names on the command line."""
 
 SPLIT_NAMES: Mapping[str, Literal["train", "val", "test"]] = {
@@ -66,6 +66,8 @@ def own_data_set(layout: str, name: str, size: int | None = None) -> AnyDataSet:
         raise UsageError(f"--size {size}: images of {layout} keep their size; recipes scale them")
     if layout == "coco-json":
         from data_prep.layouts.coco_json import DATASET as DATA_SET
+    elif layout == "coco-parquet":
+        from data_prep.layouts.coco_parquet import DATASET as DATA_SET
     else:
         from data_prep.layouts.voc_xml import DATASET as DATA_SET
     return replace(DATA_SET, name=name)

@@ -2,7 +2,8 @@
 
 Classes are read from the files. Splits are those of `ImageSets/Main/*.txt` if there are such lists, else folders named
 `train`, `val` and `test`. A picture has the name of its annotation file, or the one in `<filename>`, anywhere in the
-source. All ordered pairs of objects of different classes are related, without difficult objects.
+source. If the file states no size, or 0 x 0, the size is that of the picture. All ordered pairs of objects of different
+classes are related, without difficult objects.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from data_prep.raw import Layout, RawScenes, SceneSet
 
 if TYPE_CHECKING:
     from data_prep.annotations import SceneAnnotation
-    from data_prep.sources.scene_files import SceneFiles
+    from data_prep.sources.scene_files import FoundPictures, SceneFiles
     from data_prep.sources.voc_xml import VocAnnotation
 
 
@@ -29,14 +30,18 @@ def _read(files: SceneFiles) -> RawScenes:
     if not paths:
         raise SourceError("contains no XML file: expected one for each picture")
     splits = _listed_splits(files, paths) or _folder_splits(paths)
-    annotations = {path: read_xml(files, path) for path in paths if any(path in members for members in splits.values())}
+    listed = {path for members in splits.values() for path in members}
+    annotations = {path: read_xml(files, path, size_required=False) for path in paths if path in listed}
     classes = tuple(sorted({label for annotation in annotations.values() for label in annotation.labels}))
     pictures = files.pictures()
     index = PictureIndex(pictures)
     labels = {name: label for label, name in enumerate(classes)}
 
     def scenes(members: Iterable[str]) -> list[SceneAnnotation]:
-        return [_scene(number, path, annotations[path], labels, index) for number, path in enumerate(members, start=1)]
+        return [
+            _scene(number, path, annotations[path], labels, index, pictures)
+            for number, path in enumerate(members, start=1)
+        ]
 
     val = None
     if len(splits) == 1:
@@ -92,7 +97,12 @@ def _checked(splits: dict[str, dict[str, None]]) -> dict[str, dict[str, None]]:
 
 
 def _scene(
-    number: int, path: str, annotation: VocAnnotation, labels: Mapping[str, int], index: PictureIndex
+    number: int,
+    path: str,
+    annotation: VocAnnotation,
+    labels: Mapping[str, int],
+    index: PictureIndex,
+    pictures: FoundPictures,
 ) -> SceneAnnotation:
     from data_prep.annotations import SceneAnnotation
 
@@ -103,7 +113,7 @@ def _scene(
     return SceneAnnotation(
         name=picture,
         id=number,
-        size=annotation.size,
+        size=pictures.upright_size(picture) if annotation.size == (0, 0) else annotation.size,
         boxes=annotation.boxes,
         labels=[labels[label] for label in annotation.labels],
         difficult=annotation.difficult,

@@ -6,6 +6,7 @@ Relations between objects are optional: `rel_categories` (`id`, `name`) and `rel
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,23 @@ def names_by_id(name: str, content: Content, key: str) -> dict[int, str]:
         if not isinstance(entry.get("name"), str):
             raise SourceError(f"{name}: {key}[{number}] has no 'name'")
     return {number: entry["name"] for number, entry in zip(ids, entries, strict=True)}
+
+
+def parent_categories(content: Content) -> set[int]:
+    """Return the ids of the categories that only group others, as Roboflow writes one before the classes.
+
+    No annotation has them, and other categories name them as their supercategory. `names_by_id` must have accepted
+    the categories.
+    """
+    entries = [entry for entry in content.get("categories", []) if isinstance(entry, dict)]
+    objects = [entry for entry in content.get("annotations", []) if isinstance(entry, dict)]
+    annotated = {entry["category_id"] for entry in objects if isinstance(entry.get("category_id"), int | float)}
+    members = Counter(
+        entry["supercategory"]
+        for entry in entries
+        if isinstance(entry.get("supercategory"), str) and entry["supercategory"] != entry.get("name")
+    )
+    return {entry["id"] for entry in entries if entry["id"] not in annotated and members[entry["name"]]}
 
 
 def read_annotations(
@@ -171,10 +189,11 @@ def _entries(name: str, content: Content, key: str) -> Sequence[Mapping[str, Any
 def _integers(
     name: str, where: str, entries: Sequence[Mapping[str, Any]], key: str, default: int | None = None
 ) -> NDArray[np.int64]:
-    """Return a field of all entries, int64 [n]."""
+    """Return a field of all entries, int64 [n]; tools also write whole numbers as 1.0, and `iscrowd` as false."""
     values = [entry.get(key, default) for entry in entries]
+    kinds = (int, float, bool) if key == "iscrowd" else (int, float)
     for number, value in enumerate(values):
-        if type(value) is not int or abs(value) >= 2**31:
+        if type(value) not in kinds or not abs(value) < 2**31 or value != int(value):
             raise _wrong(name, f"{where}[{number}]", entries[number], key, "a whole number")
     return np.array(values, dtype=np.int64)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from data_prep.origin import Files, Origin, ProgressCallback
 from data_prep.raw import AnyDataSet, DataSet, ImageSet, Layout, SceneSet
 from data_prep.sources.archive import open_archive, require_members, select
 from data_prep.sources.download import download
+from data_prep.sources.parquet import parquet_files
 from data_prep.sources.scene_files import SceneFiles
 from data_prep.store import DefinitionRecord, FileRecord, SourceRecord
 
@@ -53,6 +54,7 @@ def check_sources(dataset: AnyDataSet, sources: Sequence[Path]) -> None:
             raise UsageError(f"data set {dataset.name!r} cannot be downloaded: give with --from {expected}")
     else:
         expected = f"{dataset.origin.filename} or the folder extracted from it" if dataset.origin else ""
+        expected += ", or a folder of its parquet files" if dataset.from_parquet else ""
         if len(sources) > 1:
             raise UsageError(
                 f"data set {dataset.name!r} has one source, found {len(sources)}: give the archive or its folder"
@@ -77,6 +79,8 @@ def open_source(
     if not sources:
         return _archive_source(download(origin, downloads, progress), origin, "download")
     path = sources[0]
+    if dataset.from_parquet and path.is_dir() and parquet_files(path):
+        return _parquet_source(path, dataset.from_parquet)
     return _folder_source(path, origin) if path.is_dir() else _archive_source(path, origin, "archive")
 
 
@@ -119,6 +123,17 @@ def _archive_source(path: Path, origin: Origin, kind: Literal["archive", "downlo
     record, md5 = checksums(path)
     record_of_source = SourceRecord(kind=kind, files={path.name: record}, official=md5 == origin.md5, algorithm="md5")
     return RawSource(record_of_source, str(path), open_archive(path, origin))
+
+
+def _parquet_source(folder: Path, read: Callable[[Path], Files]) -> RawSource[Files]:
+    try:
+        files = read(folder)
+    except SourceError as error:
+        raise AffsupError(f"{folder}: {error}") from None
+    lists = [path for path in folder.glob("*.txt") if path.name in files]
+    records = {path.name: checksums(path)[0] for path in (*parquet_files(folder), *lists)}
+    record = SourceRecord(kind="folder", files=records, official=None, algorithm=None)
+    return RawSource(record, str(folder), nullcontext(files))
 
 
 def _folder_source(path: Path, origin: Origin) -> RawSource[Files]:

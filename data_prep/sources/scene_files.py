@@ -34,6 +34,18 @@ class _FileLocation:
             raise SourceError(f"{self.path}: changed while it was read; run the command again")
         return content
 
+    def sha256(self) -> str:
+        """Return the checksum of the content, which is not read at once."""
+        total, left = hashlib.sha256(), self.size
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            while left and (chunk := file.read(min(left, 1 << 20))):
+                total.update(chunk)
+                left -= len(chunk)
+        if left:
+            raise SourceError(f"{self.path}: changed while it was read; run the command again")
+        return total.hexdigest()
+
 
 class SceneFiles:
     """The required files of all sources, each read on access; of two files with one name, that of the first source.
@@ -79,6 +91,10 @@ class SceneFiles:
             raise SourceError(f"{name} has {location.size:,} bytes, expected at most {_MAX_ANNOTATION:,}; refused")
         return location.read()
 
+    def path(self, name: str) -> Path:
+        """Return the path of an annotation file that is no member of an archive."""
+        return self._annotations[name].path
+
     def json(self, name: str) -> Any:
         """Return the parsed content of an annotation file in JSON.
 
@@ -94,6 +110,11 @@ class SceneFiles:
         """Return the pictures whose names begin with `prefix`, by their names without it."""
         return FoundPictures(self._pictures, prefix, str(self._sources[0]))
 
+    def renamed_pictures(self, names: Mapping[str, str]) -> FoundPictures:
+        """Return those pictures whose names are keys of `names`, by the new names that are its values."""
+        found = {new: self._pictures[name] for name, new in names.items() if name in self._pictures}
+        return FoundPictures(found, "", str(self._sources[0]))
+
     def records(self) -> dict[str, FileRecord]:
         """Return the checksums of the files for the manifest.
 
@@ -104,8 +125,7 @@ class SceneFiles:
         listings: dict[str, list[tuple[str, str, int]]] = {}
         for name, location in sorted(self._annotations.items()):
             folder = str(PurePosixPath(name).parent)
-            content = location.read()
-            entry = (hashlib.sha256(content).hexdigest(), name, len(content))
+            entry = (location.sha256(), name, location.size)
             listings.setdefault(name if folder == "." else folder, []).append(entry)
         records = {
             name: FileRecord(sha256=entries[0][0], bytes=entries[0][2])
@@ -114,7 +134,7 @@ class SceneFiles:
             for name, entries in listings.items()
         }
         sizes = [
-            (hashlib.sha256(location.read()).hexdigest() if self._anchored else str(location.size), name, location.size)
+            (location.sha256() if self._anchored else str(location.size), name, location.size)
             for name, location in sorted(self._pictures.items())
         ]
         return records | {"pictures": _listing_record(sizes)}
@@ -140,6 +160,15 @@ class FoundPictures:
     def size(self, name: str) -> int:
         """Return the size of a picture in bytes."""
         return self._locations[self._prefix + name].size
+
+    def upright_size(self, name: str) -> tuple[int, int]:
+        """Return width and height of a picture as shown; 0, 0 if it is missing or damaged, so that it is left out."""
+        from data_prep.decode.pictures import PictureError, upright_size
+
+        try:
+            return upright_size(self[name]) if name in self else (0, 0)
+        except PictureError:
+            return 0, 0
 
     def location(self, name: str) -> str:
         """Return the path where a picture is, or is expected."""

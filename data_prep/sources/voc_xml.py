@@ -58,15 +58,23 @@ def read_lines(files: SceneFiles, path: str) -> list[str]:
     return _content(files, path).decode("utf-8-sig", errors="replace").split()
 
 
-def read_xml(files: SceneFiles, path: str) -> VocAnnotation:
+def read_xml(files: SceneFiles, path: str, *, size_required: bool = True) -> VocAnnotation:
     """Read an annotation file. An object with several boxes counts as several objects.
+
+    Args:
+        files: The files of the source.
+        path: The annotation file.
+        size_required: Whether the size of the image must be stated; if not, it is (0, 0) where it is not.
 
     Raises:
         SourceError: It was not found, is not XML, declares a document type, or lacks a field.
     """
     root = _parse(path, _content(files, path))
-    width, height = (_number(root, f"size/{key}", path) for key in ("width", "height"))
-    if not (0 < width < _LARGEST and 0 < height < _LARGEST):
+    unknown = not size_required and all(
+        (root.findtext(f"size/{key}") or "0").strip() == "0" for key in ("width", "height")
+    )
+    width, height = (0, 0) if unknown else (_number(root, f"size/{key}", path) for key in ("width", "height"))
+    if not unknown and not (0 < width < _LARGEST and 0 < height < _LARGEST):
         raise SourceError(f"{path}: <size> is {width:g} x {height:g}, expected an image's width and height")
     annotation = VocAnnotation((root.findtext("filename") or "").strip(), (int(width), int(height)), [], [], [], [])
     for number, item in enumerate(root.findall("object"), start=1):

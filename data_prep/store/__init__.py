@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from data_prep.errors import AffsupError, UsageError, quote, shorten
+from data_prep.errors import AffsupError, UsageError, quote, shorten, unreadable
 from data_prep.store.images import (
     BLOCK,
     IMAGES_FILE,
@@ -120,8 +120,10 @@ def read_manifest(folder: Path) -> AnyManifest:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise not_prepared(folder) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AffsupError(f"{path} cannot be read ({error}): {remedy(folder)}") from None
+    except OSError as error:
+        raise AffsupError(unreadable(path, error)) from error
+    except UnicodeDecodeError as error:
+        raise AffsupError(f"{path} is damaged ({error}): {remedy(folder)}") from None
     try:
         kind = _Kind.model_validate_json(text).kind
         manifest = (SceneManifest if kind == "scenes" else ImageManifest).model_validate_json(text)

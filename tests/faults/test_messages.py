@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shlex
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import h5py
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import data_prep
 from affsup_cli.app import app
 from affsup_cli.recipe import load_recipe
+from affsup_cli.runs.check import check_run
 from affsup_cli.runs.checkpoint import load_checkpoint, save_checkpoint
 from affsup_cli.runs.export import export_trained, open_trained
 from affsup_cli.runs.features import read_features
@@ -76,6 +83,76 @@ def test_too_few_file_handles_are_named(copy_run: Callable[[], RunFolder]) -> No
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for file in held:
             file.close()
+
+
+def limited(limit: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call affsup in a shell with a limit such as `-n 8`."""
+    command = shlex.join([sys.executable, "-m", "affsup_cli", *arguments])
+    return subprocess.run(["bash", "-c", f"ulimit {limit}; exec {command}"], capture_output=True, text=True)
+
+
+def test_too_few_file_handles_for_a_sweep_end_in_one_line_with_the_cure(digits: Path, tmp_path: Path) -> None:
+    places = ["--data", str(digits), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    ended = limited("-n 8", "sweep", "digits-table3", "--only", "base", "--seeds", "1", *places)
+    assert ended.returncode == 1
+    assert "Too many open files" in ended.stderr
+    assert "`ulimit -n 4096`" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("kibibytes", [300_000, 1_000_000])
+def test_too_little_memory_for_the_libraries_ends_in_one_line(trained: RunFolder, kibibytes: int) -> None:
+    ended = limited(f"-v {kibibytes}", "evaluate", str(trained.path))
+    assert ended.returncode == 1
+    assert "out of memory" in ended.stderr
+    assert "`ulimit -v` shows it" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["images.h5", "manifest.json"])
+def test_prepared_data_that_may_not_be_read_are_not_called_damaged(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shutil.copytree(digits / "digits", tmp_path / "digits")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, f"Unable to open file (name = '{name}')")
+
+    monkeypatch.setattr(*((h5py, "File") if name == "images.h5" else (Path, "read_text")), fail)
+    with pytest.raises(AffsupError, match=rf"{name} cannot be read: Permission denied. `chmod u\+r [^ ]*{name}`"):
+        data_prep.check("digits", tmp_path)
+
+
+def test_check_says_of_a_file_that_may_not_be_read_that_it_may_not_be_read(
+    copy_run: Callable[[], RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_run()
+    with refused(monkeypatch, errno.EACCES, "features.npz"):
+        (fault,) = check_run(run)
+    assert "features.npz cannot be read" in fault
+    assert "damaged" not in fault
+
+
+@pytest.mark.parametrize("kind", ["external link", "external storage"])
+def test_check_reads_no_file_that_a_run_refers_to(copy_run: Callable[[], RunFolder], kind: str) -> None:
+    run = copy_run()
+    private = run.path.parent / "private"
+    with h5py.File(private, "w") as file:
+        file["secret"] = [1]
+    with h5py.File(run.relationships("test"), "w") as file:
+        if kind == "external link":
+            file["x"] = h5py.ExternalLink(str(private), "/secret")
+        else:
+            file.create_dataset("x", (8,), "u1", external=[(str(private), 0, 8)])
+    (fault,) = check_run(run)
+    assert "refused" in fault
+
+
+def test_a_name_that_is_too_long_for_a_file_is_shortened(tmp_path: Path) -> None:
+    ended = limited("-n 256", "evaluate", "x" * 5000, "--runs", str(tmp_path))
+    assert ended.returncode == 1
+    assert "File name too long" in ended.stderr
+    assert len(ended.stderr) < 300
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -313,4 +313,5 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than a state dict (model.weights): expected a dict of names and tensors; "
             "save its state dict alone"
         )
-    return cast(dict[str, Tensor], state)
+    # DataParallel and DistributedDataParallel put "module." before each name.
+    return {str(name).removeprefix("module."): value for name, value in state.items()}

@@ -380,7 +380,7 @@ def test_the_picture_may_be_named_in_the_file(devkit: dict[str, bytes], tmp_path
         ({"ImageSets/Main/test.txt": b"000001\n7\n"}, "ImageSets/Main/test.txt: '7' has no annotation file 7.xml"),
         ({"ImageSets/Main/trainval.txt": None}, "has a split test, but none of training images"),
         ({"other/000009.xml": b"<a/>"}, "Annotations/000009.xml have the same name"),
-        ({"Annotations/000009.xml": b"<a/>"}, "Annotations/000009.xml: has no <size/width>"),
+        ({"Annotations/000009.xml": b"<a><size><width>9</width></size></a>"}, "000009.xml: has no <size/height>"),
     ],
 )
 def test_what_is_wrong_with_xml_files_is_named(
