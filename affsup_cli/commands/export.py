@@ -44,6 +44,12 @@ def export(
             help="Of the images of a detector in ONNX.  [default: its recipe's longest and shortest side]",
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Upload file and card to this repository of the Hugging Face hub as well."
+        ),
+    ] = None,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
     """Write a run's model into one file, with its recipe and numbers inside.
@@ -55,12 +61,17 @@ def export(
     one image of a fixed size. It is compared with PyTorch, and refused if it differs. `pip install 'affsup[onnx]'`
     installs what it takes.
 
+    --push uploads the file, and the card as README.md, in one commit; a repository that does not exist is created,
+    private. The token is that of `hf auth login` or HF_TOKEN. `pip install 'affsup[hub]'` installs what it takes.
+
     \b
     affsup export relnet-voc07-resnet101-focal-seed0-3f2a91c0
     affsup export runs/my-run --out shared/detector.safetensors
     affsup export runs/my-run --format onnx
     affsup export runs/my-run --format onnx --size 1000x600
+    affsup export runs/my-run --push me/my-detector
     """
+    from affsup_cli.runs import hub
     from affsup_cli.runs.export import export_trained, open_trained
     from affsup_cli.runs.folder import RunFolder, write_out
     from affsup_cli.runs.results import read_train_result
@@ -70,6 +81,8 @@ def export(
 
     if size is not None and format_ is not Format.ONNX:
         raise UsageError("--size is for --format onnx")
+    if push is not None:
+        hub.check_repository(push)
     folder = RunFolder.open(run_path(run, runs))
     result = read_train_result(folder)
     trained = open_trained(folder.path)
@@ -84,6 +97,8 @@ def export(
         console.print(_write_onnx(trained, path, size), markup=False)
     write_out(card, text.encode())
     console.print(f"written: {path} ({path.stat().st_size / 2**20:.1f} MiB) and {card}", style="green", markup=False)
+    if push is not None:
+        console.print(f"uploaded to {hub.push(push, path, card)}", style="green", markup=False)
 
 
 def _write_onnx(trained: TrainedModel, path: Path, size: str | None) -> str:
