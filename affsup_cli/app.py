@@ -24,6 +24,7 @@ from affsup_cli.commands.list import list_
 from affsup_cli.commands.predict import predict
 from affsup_cli.commands.prepare import prepare
 from affsup_cli.commands.report import report
+from affsup_cli.commands.search import search
 from affsup_cli.commands.show import show
 from affsup_cli.commands.sweep import sweep
 from affsup_cli.commands.train import train
@@ -43,6 +44,7 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
 app.command()(sweep)
+app.command()(search)
 app.command()(report)
 app.command()(compare)
 app.command()(check)

@@ -148,6 +148,11 @@ def test_every_command_is_understood_and_names_what_there_is(
                 pytest.skip("submitit is not installed")
             code, error = call([word for word in words if word != "--dry-run"] + ["--dry-run"], monkeypatch, capsys)
             assert code == 0, error
+        case "search":  # as far as the check of the recipe
+            if importlib.util.find_spec("optuna") is None:
+                pytest.skip("optuna is not installed")
+            code, error = call([*words, "--set", "train.epochs=0"], monkeypatch, capsys)
+            assert re.fullmatch(r"affsup: recipe \S+: train\.epochs = 0: [^\n]+\n", error), error
         case "check" | "validate" if len(words) > 2:
             code, error = call(words, monkeypatch, capsys)
             assert re.search(r"is neither a run folder|damaged|invalid", error), error

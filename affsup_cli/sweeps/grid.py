@@ -42,7 +42,7 @@ def parse_axis(text: str) -> Axis:
         UsageError: there is no value, or one is given twice.
     """
     field, separator, values = (part.strip() for part in text.partition("="))
-    parts = _split(values)
+    parts = split_values(values)
     if not (field and separator and all(parts)):
         raise UsageError(f"--grid takes FIELD=VALUE,VALUE, for example affinity.gamma=0,2,4; found '{text}'")
     read = tuple(parse_override(f"{field}={part}")[1] for part in parts)
@@ -51,7 +51,7 @@ def parse_axis(text: str) -> Axis:
     return Axis(field, read)
 
 
-def _split(values: str) -> list[str]:
+def split_values(values: str) -> list[str]:
     """Split at the commas outside of brackets."""
     depth, parts = 0, [""]
     for character in values:

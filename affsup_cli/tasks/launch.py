@@ -28,6 +28,10 @@ from data_prep.errors import AffsupError, UsageError
 from data_prep.store import read_manifest
 
 
+class OutOfMemory(AffsupError):
+    """The device lacks the memory that a run takes."""
+
+
 def data_digest(recipe: Recipe, data_dir: Path) -> str | None:
     """Return the digest of the recipe's prepared data set; None if it is not prepared."""
     folder = data_dir / str(recipe.flat()["data.name"])
@@ -72,6 +76,8 @@ def train_run(
     Raises:
         UsageError: the folder holds an unfinished run and `resume` is false, or a run of another recipe, or there is
             nothing to resume, or there are more processes than images in a batch.
+        Diverged: a loss is not finite.
+        OutOfMemory: the device lacks memory.
         AffsupError: the data set is not prepared or has changed, another process trains in the folder, or the
             training failed.
     """
@@ -127,7 +133,7 @@ def _torch_errors_explained() -> Iterator[None]:
             ) from error
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
-        raise AffsupError(
+        raise OutOfMemory(
             "out of memory: a new run with a smaller train.batch_size, or for scenes data.short_side, model.width or "
             f"model.proposals, needs less ({(str(error).splitlines() or [type(error).__name__])[0]})"
         ) from error

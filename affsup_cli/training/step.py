@@ -24,7 +24,11 @@ from affsup_cli.training.cuda_graph import Capture, CapturedCalls, CudaGraphCapt
 from affsup_cli.training.task import Losses, StaticTask, Task, all_reduce_losses
 from data_prep.errors import AffsupError
 
-DIVERGED = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
+CURE = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
+
+
+class Diverged(AffsupError):
+    """A loss, a weight or a metric of the training is not finite."""
 
 
 def learning_rate(train: Training, epoch: int) -> float:
@@ -212,7 +216,7 @@ class FiniteLossCheck:
         """Wait for the device, and raise if a loss was not finite.
 
         Raises:
-            AffsupError: names the first such step of the epoch and its numbers.
+            Diverged: names the first such step of the epoch and its numbers.
         """
         if self._record is None:
             return
@@ -220,4 +224,4 @@ class FiniteLossCheck:
         if bad:
             listed = ", ".join(f"{name} = {number:.6g}" for name, number in zip(self._names, numbers, strict=True))
             position = f"epoch {self._epoch + 1}, step {step:.0f}"
-            raise AffsupError(f"the loss is not finite in {position}: {listed}. The run ends here: {DIVERGED}")
+            raise Diverged(f"the loss is not finite in {position}: {listed}. The run ends here: {CURE}")

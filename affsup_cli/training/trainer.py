@@ -29,7 +29,7 @@ from affsup_cli.runs.results import first_fault
 from affsup_cli.runtime.stop import Stopped, StopRequest
 from affsup_cli.training.cuda_graph import side_stream
 from affsup_cli.training.observers import Observer, Progress
-from affsup_cli.training.step import DIVERGED, TrainingStep, graph_capture, learning_rate
+from affsup_cli.training.step import CURE, Diverged, TrainingStep, graph_capture, learning_rate
 from affsup_cli.training.task import Task
 from data_prep.errors import AffsupError, AffsupWarning
 
@@ -81,7 +81,8 @@ class Trainer:
 
         Raises:
             Stopped: SIGINT or SIGTERM was received; the checkpoint is written.
-            AffsupError: the loss is not finite, or the disk is full.
+            Diverged: the loss is not finite.
+            AffsupError: the disk is full.
         """
         with StopRequest() as stop, side_stream(self._device) if self._capture else contextlib.nullcontext():
             self._load_or_begin()
@@ -352,13 +353,13 @@ def _steps_between_syncs(step_seconds: float) -> int:
 def _refuse_non_finite_weights(state: Mapping[str, Any]) -> None:
     if not all(bool(value.isfinite().all()) for value in state["model"].values()):
         position = f"epoch {state['epoch'] + 1}, step {state['step']}"
-        raise AffsupError(f"the weights are not finite in {position}: {DIVERGED}")
+        raise Diverged(f"the weights are not finite in {position}: {CURE}")
 
 
 def _refuse_non_finite(metrics: Mapping[str, float], when: str) -> None:
     broken = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        raise AffsupError(f"not finite {when}: {', '.join(broken)}. The run ends here: {DIVERGED}")
+        raise Diverged(f"not finite {when}: {', '.join(broken)}. The run ends here: {CURE}")
 
 
 def _with_split(split: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -132,6 +132,40 @@ def _training(trained: TrainedModel, result: TrainResult) -> str:
 
 
 def _loading(trained: TrainedModel, file: str) -> str:
+    return _loading_onnx(trained, file) if file.endswith(".onnx") else _loading_safetensors(trained, file)
+
+
+def _loading_onnx(trained: TrainedModel, file: str) -> str:
+    classifier = not isinstance(trained.recipe, SceneSetRecipe)
+    if classifier:
+        record = trained.environment["data"]["preprocessing"]
+        takes = (
+            f"`images` float32 `[N, {', '.join(map(str, record['image_shape']))}]`: pixels in 0..1, less "
+            f"{record['mean']}, divided by {record['std']} (channels in this order). It gives `features` and `logits`."
+        )
+    else:
+        takes = (
+            "`images` float32 `[1, 3, H, W]`: one RGB image of the size in the file, pixels in 0..255. It gives the "
+            "proposals: `boxes` `[P, 4]` (x1, y1, x2, y2 in pixels of the image), `probabilities` `[P, classes]` "
+            "without the background, and `present` `[P]`, false for padding. Non-maximum suppression is not in the "
+            "file."
+        )
+    lines = [
+        "```python",
+        "import json",
+        "",
+        "import onnxruntime",
+        "",
+        f"session = onnxruntime.InferenceSession({json.dumps(file)})",
+        'known = json.loads(session.get_modelmeta().custom_metadata_map["affsup"])  # recipe (TOML), classes',
+        "```",
+        "",
+        f"The input is {takes}",
+    ]
+    return "\n".join(lines)
+
+
+def _loading_safetensors(trained: TrainedModel, file: str) -> str:
     with_affsup = []
     if isinstance(trained.recipe, SceneSetRecipe):
         with_affsup.append(f"affsup predict {shlex.quote(file)} picture.jpg")

@@ -26,7 +26,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image, roi_pool
 from affsup_cli.affinity import match_proposals
 from affsup_cli.affinity.precision import without_autocast
 from affsup_cli.models.detection.backbones import Backbone
-from affsup_cli.models.detection.nms import first_nms
+from affsup_cli.models.detection.nms import first_nms, padded_nms
 from affsup_cli.models.detection.relation import INITIAL_STD, RelationModule, geometry_embedding
 from affsup_cli.models.detection.roi_align import roi_align
 from affsup_cli.recipe import Detector, Relation
@@ -105,8 +105,13 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
             # NMS never suppresses boxes without an area: they are sorted last.
             solid = ((inside[:, 2:] - inside[:, :2]) >= self.min_size).all(dim=1)
             confidence = confidence.masked_fill(~solid, -torch.inf)
-            kept = first_nms(inside, confidence, self.nms_thresh, self.post_nms_top_n())
-            chosen.append(inside[kept].masked_fill(~solid[kept].unsqueeze(1), 0))
+            if torch.compiler.is_exporting():
+                kept, real = padded_nms(inside, confidence, self.nms_thresh, self.post_nms_top_n())
+                solid = solid.index_select(0, kept) & real
+            else:
+                kept = first_nms(inside, confidence, self.nms_thresh, self.post_nms_top_n())
+                solid = solid[kept]
+            chosen.append(inside[kept].masked_fill(~solid.unsqueeze(1), 0))
             scores.append(confidence[kept].sigmoid())
         return chosen, scores
 

@@ -33,6 +33,17 @@ def first_nms(boxes: Tensor, scores: Tensor, iou: float, keep: int) -> Tensor:
         candidates *= 2
 
 
+def padded_nms(boxes: Tensor, scores: Tensor, iou: float, keep: int) -> tuple[Tensor, Tensor]:
+    """As `first_nms`, with a result of fixed length and no step that depends on values: `torch.export` can trace it.
+
+    Returns:
+        Indices int64 `[keep]`, and bool `[keep]`, false for the padding after the boxes kept.
+    """
+    kept = nms(boxes, scores, iou)
+    padding = torch.zeros(keep, dtype=torch.int64, device=boxes.device)
+    return torch.cat([kept, padding])[:keep], torch.arange(keep, device=boxes.device) < kept.shape[0]
+
+
 def soft_nms(
     boxes: Tensor, scores: Tensor, sigma: float = 0.6, keep: int = 100, least: float = 1e-3
 ) -> tuple[Tensor, Tensor, Tensor]:
