@@ -101,17 +101,18 @@ def main() -> None:
         place = f"{shorten(error.filename)}: " if error.filename else ""
         cure = f". {MORE_FILES}" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
         _leave(f"{place}{error.strerror or shorten(error)}{cure}", 1)
-    except (ImportError, MemoryError) as error:
-        if isinstance(error, ImportError) and not _NO_MEMORY.search(str(error)):
+    except (ImportError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         _leave(
             "out of memory: the limit of this shell or job (`ulimit -v` shows it), or the memory of this machine, is "
-            f"too small ({shorten(str(error) or type(error).__name__)})",
+            f"too small ({shorten(reason)})",
             1,
         )
 
 
-_NO_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory")  # of the dynamic linker
+_NO_MEMORY = re.compile("failed to map segment|[Cc]an(not|'t) allocate memory|out of memory")  # linker, torch, CUDA
 _show_other_warning = warnings.showwarning
 
 

@@ -132,7 +132,8 @@ def test_every_command_is_understood_and_names_what_there_is(
             pass
         case "prepare":
             layout, own = words[2] in LAYOUT_NAMES or words[2].endswith(".py"), words[2] in own_sets()
-            code, error = call(words if layout else [*words[:3], "--check"], monkeypatch, capsys)
+            offline = ["no-folder" if word.startswith("hf://") else word for word in words]
+            code, error = call(offline if layout else [*words[:3], "--check"], monkeypatch, capsys)
             no_source = "expected a folder with|is not a file or folder"
             said = no_source if layout else "no data set" if own else "is not prepared"
             assert re.search(said, error), error

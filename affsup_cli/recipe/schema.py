@@ -125,7 +125,7 @@ class Detector(Section):
         strict=False, min_length=1, description="anchor sides in backbone strides"
     )
     anchor_ratios: tuple[PositiveFloat, ...] = Field(strict=False, min_length=1, description="height over width")
-    proposals: int = Field(ge=1, description="regions an image (N)")
+    proposals: int = Field(ge=1, le=10_000, description="regions an image (N)")
     candidates: int = Field(ge=1, description="highest-scoring anchors, input of NMS at 0.7")
     pooling: Literal["pool", "align"] = Field(description="RoIPool or RoIAlign, 7x7")
     channels: int = Field(ge=1, description="channels of the map that regions are pooled from, after a 1x1 convolution")

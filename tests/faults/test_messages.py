@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -22,7 +23,7 @@ import torch
 from typer.testing import CliRunner
 
 import data_prep
-from affsup_cli.app import app
+from affsup_cli.app import app, main
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.check import check_run
 from affsup_cli.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -107,6 +108,33 @@ def test_too_little_memory_for_the_libraries_ends_in_one_line(trained: RunFolder
     assert "out of memory" in ended.stderr
     assert "`ulimit -v` shows it" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("said", ["DefaultCPUAllocator: can't allocate memory: you tried", "CUDA out of memory. Tried"])
+def test_torchs_lack_of_memory_in_any_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(f"{said}\nmore lines")
+
+    monkeypatch.setattr("affsup_cli.app.app", fail)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert re.fullmatch(rf"affsup: out of memory: .* is too small \({re.escape(said)}\)\n", capsys.readouterr().err)
+
+
+def test_a_recipe_that_asks_for_very_many_proposals_is_refused_wherever_it_is_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_recipe(load_recipe("relnet"))
+    text = (run.path / "recipe.toml").read_text().partition("\n")[2]  # without its digest
+    (run.path / "recipe.toml").write_text(re.sub(r"(?m)^proposals = .*$", f"proposals = {10**9}", text))
+    with pytest.raises(
+        AffsupError, match=r"model\.proposals = 1000000000: input should be less than or equal to 10000"
+    ):
+        run.recipe()
 
 
 @pytest.mark.parametrize("name", ["images.h5", "manifest.json"])
