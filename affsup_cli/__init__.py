@@ -5,7 +5,9 @@ The names below are imported when first used, so that `import affsup_cli` takes 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from data_prep.version import __version__
@@ -79,6 +81,25 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF.get(name, "affsup_cli.affinity")), name)
+
+
+class _Package(ModuleType):
+    """This package, whose function `runs` has the name of a subpackage.
+
+    When Python has imported a subpackage it sets it as an attribute of the package; here that would hide the function.
+    """
+
+    @property
+    def runs(self) -> Any:
+        """`affsup_cli.library.runs`."""
+        return import_module("affsup_cli.library").runs
+
+    @runs.setter
+    def runs(self, subpackage: ModuleType) -> None:
+        """Keep the function."""
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:
