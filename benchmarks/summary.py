@@ -73,6 +73,14 @@ def _recall(rows: Sequence[Row]) -> str:
     return "; ".join(parts)
 
 
+def _rivals(rows: Sequence[Row]) -> str:
+    evaluators = [row for row in rows if row["subject"] == "evaluator" and row["size"] == "coco val2017"]
+    losses = [row for row in rows if row["subject"] == "loss"]
+    parts = [f"{row['contestant']} {row['version']}: {row['time_over_ours']}" for row in evaluators[1:]]
+    parts += [f"{row['contestant']}: {row['time_over_ours']} and {row['memory_over_ours']}" for row in losses[1:]]
+    return "; ".join(parts)
+
+
 BENCHMARKS = (
     Benchmark(
         "minibatch_training",
@@ -132,6 +140,13 @@ BENCHMARKS = (
             for row in rows
             if row["variant"] == "matrix" and int(row["entities"]) > 1024
         ),
+    ),
+    Benchmark(
+        "rivals",
+        "the newest of what others offer ÷ ours, one thread, processor time: COCO evaluators from arrays, COCO-sized; "
+        "SupCon forward and backward ÷ L_G in tiles, N = 8,192, time and memory",
+        "–",
+        _rivals,
     ),
     Benchmark(
         "relation_supervision",

@@ -43,4 +43,5 @@ def test_every_example_is_tested() -> None:
         "metric_learning",
         "lightning_loop",
         "huggingface_trainer",
+        "query_attention",  # tests/examples/test_query_attention.py
     }
