@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affsup_cli.affinity.closed_form import L2MassLoss, LossAndMass
+from affsup_cli.affinity.closed_form import L2MassKernel, L2MassLoss, LossAndMass, detached_without_grad
 from affsup_cli.affinity.gather import gather_rows, processes, row_counts
 from affsup_cli.affinity.graph import l2_affinity
 from affsup_cli.affinity.large import check_temperature, check_tile, l2_loss_and_mass
@@ -16,8 +17,10 @@ from affsup_cli.affinity.mass import check_mask
 from affsup_cli.affinity.options import DiagonalKind, LossForm, ReductionKind, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
 from affsup_cli.affinity.target import check_integer
+from affsup_cli.affinity.triton_support import why_not_triton
 
 LARGEST_MATRIX = 1024
+LARGEST_KERNEL = 256  # the features of so many nodes fit in the shared memory of any GPU
 
 
 class BatchAffinityLoss(nn.Module):
@@ -157,17 +160,28 @@ class BatchAffinityLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _square(self, nodes: Tensor, labels: Tensor, mask: Tensor | None) -> LossAndMass:
-        target, valid = self._target(labels, labels, mask)
         options = self.loss.options
         if options.form == "bce" or options.reduction == "none":
+            target, valid = self._target(labels, labels, mask)
             return loss_and_mass(l2_affinity(nodes) / self.temperature, target, options, valid)
+        with without_autocast(nodes):
+            scaled = detached_without_grad(nodes if self.temperature == 1 else nodes / self.temperature**0.5)
+            if mask is None and labels.dim() == 1 and kernel_takes(scaled):
+                return self._by_kernel(scaled, labels)
+            target, valid = self._target(labels, labels, mask)
+
+            def reference(nodes: Tensor) -> Tensor:
+                return differentiable_loss(l2_affinity(nodes), target, valid, options)
+
+            return LossAndMass(*L2MassLoss.apply(scaled, target, valid, options, reference))
+
+    def _by_kernel(self, nodes: Tensor, labels: Tensor) -> LossAndMass:
+        check_integer("labels", labels)
 
         def reference(nodes: Tensor) -> Tensor:
-            return differentiable_loss(l2_affinity(nodes), target, valid, options)
+            return differentiable_loss(l2_affinity(nodes), *self._target(labels, labels, None), self.loss.options)
 
-        with without_autocast(nodes):
-            scaled = nodes if self.temperature == 1 else nodes / self.temperature**0.5
-            return LossAndMass(*L2MassLoss.apply(scaled, target, valid, options, reference))
+        return LossAndMass(*L2MassKernel.apply(nodes, labels, self.ignore_index, self.loss.options, reference))
 
     def _tiled(self, nodes: Tensor, labels: Tensor, mask: Tensor | None) -> bool:
         options = self.loss.options
@@ -226,3 +240,18 @@ class BatchAffinityLoss(nn.Module):
             )
         features = at_least_float32(name, features)
         return F.normalize(features, dim=1) if self.normalize else features
+
+
+def kernel_takes(nodes: Tensor) -> bool:
+    """Return whether the graph of `nodes` `[N, d]` is computed by the Triton kernels, and not by PyTorch's operators.
+
+    torch.compile fuses the operators itself.
+    """
+    return (
+        nodes.is_cuda
+        and nodes.dtype == torch.float32
+        and 1 <= len(nodes) <= LARGEST_KERNEL
+        and nodes.shape[1] >= 1
+        and not torch.compiler.is_compiling()
+        and why_not_triton(nodes.device) is None
+    )

@@ -107,6 +107,38 @@ class L2MassLoss(torch.autograd.Function):
         return _scaled_gradient(ctx, gradients[0]), None, None, None, None
 
 
+class L2MassKernel(torch.autograd.Function):
+    """`L2MassLoss` of class ids on a GPU: two Triton kernels in place of some 25 operators.
+
+    Inputs are float32 features `[N, d]` and integer class ids `[N]`; entries of the label `ignore_index` are left out.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        labels: Tensor,
+        ignore_index: int | None,
+        options: LossOptions,
+        reference: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Compute loss and M, and the gradient where the features require one."""
+        from affsup_cli.affinity.l2_kernel import loss_mass_gradient  # imports Triton
+
+        loss, mass, gradient = loss_mass_gradient(features, labels, ignore_index, options, ctx.needs_input_grad[0])
+        if gradient is not None:
+            ctx.save_for_backward(features, gradient)
+            ctx.reference = reference
+        ctx.mark_non_differentiable(mass)
+        ctx.set_materialize_grads(False)
+        return loss, mass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Scale the stored gradient; for a second derivative, differentiate `reference` by autograd."""
+        return _scaled_gradient(ctx, gradients[0]), None, None, None, None
+
+
 class L2Affinity(torch.autograd.Function):
     """`W[m, n] = -||f_m - f_n||^2 / 2` of features `[..., N, d]`; see `affsup_cli.affinity.graph.l2_affinity`."""
 
@@ -134,6 +166,11 @@ class L2Affinity(torch.autograd.Function):
         # Where two features coincide, W is at its maximum.
         with without_tf32(features):
             return _l2_gradient(gradients[0].masked_fill(affinity >= 0, 0), centered)
+
+
+def detached_without_grad(tensor: Tensor) -> Tensor:
+    """Return `tensor`, detached if grad mode is off: a Function does not see the mode and would compute a gradient."""
+    return tensor if torch.is_grad_enabled() else tensor.detach()
 
 
 def _l2_gradient(gradient: Tensor, features: Tensor) -> Tensor:

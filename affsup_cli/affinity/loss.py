@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from affsup_cli.affinity.closed_form import LossAndMass, LossOptions, MassLoss, reduced
+from affsup_cli.affinity.closed_form import (
+    LossAndMass,
+    LossOptions,
+    MassLoss,
+    detached_without_grad,
+    reduced,
+)
 from affsup_cli.affinity.forms import FORMS
 from affsup_cli.affinity.mass import (
     Entries,
@@ -86,7 +92,7 @@ def loss_and_mass(logits: Tensor, target: Tensor, options: LossOptions, mask: Te
         return LossAndMass(_bce(logits, target, mask, options), mass)
     check_graph(logits, target, options.diagonal, mask)
     with without_autocast(logits):
-        graphs = at_least_float32("logits", logits)
+        graphs = detached_without_grad(at_least_float32("logits", logits))
 
         def reference(logits: Tensor) -> Tensor:
             return differentiable_loss(logits, target, mask, options)

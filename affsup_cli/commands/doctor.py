@@ -19,6 +19,7 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     import torch
 
     import affsup_cli
+    from affsup_cli.affinity.triton_support import why_not_triton
     from affsup_cli.runs.environment import library_versions, source_commit
     from affsup_cli.runs.folder import run_folders
     from affsup_cli.runtime.devices import describe_gpus, device_name, gpus, has_bf16_instructions
@@ -34,7 +35,10 @@ def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:
     console.print(f"cpu: {device_name(cpu)}, {torch.get_num_threads()} threads, {bf16}")
     for index in range(gpus()):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
-        console.print(f"cuda:{index}: {device_name(torch.device('cuda', index))}, {memory:.0f} GiB")
+        device = torch.device("cuda", index)
+        reason = why_not_triton(device)
+        kernel = f"PyTorch's operators ({reason})" if reason else "a Triton kernel"
+        console.print(f"cuda:{index}: {device_name(device)}, {memory:.0f} GiB; L_G of mini-batches by {kernel}")
     if not gpus():
         console.print(f"{describe_gpus()}: runs use the cpu")
     console.print(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free in the current folder")
