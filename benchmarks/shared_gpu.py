@@ -17,6 +17,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
+from minibatch_training import VARIANTS, our_loop
 from record import record
 
 from affsup_cli.runtime.devices import resolve_device
@@ -24,22 +26,19 @@ from affsup_cli.sweeps.mps import mps_on_shared_gpus
 from affsup_cli.sweeps.slots import Slot, find_slots
 
 
-def serve(slot: Slot, data: Path, precisions: list[str], seed: int, parent: Connection) -> None:
-    """Build a run for each precision; then train for as many seconds as is asked, and answer with images a second."""
-    import torch
-    from minibatch_training import our_loop
-
+def serve(slot: Slot, data: Path, variants: list[str], seed: int, parent: Connection) -> None:
+    """Build a run for each variant; then train for as many seconds as is asked, and answer with images a second."""
     device = torch.device("cuda" if slot.device.startswith("cuda") else "cpu")
     common = {"seed": seed, "affinity.loss": "focal", "affinity.measure": True}
-    loops = {name: our_loop(data, device, {**common, "train.precision": name}) for name in precisions}
+    loops = {name: our_loop(data, device, common | VARIANTS[name]) for name in variants}
     for loop in loops.values():
         loop(2)
     parent.send("ready")
     while (asked := parent.recv()) is not None:
-        precision, seconds = asked
+        variant, seconds = asked
         steps, begun = 0, time.perf_counter()
         while time.perf_counter() - begun < seconds:
-            loops[precision](20)
+            loops[variant](20)
             steps += 24  # with those that `our_loop` does before its clock runs
         parent.send(128 * steps / (time.perf_counter() - begun))
 
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bf16"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["float32", "bf16"])
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
@@ -62,17 +61,17 @@ def main() -> None:
             here, there = context.Pipe()
             os.environ.update(slot.environment)
             context.Process(
-                target=serve, args=(slot, arguments.data, arguments.precisions, seed, there), daemon=True
+                target=serve, args=(slot, arguments.data, arguments.variants, seed, there), daemon=True
             ).start()
             connections.append(here)
         for connection in connections:
             connection.recv()
-        for precision in arguments.precisions:
+        for variant in arguments.variants:
             for count in arguments.processes:
                 for connection in connections[:count]:
-                    connection.send((precision, arguments.seconds))
+                    connection.send((variant, arguments.seconds))
                 rates = [connection.recv() for connection in connections[:count]]
-                row = {"precision": precision, "processes": count, "images_per_second": round(sum(rates))}
+                row = {"variant": variant, "processes": count, "images_per_second": round(sum(rates))}
                 rows.append({**row, "shared": " ".join(said) or "-"})
         for connection in connections:
             connection.send(None)
