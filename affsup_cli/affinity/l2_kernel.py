@@ -146,13 +146,13 @@ def _combine(
                 _log_odds(row_target_peaks, row_target_sums, row_rest_peaks, row_rest_sums), gamma, FORM
             )
             row_slopes = tl.where(row_target_sums != 0, row_slopes * weight, 0.0)
-            of_rows = _share(affinities, target, row_target_peaks[:, None], row_target_sums[:, None]) - _share(
+            by_row = _share(affinities, target, row_target_peaks[:, None], row_target_sums[:, None]) - _share(
                 affinities, rest, row_rest_peaks[:, None], row_rest_sums[:, None]
             )
-            of_columns = _share(affinities, target, target_peaks[None, :], target_sums[None, :]) - _share(
+            by_column = _share(affinities, target, target_peaks[None, :], target_sums[None, :]) - _share(
                 affinities, rest, rest_peaks[None, :], rest_sums[None, :]
             )
-            symmetric = row_slopes[:, None] * of_rows + slopes[None, :] * of_columns
+            symmetric = row_slopes[:, None] * by_row + slopes[None, :] * by_column
         else:
             symmetric = (2 * slope) * (
                 _share(affinities, target, target_peak, target_sum) - _share(affinities, rest, rest_peak, rest_sum)
