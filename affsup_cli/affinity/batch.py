@@ -245,10 +245,11 @@ class BatchAffinityLoss(nn.Module):
 def kernel_takes(nodes: Tensor) -> bool:
     """Return whether the graph of `nodes` `[N, d]` is computed by the Triton kernels, and not by PyTorch's operators.
 
-    torch.compile fuses the operators itself.
+    torch.compile fuses the operators itself; tensors of other types, such as fake ones, have no memory of their own.
     """
     return (
         nodes.is_cuda
+        and type(nodes) in (Tensor, nn.Parameter)
         and nodes.dtype == torch.float32
         and 1 <= len(nodes) <= LARGEST_KERNEL
         and nodes.shape[1] >= 1
