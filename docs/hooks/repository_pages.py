@@ -13,7 +13,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent.parent
-SHOWN = ("reports/*.md", "reports/*.csv", "reports/*.png", "benchmarks/README.md", "benchmarks/results/*/*")
+SHOWN = (
+    "benchmarks/README.md",
+    *(f"{folder}/*.{kind}" for folder in ("reports", "benchmarks/results/*") for kind in ("md", "csv", "png")),
+)
 RENAMED = {"reports/README.md": "reports/results.md"}  # as index.html it would replace the one of `affsup report`
 REPORTS_PAGE = "reports/index.html"
 
