@@ -36,7 +36,7 @@ def row(precision: str, implementation: str, data: Path, device: torch.device, r
         "run.device": str(device),
     }
     without, with_loss = (load_recipe("minibatch", common | {"affinity.loss": form}) for form in ("none", "focal"))
-    kernel_takes = batch.kernel_takes if implementation == "kernels" else lambda _: False
+    kernel_takes = batch.kernel_takes if implementation == "kernels" else lambda *_: False
     with mock.patch.object(batch, "kernel_takes", kernel_takes):
         measured = time_alternating(
             partial(build_task, without, data), partial(build_task, with_loss, data), with_loss, rounds, lambda _: None

@@ -21,6 +21,7 @@ from affsup_cli.affinity.triton_support import why_not_triton
 
 LARGEST_MATRIX = 1024
 LARGEST_KERNEL = 256  # the features of so many nodes fit in the shared memory of any GPU
+KERNEL_FORMS = ("focal", "log", "l2", "smooth_l1")  # a new form is computed by operators until the kernel has it, too
 
 
 class BatchAffinityLoss(nn.Module):
@@ -166,7 +167,7 @@ class BatchAffinityLoss(nn.Module):
             return loss_and_mass(l2_affinity(nodes) / self.temperature, target, options, valid)
         with without_autocast(nodes):
             scaled = detached_without_grad(nodes if self.temperature == 1 else nodes / self.temperature**0.5)
-            if mask is None and labels.dim() == 1 and kernel_takes(scaled):
+            if mask is None and labels.dim() == 1 and kernel_takes(scaled, options.form):
                 return self._by_kernel(scaled, labels)
             target, valid = self._target(labels, labels, mask)
 
@@ -242,13 +243,14 @@ class BatchAffinityLoss(nn.Module):
         return F.normalize(features, dim=1) if self.normalize else features
 
 
-def kernel_takes(nodes: Tensor) -> bool:
+def kernel_takes(nodes: Tensor, form: LossForm) -> bool:
     """Return whether the graph of `nodes` `[N, d]` is computed by the Triton kernels, and not by PyTorch's operators.
 
     torch.compile fuses the operators itself; tensors of other types, such as fake ones, have no memory of their own.
     """
     return (
         nodes.is_cuda
+        and form in KERNEL_FORMS
         and type(nodes) in (Tensor, nn.Parameter)
         and nodes.dtype == torch.float32
         and 1 <= len(nodes) <= LARGEST_KERNEL

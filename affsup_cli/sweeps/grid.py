@@ -17,7 +17,7 @@ from data_prep.errors import UsageError
 
 FOLDER = "grids"
 """Folder of the tables, beside the run folders."""
-MAX_CELLS = 10_000
+MAX_CELLS = 400  # a table of more has more keys than a TOML file of a recipe or table may have
 _KEY_CHARACTER = re.compile(r"[^a-z0-9.-]+")
 _METRICS = {"minibatch": "test_accuracy", "scene": "test_accuracy", "frcnn": "test_map_50", "relnet": "test_map_50"}
 
@@ -83,7 +83,10 @@ def grid_table(recipe: str, axes: Sequence[Axis], seeds: int, extra: Mapping[str
             raise UsageError(f"--grid {field}=…: expected each field once, and neither seed (--seeds) nor name")
     combinations = list(itertools.product(*(axis.values for axis in axes)))
     if len(combinations) > MAX_CELLS:
-        raise UsageError(f"--grid: {len(combinations):,} cells, expected at most {MAX_CELLS:,}")
+        raise UsageError(
+            f"--grid: {len(combinations):,} cells, expected at most {MAX_CELLS:,}; "
+            "`affsup search` tries a number of your choice"
+        )
     for values in combinations:
         task = load_recipe(recipe, {**extra, **dict(zip(fields, values, strict=True))}).task
     rows, columns, *others = [*axes, None][: max(2, len(axes))]
@@ -96,7 +99,7 @@ def grid_table(recipe: str, axes: Sequence[Axis], seeds: int, extra: Mapping[str
                 "key": "-".join(_key(field, value) for field, value in chosen.items()) or "grid",
                 "label": ", ".join(_label(field, value) for field, value in chosen.items()) or Path(recipe).stem,
                 "seeds": seeds,
-                "set": {**extra, **chosen},
+                "set": chosen,
                 "columns": [
                     {
                         "key": _key(columns.field, value),
@@ -115,6 +118,7 @@ def grid_table(recipe: str, axes: Sequence[Axis], seeds: int, extra: Mapping[str
         "title": f"{Path(recipe).stem}: {' by '.join(axis.label for axis in axes)}",
         "caption": f"{metric} in percent.",
         "recipe": recipe,
+        "set": dict(extra),
         "metric": metric,
         "scale": 100.0,
         "heat_map": True,

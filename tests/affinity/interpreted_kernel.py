@@ -35,7 +35,7 @@ def case(loss: BatchAffinityLoss, features: Tensor, labels: Tensor) -> dict[str,
 
 
 def main() -> None:
-    batch.kernel_takes = lambda nodes: nodes.dtype == torch.float32
+    batch.kernel_takes = lambda nodes, form: nodes.dtype == torch.float32
     generator = torch.Generator().manual_seed(0)
     small = itertools.product(
         ("focal", "log", "l2", "smooth_l1"), ("matrix", "row"), ("keep", "exclude"), (None, 1), (False, True), [(7, 5)]

@@ -55,7 +55,7 @@ def test_loss_mass_and_gradient_are_the_same_on_any_device(device: torch.device,
     leaf = features.to(device).requires_grad_()
     if device.type == "cuda" and (reason := why_not_triton(device)):
         pytest.skip(f"no Triton kernels here: {reason}")
-    assert batch.kernel_takes(leaf) == (device.type == "cuda")
+    assert batch.kernel_takes(leaf, "focal") == (device.type == "cuda")
     exact_leaf = features.double().requires_grad_()
     loss = BatchAffinityLoss(softmax=softmax)
     found, exact = loss.loss_and_mass(leaf, labels.to(device)), loss.loss_and_mass(exact_leaf, labels)

@@ -10,7 +10,7 @@ from affsup_cli.reporting.report import build_report
 from affsup_cli.reporting.select.experiments import experiments, spec_cells
 from affsup_cli.reporting.select.spec import GridSpec, read_spec
 from affsup_cli.runs.index import RunIndex
-from affsup_cli.sweeps.grid import Axis, grid_table, parse_axis, write_grid
+from affsup_cli.sweeps.grid import MAX_CELLS, Axis, grid_table, parse_axis, write_grid
 from data_prep.errors import UsageError
 from tests.reporting.fake_runs import RunMaker
 
@@ -78,6 +78,21 @@ def test_one_field_is_a_column_and_a_third_makes_blocks(tmp_path: Path) -> None:
 def test_a_grid_that_cannot_be_run_is_refused(axes: list[str], extra: dict[str, float], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         grid_table("minibatch", [parse_axis(text) for text in axes], 1, extra)
+
+
+@pytest.mark.parametrize("sizes", [(MAX_CELLS,), (2, MAX_CELLS // 2), (1, 1, MAX_CELLS)])
+def test_the_largest_grid_is_a_table_that_can_be_read(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    fields = ("affinity.lambda", "train.learning_rate", "train.weight_decay")
+    axes = [
+        Axis(field, tuple(0.001 + place / 10**6 for place in range(size)))
+        for field, size in zip(fields, sizes, strict=False)
+    ]
+    spec = read_spec(write_grid(grid_table("minibatch", axes, 3, {"train.epochs": 2}), tmp_path))
+    assert isinstance(spec, GridSpec)
+    assert len(spec_cells(spec)) == MAX_CELLS
+    more = [*axes[:-1], Axis(axes[-1].field, (*axes[-1].values, 0.5))]
+    with pytest.raises(UsageError, match="expected at most 400; `affsup search`"):
+        grid_table("minibatch", more, 3, {})
 
 
 def test_a_grid_of_runs_is_reported_with_a_heat_map(make: RunMaker, tmp_path: Path) -> None:
