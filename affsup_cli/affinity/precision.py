@@ -12,7 +12,10 @@ from torch import Tensor
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast is off for the device type of `tensor`."""
     device_type = tensor.device.type
-    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
+    # torch.compile of torch 2.11 cannot trace the question, and compiles for devices that have autocast.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def without_tf32(tensor: Tensor) -> AbstractContextManager[object]:

@@ -237,7 +237,7 @@ def test_half_precision_is_computed_in_float32_under_autocast_too(
 
 def largest_allocation(compute: Callable[[], object]) -> int:
     """Bytes, seen by the profiler, which also looks inside operators."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         compute()
     return max(event.self_cpu_memory_usage for event in profiled.events())
 
