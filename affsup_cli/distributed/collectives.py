@@ -28,6 +28,7 @@ T = TypeVar("T")
 BUCKET_BYTES = 25 * 2**20  # of gradients in one all-reduce
 RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)  # until all processes have started
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)  # others wait this long for one that prepares data or evaluates
+GPU_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)  # within a step, where processes are seconds apart
 _EFFECT = "the last checkpoint is in the run folder, and the same call with --resume goes on from there"
 
 
@@ -74,9 +75,18 @@ def init_distributed(device: str) -> Iterator[None]:
             ) from error
     store.set_timeout(COLLECTIVE_TIMEOUT)
     try:
-        backend = "cpu:gloo,cuda:nccl" if _set_gpu(device) else "gloo"
+        gpu = _set_gpu(device)
         with _rendezvous_errors():
-            dist.init_process_group(backend, store=store, rank=this, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+            dist.init_process_group(
+                "gloo" if gpu is None else "cpu:gloo,cuda:nccl",
+                store=store,
+                rank=this,
+                world_size=size,
+                timeout=COLLECTIVE_TIMEOUT,
+                device_id=gpu,
+            )
+        if gpu is not None:
+            set_timeout(gpu, GPU_COLLECTIVE_TIMEOUT)
         yield
     except AffsupError as error:
         if isinstance(error, Stopped) and dist.is_initialized():  # all processes stop at the same step
@@ -92,16 +102,25 @@ def init_distributed(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _set_gpu(device: str) -> bool:
+def set_timeout(device: torch.device, timeout: datetime.timedelta) -> None:
+    """Let collectives on `device` fail after `timeout` without an answer; those on other devices keep theirs.
+
+    NCCL does not notice that the process of another machine is lost.
+    """
+    cast(dist.ProcessGroup, dist.group.WORLD)._get_backend(device)._set_default_timeout(timeout)
+
+
+def _set_gpu(device: str) -> torch.device | None:
+    """Select the GPU of this process and return it; None on the CPU."""
     if device == "cpu" or (device == "auto" and not gpus()):
-        return False
+        return None
     if device not in ("auto", "cuda"):
         raise UsageError(f"run.device = '{device}': each of several processes takes a GPU of its own; expected cuda")
     local = _environment_number("LOCAL_RANK", 0)
     if local >= gpus():
         raise UsageError(f"process {local + 1} of this machine has no GPU: it has {describe_gpus()}")
     torch.cuda.set_device(local)
-    return True
+    return torch.device("cuda", local)
 
 
 def _environment_number(variable: str, default: int) -> int:

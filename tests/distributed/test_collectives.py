@@ -271,6 +271,64 @@ def test_a_process_that_waits_for_the_others_can_be_stopped(number: signal.Signa
                 connection.close()
 
 
+WAITS_FOR_RANK_1 = """
+import datetime, time, torch
+from affsup_cli.distributed import collectives
+with collectives.init_distributed("cpu"):
+    collectives.set_timeout(torch.device("cpu"), datetime.timedelta(seconds=1))
+    if collectives.rank():
+        time.sleep(600)
+    collectives.all_reduce_sum(torch.ones(1))
+"""
+
+
+def test_a_collective_that_a_process_does_not_join_ends_after_the_timeout_of_its_device() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITS_FOR_RANK_1],
+            env={**os.environ, **place_of(rank, store)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        _, said = processes[0].communicate(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert "another process of this run has ended, or cannot be reached" in said
+    assert "imed out" in said
+
+
+def test_on_gpus_the_process_group_is_bound_to_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL then connects at the start, where a failure is reported, and has its own timeout."""
+    called: dict[str, Any] = {}
+
+    def initialise(backend: str, **options: Any) -> None:
+        called.update(options, backend=backend)
+
+    def limit(device: torch.device, timeout: Any) -> None:
+        called["limited"] = (device, timeout)
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in (place_of(1, store) | {"LOCAL_RANK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(collectives, "gpus", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", initialise)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(collectives, "set_timeout", limit)
+    with collectives.init_distributed("cuda"):
+        pass
+    gpu = torch.device("cuda", 1)
+    assert (called["backend"], called["device_id"]) == ("cpu:gloo,cuda:nccl", gpu)
+    assert called["timeout"] == collectives.COLLECTIVE_TIMEOUT
+    assert called["limited"] == (gpu, collectives.GPU_COLLECTIVE_TIMEOUT)
+
+
 def test_what_nccl_says_last_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise DistBackendError("NCCL error in: x.cpp:47\nLast error:\nno room in /dev/shm")

@@ -17,7 +17,9 @@ from affsup_cli.distributed import collectives
 def rank_zero(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process group of this process alone, in which collectives do take place."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    gpu = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else None
+    dist.init_process_group(backend, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1, device_id=gpu)
+    collectives.set_timeout(device, collectives.GPU_COLLECTIVE_TIMEOUT)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)  # alone, nothing would be sent
     yield
     dist.destroy_process_group()
