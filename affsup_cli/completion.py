@@ -14,7 +14,7 @@ import typer
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a run under --runs."""
-    from affsup_cli.options import RUNS_DIR, run_names
+    from affsup_cli.resolve import RUNS_DIR, run_names
 
     return _beginning(run_names(Path(context.params.get("runs") or RUNS_DIR)), incomplete)
 

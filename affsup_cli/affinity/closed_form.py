@@ -8,7 +8,6 @@ over the entries in the target and over the others, the gradient is `dL/dW = dL/
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from affsup_cli.affinity.forms import FORMS
-from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, ReductionKind, SoftmaxKind
+from affsup_cli.affinity.options import LossOptions
 from affsup_cli.affinity.precision import without_tf32
 
 
@@ -25,19 +24,6 @@ class LossAndMass(NamedTuple):
 
     loss: Tensor
     mass: Tensor
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """The options of L_G; see `affsup_cli.affinity.loss.affinity_loss`."""
-
-    form: LossForm
-    gamma: float
-    softmax: SoftmaxKind
-    diagonal: DiagonalKind
-    average: AverageKind = "with-target"
-    row_average: bool = False
-    reduction: ReductionKind = "mean"
 
 
 class MassLoss(torch.autograd.Function):

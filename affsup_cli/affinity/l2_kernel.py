@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from affsup_cli.affinity.closed_form import LossOptions
+from affsup_cli.affinity.options import LossOptions
 
 BLOCK_ROWS = 16
 

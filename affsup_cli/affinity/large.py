@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from affsup_cli.affinity.closed_form import LossAndMass, LossOptions, reduced
+from affsup_cli.affinity.closed_form import LossAndMass, reduced
 from affsup_cli.affinity.loss import checked_options, mass_losses
 from affsup_cli.affinity.mass import LogOdds
-from affsup_cli.affinity.options import DiagonalKind, LossForm, SoftmaxKind
+from affsup_cli.affinity.options import DiagonalKind, LossForm, LossOptions, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32, without_autocast, without_tf32
 from affsup_cli.affinity.target import check_integer
 from affsup_cli.affinity.tiles import Product, matrix_log_odds, row_log_odds, tile_rows

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from affsup_cli.affinity.closed_form import (
     LossAndMass,
-    LossOptions,
     MassLoss,
     detached_without_grad,
     reduced,
@@ -26,7 +25,7 @@ from affsup_cli.affinity.mass import (
     supervised_entries,
     target_mass,
 )
-from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, ReductionKind, SoftmaxKind
+from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, LossOptions, ReductionKind, SoftmaxKind
 from affsup_cli.affinity.precision import at_least_float32, without_autocast
 
 

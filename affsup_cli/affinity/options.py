@@ -1,4 +1,4 @@
-"""The names of the options of affinity supervision: the one list that losses, recipes and `--help` share.
+"""The options of affinity supervision and their names: the one list that losses, recipes and `--help` share.
 
 This module does not import torch, so that recipes can be read without it. Each loss form is a function of the same name
 in `affsup_cli.affinity.forms`, each target kind a function in `affsup_cli.affinity.target`.
@@ -6,6 +6,7 @@ in `affsup_cli.affinity.forms`, each target kind a function in `affsup_cli.affin
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 LossForm = Literal["focal", "log", "l2", "smooth_l1", "bce"]
@@ -28,3 +29,16 @@ AverageKind = Literal["with-target", "batch"]
 
 ReductionKind = Literal["mean", "none"]
 """One loss for all graphs, or one for each."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """The options of L_G; see `affsup_cli.affinity.loss.affinity_loss`."""
+
+    form: LossForm
+    gamma: float
+    softmax: SoftmaxKind
+    diagonal: DiagonalKind
+    average: AverageKind = "with-target"
+    row_average: bool = False
+    reduction: ReductionKind = "mean"

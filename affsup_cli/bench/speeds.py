@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from affsup_cli.bench.needs import RunKind, Speed
-from affsup_cli.models.detection.backbones import FrozenBatchNorm
+from affsup_cli.models.detection.backbone import FrozenBatchNorm
 from affsup_cli.recipe import Recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.training.cost import WARM_UP_STEPS, StepClock

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from affsup_cli.options import REPORTS_DIR, expand_user
+from affsup_cli.options import expand_user
+from affsup_cli.resolve import REPORTS_DIR
 
 if TYPE_CHECKING:
     from affsup_cli.bench.run import Bench

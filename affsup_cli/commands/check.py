@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+from affsup_cli.options import DataDir, RunsDir
+from affsup_cli.resolve import DATA_DIR, RUNS_DIR
 
 
 def check(
@@ -53,7 +54,7 @@ def check(
 def _check(names: list[str] | None, data: Path, runs: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each run, file and data set, and its faults."""
     import data_prep
-    from affsup_cli.options import run_path
+    from affsup_cli.resolve import run_path
     from affsup_cli.runs.check import check_export, check_run
     from affsup_cli.runs.export import SUFFIX
     from affsup_cli.runs.folder import RunFolder

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.completion import complete_run
-from affsup_cli.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir, run_path
+from affsup_cli.options import OutDir, RunsDir
+from affsup_cli.resolve import REPORTS_DIR, RUNS_DIR, run_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

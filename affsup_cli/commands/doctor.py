@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+from affsup_cli.options import DataDir, RunsDir
+from affsup_cli.resolve import DATA_DIR, RUNS_DIR
 
 
 def doctor(data: DataDir = DATA_DIR, runs: RunsDir = RUNS_DIR) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from affsup_cli.completion import complete_run
-from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, Device, RunsDir, run_path
+from affsup_cli.options import DataDir, Device, RunsDir
+from affsup_cli.resolve import DATA_DIR, RUNS_DIR, run_path
 
 
 class Split(StrEnum):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.completion import complete_run
-from affsup_cli.options import RUNS_DIR, RunsDir, expand_user, run_path
+from affsup_cli.options import RunsDir, expand_user
+from affsup_cli.resolve import RUNS_DIR, run_path
 
 if TYPE_CHECKING:
     from affsup_cli.runs.export import TrainedModel

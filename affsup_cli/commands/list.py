@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.completion import complete_field
-from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir, RunState
+from affsup_cli.options import DataDir, RunsDir, RunState
+from affsup_cli.resolve import DATA_DIR, RUNS_DIR
 from data_prep.errors import UsageError
 
 if TYPE_CHECKING:

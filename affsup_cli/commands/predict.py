@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from affsup_cli.completion import complete_run
-from affsup_cli.options import RUNS_DIR, Device, RunsDir, expand_user, model_path
+from affsup_cli.options import Device, RunsDir, expand_user
+from affsup_cli.resolve import RUNS_DIR, model_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

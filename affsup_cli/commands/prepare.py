@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.completion import complete_dataset
-from affsup_cli.options import DATA_DIR, DataDir, expand_user
+from affsup_cli.options import DataDir, expand_user
+from affsup_cli.resolve import DATA_DIR
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.completion import complete_table
-from affsup_cli.options import REPORTS_DIR, RUNS_DIR, OutDir, RunsDir
+from affsup_cli.options import OutDir, RunsDir
+from affsup_cli.resolve import REPORTS_DIR, RUNS_DIR
 
 if TYPE_CHECKING:
     from affsup_cli.reporting.render.document import Report, Table

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from affsup_cli.completion import complete_field, complete_recipe
-from affsup_cli.options import DATA_DIR, REPORTS_DIR, RUNS_DIR, DataDir, Device, OutDir, RunsDir, Set
+from affsup_cli.options import DataDir, Device, OutDir, RunsDir, Set
+from affsup_cli.resolve import DATA_DIR, REPORTS_DIR, RUNS_DIR
 
 if TYPE_CHECKING:
     from affsup_cli.runs.folder import RunFolder

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from affsup_cli.completion import complete_anything
-from affsup_cli.options import DATA_DIR, RUNS_DIR, DataDir, RunsDir
+from affsup_cli.options import DataDir, RunsDir
+from affsup_cli.resolve import DATA_DIR, RUNS_DIR
 
 
 def show(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from affsup_cli.completion import complete_table
-from affsup_cli.options import DATA_DIR, REPORTS_DIR, RUNS_DIR, DataDir, Device, RunsDir, Set
+from affsup_cli.options import DataDir, Device, RunsDir, Set
+from affsup_cli.resolve import DATA_DIR, REPORTS_DIR, RUNS_DIR
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from affsup_cli.completion import complete_dataset, complete_recipe
-from affsup_cli.options import DATA_DIR, OPTION_OF_FIELD, RUNS_DIR, DataDir, Device, RunsDir, Set
+from affsup_cli.options import OPTION_OF_FIELD, DataDir, Device, RunsDir, Set
+from affsup_cli.resolve import DATA_DIR, RUNS_DIR
 
 if TYPE_CHECKING:
     from affsup_cli.recipe import Recipe
@@ -85,8 +86,8 @@ def train(
     """
     import re
 
-    from affsup_cli.options import model_path
     from affsup_cli.recipe import NAME, load_recipe, parse_override
+    from affsup_cli.resolve import model_path
     from affsup_cli.runtime.stop import imports_uninterrupted
     from data_prep.errors import UsageError
 

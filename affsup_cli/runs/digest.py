@@ -19,6 +19,7 @@ from typing import BinaryIO
 import xxhash
 
 KEY = "xxh3"
+_DIGEST = re.compile("[0-9a-f]{16}")
 _COMMENT = re.compile(rb"# xxh3: ([0-9a-f]{16})\n")
 _ARCHIVE_COMMENT = b"affsup xxh3 "
 _ARCHIVE_COMMENT_BYTES = len(_ARCHIVE_COMMENT) + 16
@@ -41,11 +42,15 @@ def without_digest(content: dict[str, object]) -> dict[str, object]:
     """Check and remove the digest of a JSON object.
 
     Raises:
-        DigestError: the digest is that of another content.
+        DigestError: the digest is that of another content, or its name is damaged.
     """
     rest = {key: value for key, value in content.items() if key != KEY}
     if KEY in content and content[KEY] != _json_digest(rest):
         raise DigestError
+    if KEY not in content and content:
+        last, value = list(content.items())[-1]
+        if len(last) == len(KEY) and isinstance(value, str) and _DIGEST.fullmatch(value):
+            raise DigestError(f"its last entry is {last!r} where a digest has {KEY!r}")
     return rest
 
 

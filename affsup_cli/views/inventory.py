@@ -10,10 +10,10 @@ from rich.console import RenderableType
 from rich.markup import escape
 
 import data_prep
-from affsup_cli.options import run_path
 from affsup_cli.recipe import Recipe, differences, field_help, is_file_name, load_recipe, parse_toml, recipe_names
 from affsup_cli.reporting.select.experiments import experiments, spec_cells
 from affsup_cli.reporting.select.spec import load_spec, report_names
+from affsup_cli.resolve import run_path
 from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.runs.results import TrainResult, read_result
 from affsup_cli.views.console import counted, metric_text

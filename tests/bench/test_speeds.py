@@ -9,7 +9,7 @@ from torch import nn
 
 from affsup_cli.bench import speeds
 from affsup_cli.bench.needs import RunKind, kind_of
-from affsup_cli.models.detection.backbones import FrozenBatchNorm
+from affsup_cli.models.detection.backbone import FrozenBatchNorm
 from affsup_cli.recipe import load_recipe
 from affsup_cli.tasks import build_task
 from affsup_cli.training.cost import WARM_UP_STEPS

@@ -14,9 +14,9 @@ from affsup_cli.commands.compare import compare
 from affsup_cli.commands.list import list_
 from affsup_cli.commands.show import show
 from affsup_cli.commands.train import train
-from affsup_cli.options import run_path
 from affsup_cli.recipe import recipe_names
 from affsup_cli.reporting.select.spec import report_names
+from affsup_cli.resolve import run_path
 from affsup_cli.views import tables
 from data_prep.errors import UsageError
 from tests.commands.calling import invoke

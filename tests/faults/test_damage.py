@@ -15,6 +15,7 @@ import torch
 
 from affsup_cli.runs.check import check_export, check_run
 from affsup_cli.runs.checkpoint import load_checkpoint
+from affsup_cli.runs.digest import KEY
 from affsup_cli.runs.export import export_trained, open_trained
 from affsup_cli.runs.features import read_features
 from affsup_cli.runs.folder import RunFolder
@@ -36,6 +37,22 @@ READERS: dict[str, Read] = {
     "environment.json": lambda run: run.environment(),
     "features.npz": lambda run: read_features(run.features),
 }
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "environment.json", "export.safetensors"])
+def test_every_flipped_bit_in_the_name_of_a_digest_is_noticed(copy_run: Callable[[], RunFolder], name: str) -> None:
+    run = copy_run()
+    if name == "export.safetensors":
+        export_trained(open_trained(run.path), run.path / name)
+    path = run.path / name
+    good = path.read_bytes()
+    quote = b'\\"' if name == "export.safetensors" else b'"'
+    start = good.index(quote + KEY.encode() + quote) + len(quote)
+    for bit in range(8 * len(KEY)):
+        content = bytearray(good)
+        content[start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        assert name in read_or_message(name, run)[1]
 
 
 def flip(path: Path, rng: random.Random) -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from affsup_cli.reporting.render.document import MINUS, Footnotes
+from affsup_cli.reporting.footnotes import Footnotes
+from affsup_cli.reporting.render.document import MINUS
 from affsup_cli.reporting.report import build_report, read_formats, write_index
 from affsup_cli.reporting.select.spec import report_names
 from affsup_cli.runs.index import RunIndex

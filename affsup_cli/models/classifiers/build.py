@@ -1,4 +1,4 @@
-"""Image classifiers by name: ours for small images, and torchvision's ResNets.
+"""Image classifiers by name: ours for small images, torchvision's ResNets, and timm's networks.
 
 ResNet-18, -50 and -101 for Tiny ImageNet are torchvision's, with the original 7x7/2 stem and max-pool. At 64x64 pixels
 the last map is 2x2. The paper's 48-52 % fit this stem ("exactly the same as those in the original ResNet paper"), not
@@ -15,6 +15,7 @@ from torch import nn
 
 from affsup_cli.models.classifiers.cifar_resnet import cifar_resnet
 from affsup_cli.models.classifiers.classifier import Classifier, GlobalAverage
+from affsup_cli.models.timm_networks import create_network
 from data_prep.errors import UsageError, did_you_mean
 
 
@@ -30,8 +31,6 @@ def build_classifier(arch: str, channels: int, classes: int) -> Classifier:
         UsageError: `arch` is unknown.
     """
     if arch.startswith("timm:"):
-        from affsup_cli.models.timm_networks import timm_classifier
-
         return timm_classifier(arch.removeprefix("timm:"), channels, classes)
     if arch not in CLASSIFIERS:
         hint = did_you_mean(arch, CLASSIFIERS)
@@ -50,6 +49,17 @@ def imagenet_resnet(depth: int, channels: int, classes: int) -> Classifier:
         network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     return Classifier(network, width, classes)
+
+
+def timm_classifier(name: str, channels: int, classes: int) -> Classifier:
+    """Build timm's network `name` without pretrained weights, with its pooled features in front of a linear layer.
+
+    Raises:
+        UsageError: timm is not installed, or has no such network.
+    """
+    network = create_network(name, num_classes=0, in_chans=channels)
+    width = getattr(network, "head_hidden_size", None) or network.num_features
+    return Classifier(network, int(width), classes)
 
 
 CLASSIFIERS: dict[str, Callable[[int, int], Classifier]] = {

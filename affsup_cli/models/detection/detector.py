@@ -25,7 +25,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image, roi_pool
 
 from affsup_cli.affinity import match_proposals
 from affsup_cli.affinity.precision import without_autocast
-from affsup_cli.models.detection.backbones import Backbone
+from affsup_cli.models.detection.backbone import Backbone
 from affsup_cli.models.detection.nms import first_nms, padded_nms
 from affsup_cli.models.detection.relation import INITIAL_STD, RelationModule, geometry_embedding
 from affsup_cli.models.detection.roi_align import roi_align

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
+from affsup_cli.reporting.footnotes import Footnotes
+from affsup_cli.reporting.render.document import DASH, Content, Source, Table, csv_bytes
 from affsup_cli.reporting.select.experiments import Cell, spec_cells
 from affsup_cli.reporting.select.match import departures
 from affsup_cli.reporting.select.spec import CostBlock, CostRow, CostSpec

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
+from affsup_cli.reporting.footnotes import Footnotes
+from affsup_cli.reporting.render.document import DASH, Content, Source, Table, csv_bytes
 from affsup_cli.reporting.render.figure import PALETTE, new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import select_runs

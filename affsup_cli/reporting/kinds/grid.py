@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from affsup_cli.reporting.render.document import DASH, MINUS, Content, Footnotes, Source, Table, csv_bytes
+from affsup_cli.reporting.footnotes import Footnotes
+from affsup_cli.reporting.render.document import DASH, MINUS, Content, Source, Table, csv_bytes
 from affsup_cli.reporting.select.experiments import Cell, spec_cells
 from affsup_cli.reporting.select.match import Group, select_runs
 from affsup_cli.reporting.select.spec import GridBlock, GridColumn, GridEntry, GridSpec

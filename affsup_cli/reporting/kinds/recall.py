@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
+from affsup_cli.reporting.footnotes import Footnotes
+from affsup_cli.reporting.render.document import DASH, Content, Source, Table, csv_bytes
 from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.select.experiments import spec_cells
 from affsup_cli.reporting.select.match import Group, select_runs

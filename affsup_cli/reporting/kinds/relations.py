@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
+from affsup_cli.reporting.footnotes import Footnotes
+from affsup_cli.reporting.render.document import DASH, Content, Source, Table, csv_bytes
 from affsup_cli.reporting.render.figure import new_figure, png_bytes, style, typeset_texts
 from affsup_cli.reporting.render.relation_picture import LEAST_WEIGHT, draw_relations, relations_legend
 from affsup_cli.reporting.select.experiments import spec_cells

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from affsup_cli.reporting.footnotes import Footnotes
 from affsup_cli.reporting.kinds.relations import examples_fault
-from affsup_cli.reporting.render.document import DASH, Content, Footnotes, Source, Table, csv_bytes
+from affsup_cli.reporting.render.document import DASH, Content, Source, Table, csv_bytes
 from affsup_cli.reporting.render.figure import new_figure, png_bytes, style
 from affsup_cli.reporting.render.relation_picture import draw_relations
 from affsup_cli.reporting.select.experiments import spec_cells

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from affsup_cli.runs.index import Run, RunData
+from affsup_cli.reporting.footnotes import LETTERS
+from affsup_cli.runs.index import Run
 from data_prep.errors import printable
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _NEGATIVE = re.compile(r"(?<![\w)])-(?=\d)")
-_LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
-_PLAIN = str.maketrans(_LETTERS, "abcdefghijklmnoprstuvwxyz")
-_MARKS = re.compile(rf"(?: [{_LETTERS}]+)+$")
+_PLAIN = str.maketrans(LETTERS, "abcdefghijklmnoprstuvwxyz")
+_MARKS = re.compile(rf"(?: [{LETTERS}]+)+$")
 
 
 _LONG_FIELD = 45  # characters
@@ -72,34 +72,6 @@ class Table:
             return [[row] for row in range(len(self.rows))]
         numbered = itertools.groupby(enumerate(self.rows), key=lambda row: row[1][0])
         return [[number for number, _ in rows] for _, rows in numbered]
-
-
-class Footnotes:
-    """Assigns one mark to each different text, in the order of first use."""
-
-    def __init__(self) -> None:
-        self._marks: dict[str, str] = {}
-
-    def mark(self, text: str) -> str:
-        """Return the superscript letters that mark `text`."""
-        if text not in self._marks:
-            rest, mark = len(self._marks), ""
-            while rest >= 0:
-                rest, letter = divmod(rest, len(_LETTERS))
-                mark, rest = _LETTERS[letter] + mark, rest - 1
-            self._marks[text] = mark
-        return self._marks[text]
-
-    def mark_departures(self, departures: tuple[str, ...], data: RunData | None = None) -> str:
-        """Return the marks of runs that depart from their recipes or use unofficial data, each after a space."""
-        texts = ["; ".join(departures)] if departures else []
-        if data and data.official is False:
-            texts.append(f"the checksum of the {data.name} archive is not the official one")
-        return "".join(f" {self.mark(text)}" for text in texts)
-
-    def lines(self) -> tuple[str, ...]:
-        """Return the footnotes, each after its mark."""
-        return tuple(f"{mark} {text}" for text, mark in self._marks.items())
 
 
 def with_minus(text: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from affsup_cli.recipe import OBSERVING, SceneRecipe, differences, trains_the_same
-from affsup_cli.reporting.render.document import Footnotes
+from affsup_cli.reporting.footnotes import Footnotes
 from affsup_cli.reporting.select.experiments import Cell
 from affsup_cli.runs.index import Run, RunData, TrainedRun
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from affsup_cli.models.detection import backbones
-from affsup_cli.models.detection.backbones import BACKBONES, PIXELS, Backbone, build_backbone
+from affsup_cli.models.detection.backbone import PIXELS, Backbone
+from affsup_cli.models.detection.backbones import BACKBONES, build_backbone
 from affsup_cli.models.detection.efficientnet_lite import EfficientNetLite0, SameConv2d
 from data_prep.errors import AffsupError, UsageError
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from affsup_cli.recipe import load_recipe
-from affsup_cli.reporting.render.document import Footnotes
+from affsup_cli.reporting.footnotes import Footnotes
 from affsup_cli.reporting.select.experiments import Cell
 from affsup_cli.reporting.select.match import SelectedRuns, select_runs
 from affsup_cli.runs.index import RunIndex, TrainedRun

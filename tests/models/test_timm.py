@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from affsup_cli.models.classifiers.build import build_classifier
-from affsup_cli.models.detection.backbones import FrozenBatchNorm, build_backbone
+from affsup_cli.models.detection.backbone import FrozenBatchNorm
+from affsup_cli.models.detection.backbones import build_backbone
 from affsup_cli.recipe import load_recipe
 from data_prep.errors import AffsupError, UsageError
 
