@@ -7,10 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from affsup_cli.affinity.options import LossForm, TargetKind
 from affsup_cli.completion import complete_dataset, complete_recipe
 from affsup_cli.options import OPTION_OF_FIELD, DataDir, Device, RunsDir, Set
 from affsup_cli.resolve import DATA_DIR, RUNS_DIR
@@ -29,17 +30,19 @@ def train(
     ] = None,
     arch: Annotated[str | None, typer.Option(help="Network or backbone, such as resnet20, resnet101.")] = None,
     loss: Annotated[
-        str | None, typer.Option(help="Form of L_G: focal, log, l2, smooth_l1, bce; none = base network.")
+        str | None, typer.Option(help=f"Form of L_G: {', '.join(get_args(LossForm))}; none: base network.")
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Focal exponent: 0, or 1 and above.")] = None,
     weight: Annotated[float | None, typer.Option("--lambda", help="Weight of L_G in the total loss.")] = None,
-    softmax: Annotated[str | None, typer.Option(help="matrix or row.")] = None,
+    softmax: Annotated[
+        str | None, typer.Option(help="Softmax of the affinities: over the whole matrix, or over each row.")
+    ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="Of L_G: different-category, different-instance, relationship or category-pair."),
+        typer.Option(help=f"Target of L_G: {', '.join(get_args(TargetKind))}."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Length of the run; the milestones stay where they are.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Initial weights, order and augmentation.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; train.milestones do not change.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of initial weights, order and augmentation.")] = None,
     pretrained: Annotated[
         str | None,
         typer.Option(
@@ -69,7 +72,8 @@ def train(
     `affsup show relnet` lists all fields of a recipe for --set.
 
     With --gpus, or under torchrun for several machines, each process takes its shard of every batch. Batch size
-    and learning rate stay those of the recipe. Only batch norm differs: its statistics are those of a shard.
+    and learning rate stay those of the recipe. Batch norm, dropout and the
+    detectors' samplers work on a shard: they depend on the number of processes.
 
     \b
     affsup train minibatch

@@ -320,7 +320,9 @@ class SceneSetRecipe(Recipe):
     @model_validator(mode="after")
     def _last_epoch_is_tested(self) -> SceneSetRecipe:
         if self.train.select == "best":
-            raise ValueError("train.select = 'best', but sets of scenes have no validation split: expected 'last'")
+            raise ValueError(
+                "train.select = 'best' is for image classifiers; detectors and scene classifiers test the last epoch: expected 'last'"
+            )
         return self
 
 

@@ -42,7 +42,8 @@ def check_run(run: RunFolder) -> list[str]:
         checks.append(partial(_evaluated_again, run, run.features, read_features))
     if run.examples.exists():
         checks.append(partial(_evaluated_again, run, run.examples, read_examples))
-    checks += [partial(_evaluated_again, run, path, _read_json) for path in sorted(run.path.glob("detections-*.json"))]
+    for pattern in ("detections-*.json", "scene-graphs-*.json"):
+        checks += [partial(_evaluated_again, run, path, _read_json) for path in sorted(run.path.glob(pattern))]
     checks += [partial(_evaluated_again, run, path, read_all) for path in sorted(run.path.glob("relationships-*.h5"))]
     return list(_faults(checks))
 
@@ -71,7 +72,7 @@ def _evaluated_again(run: RunFolder, path: Path, read: Callable[[Path], object])
     Raises:
         AffsupError: it is damaged; the message says how to write it again.
     """
-    split = path.stem.partition("-")[2] or "test"
+    split = path.stem.rpartition("-")[2] if "-" in path.stem else "test"
     try:
         read(path)
     except OSError as error:

@@ -141,7 +141,9 @@ class RunIndex:
         data: str | None = None,
         network_data: str | None = None,
     ) -> RunFolder | None:
-        """Return the run of `recipe`, finished or not; the first started if there are several, None if there is none.
+        """Return the run of `recipe`; None if there is none.
+
+        If there are several: the finished run that started first, else the first unfinished run by name.
 
         Args:
             recipe: the run trains as this says, and records at least what this asks for.

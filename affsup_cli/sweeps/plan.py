@@ -54,9 +54,7 @@ class Step:
     @property
     def damage(self) -> str:
         """The message for a damaged folder."""
-        return (
-            f"{self.folder.path} is damaged: `affsup check {self.folder.path}` says what; moved away, it is run again"
-        )
+        return f"{self.folder.path} is damaged: `affsup check {self.folder.path}` shows what. Move the folder away to train this run again"
 
     def seconds(self, speeds: Speeds) -> float | None:
         """Return how long the rest of it takes, None if that is not known."""
@@ -177,7 +175,7 @@ def plan_sweep(wanted: Sequence[Experiment], data_dir: Path, runs_dir: Path, dev
         wanted: the runs; those that train the same become one.
         data_dir: the folder of the prepared data sets.
         runs_dir: where the run folders are.
-        devices: names of the devices that the sweep will run on: other runs there emit how long it will take.
+        devices: product names of the sweep's devices; earlier runs on such devices give the estimates of time.
     """
     index = RunIndex(runs_dir)
     planner = _Planner(index, data_dir)

@@ -28,7 +28,7 @@ class Launcher(Protocol):
         """Begin a run, which its events name by `number`; returns where it runs, such as a device."""
 
     def events(self, seconds: float) -> Iterable[tuple[int, Event]]:
-        """Wait at most `seconds`; return the events of runs, by number. The last one of each run is an `RunEnded`."""
+        """Wait at most `seconds`; return the events of runs, by number. The last event of each run is a `RunEnded`."""
 
     def stop(self) -> None:
         """Tell all runs to save and exit; return at once."""

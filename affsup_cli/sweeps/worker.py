@@ -124,13 +124,13 @@ def _run(request: RunRequest, emit: EmitEvent) -> None:
 
 class _EventObserver(Observer):
     def __init__(self, emit: EmitEvent) -> None:
-        self._tell = emit
+        self._emit = emit
 
     def progressed(self, progress: Progress) -> None:
-        self._tell(progress)
+        self._emit(progress)
 
-    def epoch_run_ended(self, record: Mapping[str, Any]) -> None:
-        self._tell(EpochEnded(record))
+    def epoch_ended(self, record: Mapping[str, Any]) -> None:
+        self._emit(EpochEnded(record))
 
 
 def _event_observers(emit: EmitEvent) -> list[Observer]:

@@ -211,7 +211,7 @@ class DetectionTask:
         return {name: value for name, value in measured.items() if not math.isnan(value)}
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Return mAP, by which the best epoch is chosen on sets with a validation split (none yet)."""
+        """Return mAP. The trainer does not ask for it: detectors test the last epoch."""
         return metrics["map_all"]
 
     def export(self, folder: Path, split: str) -> None:

@@ -2,7 +2,7 @@
 
 A cache file is `<data>/.described/<hash>.safetensors`. It holds one float32 tensor, `described` `[n, D]`: the features
 of the images in the order of their split, then those of their mirror images where these are used. One metadata entry,
-`affsup`, holds JSON: `basis`, the cache key, whose SHA-256 is the file's name, and `sha256`, that of the features.
+`affsup`, holds JSON: `cache_key`, whose SHA-256 is the file's name, and `sha256`, the checksum of the features.
 Cache files may be deleted at any time.
 """
 
@@ -133,8 +133,8 @@ class CacheFile:
     """
 
     def __init__(self, folder: Path, cache_key: Mapping[str, Any]) -> None:
-        self._basis = dict(cache_key)
-        name = hashlib.sha256(json.dumps(self._basis, sort_keys=True).encode()).hexdigest()
+        self._cache_key = dict(cache_key)
+        name = hashlib.sha256(json.dumps(self._cache_key, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{name}.safetensors"
 
     def read(self) -> Tensor | None:
@@ -171,7 +171,7 @@ class CacheFile:
             warnings.warn(f"the features are not cached for other runs: {error}", AffsupWarning, stacklevel=2)
 
     def _record(self, features: Tensor) -> dict[str, Any]:
-        return {"cache_key": self._basis, "sha256": hashlib.sha256(features.numpy().data).hexdigest()}
+        return {"cache_key": self._cache_key, "sha256": hashlib.sha256(features.numpy().data).hexdigest()}
 
 
 def cache_key(images: ImageSet, model: SceneClassifier, recipe: SceneRecipe) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class SceneTask:
         }
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Return the accuracy, by which the best epoch is chosen on sets with a validation split (none yet)."""
+        """Return the accuracy. The trainer does not ask for it: scene classifiers test the last epoch."""
         return metrics["accuracy"]
 
     def export(self, folder: Path, split: str) -> None:
