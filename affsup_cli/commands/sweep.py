@@ -16,7 +16,7 @@ from affsup_cli.resolve import DATA_DIR, REPORTS_DIR, RUNS_DIR
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from affsup_cli.sweeps.plan import Plan, Step
+    from affsup_cli.sweeps.plan import Plan, PlannedRun
     from affsup_cli.sweeps.schedule import Outcome
     from affsup_cli.sweeps.slots import Slot
 
@@ -192,7 +192,7 @@ def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
 
     where = ", ".join(dict.fromkeys(slot.device for slot in slots)) or "slurm"
     at_once = f", {len(slots)} at a time" if len(slots) > 1 else ""
-    summary = f"{counted(len(plan.steps), 'run')}, {len(plan.to_do)} to do on {where}{at_once}"
+    summary = f"{counted(len(plan.runs), 'run')}, {len(plan.to_do)} to do on {where}{at_once}"
     console.print(f"{title}: {summary}{_total(plan, max(1, len(slots)))}", style="bold", markup=False)
     console.print(_plan_table(plan), soft_wrap=False)
     if any(shared for _, _, shared in _lines(plan)):
@@ -205,7 +205,7 @@ def _total(plan: Plan, parallel: int) -> str:
     """Return how long all of it takes, as far as that is known."""
     from affsup_cli.views.live_training import duration
 
-    known = [seconds for seconds in (step.seconds(plan.speeds) for step in plan.to_do) if seconds is not None]
+    known = [seconds for seconds in (planned.seconds(plan.speeds) for planned in plan.to_do) if seconds is not None]
     if not known:
         return ""
     least = "at least" if len(known) < len(plan.to_do) else "about"
@@ -222,30 +222,30 @@ def _plan_table(plan: Plan) -> Table:
     sharing = ["+"] if any(shared for _, _, shared in lines) else []
     for column in ("runs", *sharing, "finished", "unfinished", "to do", "time"):
         shown.add_column(column, justify="right")
-    for cells, steps, shared in lines:
-        states = [step.state for step in steps]
+    for cells, planned_runs, shared in lines:
+        states = [planned.state for planned in planned_runs]
         finished = states.count("finished")
-        counts = (finished, states.count("unfinished"), len(steps) - finished)
+        counts = (finished, states.count("unfinished"), len(planned_runs) - finished)
         beside = [f"+{shared}" if shared else "" for _ in sharing]
-        shown.add_row("\n".join(cells), str(len(steps)), *beside, *map(str, counts), _time(plan, steps))
+        shown.add_row("\n".join(cells), str(len(planned_runs)), *beside, *map(str, counts), _time(plan, planned_runs))
     return shown
 
 
-def _lines(plan: Plan) -> list[tuple[tuple[str, ...], list[Step], int]]:
+def _lines(plan: Plan) -> list[tuple[tuple[str, ...], list[PlannedRun], int]]:
     """Return the cells of each line, their runs that stand in no line above, and the number of those that do."""
     lines = []
-    counted: set[Step] = set()
-    for cells, steps in plan.by_cells().items():
-        own = [step for step in steps if step not in counted]
+    counted: set[PlannedRun] = set()
+    for cells, planned_runs in plan.by_cells().items():
+        own = [planned for planned in planned_runs if planned not in counted]
         counted.update(own)
-        lines.append((cells, own, len(steps) - len(own)))
+        lines.append((cells, own, len(planned_runs) - len(own)))
     return lines
 
 
-def _time(plan: Plan, steps: Sequence[Step]) -> str:
+def _time(plan: Plan, planned_runs: Sequence[PlannedRun]) -> str:
     from affsup_cli.views.live_training import duration
 
-    left = [step.seconds(plan.speeds) for step in steps if step.state != "finished"]
+    left = [planned.seconds(plan.speeds) for planned in planned_runs if planned.state != "finished"]
     known = [seconds for seconds in left if seconds is not None]
     return duration(sum(known)) if left and len(known) == len(left) else "–"
 
@@ -264,26 +264,26 @@ def run_plan(plan: Plan, data: Path, slots: Sequence[Slot]) -> None:
     with SweepView(console, plan.to_do, plan.speeds, len(slots)) as view:
         outcomes = run_locally(plan, data, slots, view)
     lines = _failures(outcomes)
-    left = sum(step not in outcomes or outcomes[step].how != "finished" for step in plan.to_do)
-    stopped = any(step not in outcomes or outcomes[step].how == "stopped" for step in plan.to_do)
+    left = sum(planned not in outcomes or outcomes[planned].how != "finished" for planned in plan.to_do)
+    stopped = any(planned not in outcomes or outcomes[planned].how == "stopped" for planned in plan.to_do)
     if stopped:
         lines.append(f"interrupted: {left} of {len(plan.to_do)} runs are left to do; the same call goes on")
     if lines:
         raise AffsupError("\n".join(lines))
 
 
-def _failures(outcomes: Mapping[Step, Outcome]) -> list[str]:
+def _failures(outcomes: Mapping[PlannedRun, Outcome]) -> list[str]:
     from affsup_cli.sweeps.worker import LOG
     from affsup_cli.views.console import counted
 
-    failed = {step: outcome for step, outcome in outcomes.items() if outcome.how in ("failed", "not run")}
+    failed = {planned: outcome for planned, outcome in outcomes.items() if outcome.how in ("failed", "not run")}
     if not failed:
         return []
     lines = [f"{counted(len(failed), 'run')} of this sweep failed:"]
-    for step, outcome in failed.items():
-        log = step.folder.path / LOG
+    for planned, outcome in failed.items():
+        log = planned.folder.path / LOG
         if outcome.how == "not run":
-            lines.append(f"  {step.label} was not run: {outcome.reason}")
+            lines.append(f"  {planned.label} was not run: {outcome.reason}")
         else:
-            lines.append(f"  {step.label}: {outcome.reason}" + (f" (log: {log})" if log.exists() else ""))
+            lines.append(f"  {planned.label}: {outcome.reason}" + (f" (log: {log})" if log.exists() else ""))
     return lines

@@ -35,7 +35,7 @@ def train(
     gamma: Annotated[float | None, typer.Option(help="Focal exponent: 0, or 1 and above.")] = None,
     weight: Annotated[float | None, typer.Option("--lambda", help="Weight of L_G in the total loss.")] = None,
     softmax: Annotated[
-        str | None, typer.Option(help="Softmax of the affinities: over the whole matrix, or over each row.")
+        str | None, typer.Option(help="matrix or row: softmax over the whole affinity matrix, or over each row.")
     ] = None,
     target: Annotated[
         str | None,

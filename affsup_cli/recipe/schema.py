@@ -321,7 +321,7 @@ class SceneSetRecipe(Recipe):
     def _last_epoch_is_tested(self) -> SceneSetRecipe:
         if self.train.select == "best":
             raise ValueError(
-                "train.select = 'best' is for image classifiers; detectors and scene classifiers test the last epoch: expected 'last'"
+                "train.select = 'best' is for image classifiers; all others test the last epoch: expected 'last'"
             )
         return self
 

@@ -13,7 +13,8 @@ relationships-SPLIT.h5   the strongest pairs of proposals of each image
 scene-graphs-SPLIT.json  the same for SGBench
 result.json        written last: its presence says that the run is finished
 
-Each file but those of HDF5, detections and scene graphs holds a digest (`runs.digest`), which is checked when the file is read.
+Each file but those of HDF5, detections and scene graphs holds a digest (`runs.digest`), which is checked when the file
+is read.
 """
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from affsup_cli.runtime.stop import StopRequest
 from affsup_cli.sweeps.mps import mps_on_shared_gpus
-from affsup_cli.sweeps.plan import Plan, Step
-from affsup_cli.sweeps.schedule import Outcome, SweepObserver, run_steps
+from affsup_cli.sweeps.plan import Plan, PlannedRun
+from affsup_cli.sweeps.schedule import Outcome, SweepObserver, run_planned
 from affsup_cli.sweeps.slots import Slot
 from affsup_cli.sweeps.workers import LocalWorkers
 
 
-def run_locally(plan: Plan, data_dir: Path, slots: Sequence[Slot], observer: SweepObserver) -> dict[Step, Outcome]:
+def run_locally(
+    plan: Plan, data_dir: Path, slots: Sequence[Slot], observer: SweepObserver
+) -> dict[PlannedRun, Outcome]:
     """Do the runs that a plan has to do: training runs in all slots, then cost comparisons one by one.
 
     The first Ctrl-C or SIGTERM lets all runs save and exit, a second Ctrl-C kills them.
@@ -25,11 +27,11 @@ def run_locally(plan: Plan, data_dir: Path, slots: Sequence[Slot], observer: Swe
         observer: its methods are called as the sweep goes on.
 
     Returns:
-        The outcome of each step; steps that a stop kept from beginning are missing.
+        The outcome of each run; runs that a stop kept from beginning are missing.
     """
-    trainings = [step for step in plan.to_do if step.baseline is None]
-    comparisons = [step for step in plan.to_do if step.baseline is not None]
-    outcomes: dict[Step, Outcome] = {}
+    trainings = [planned for planned in plan.to_do if planned.baseline is None]
+    comparisons = [planned for planned in plan.to_do if planned.baseline is not None]
+    outcomes: dict[PlannedRun, Outcome] = {}
     with StopRequest() as stop:
         if trainings:
             with mps_on_shared_gpus(slots[: len(trainings)], observer.reported) as connected:
@@ -40,10 +42,14 @@ def run_locally(plan: Plan, data_dir: Path, slots: Sequence[Slot], observer: Swe
 
 
 def _run_in(
-    slots: Sequence[Slot], steps: Sequence[Step], data_dir: Path, observer: SweepObserver, stop: StopRequest
-) -> dict[Step, Outcome]:
+    slots: Sequence[Slot],
+    planned_runs: Sequence[PlannedRun],
+    data_dir: Path,
+    observer: SweepObserver,
+    stop: StopRequest,
+) -> dict[PlannedRun, Outcome]:
     workers = LocalWorkers(slots)
     try:
-        return run_steps(steps, data_dir, workers, observer, stop)
+        return run_planned(planned_runs, data_dir, workers, observer, stop)
     finally:
         workers.close()

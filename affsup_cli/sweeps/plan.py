@@ -25,16 +25,16 @@ _CELLS_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
+class PlannedRun:
     """A run that is needed, and the folder that it has or will have.
 
     Attributes:
-        cells: the cells that this run fills; the recipe's label if only other runs need this run.
+        cells: the cells that this run fills; the recipe's label if only other runs need it.
         recipe: the recipe to train.
         baseline: of a cost comparison, the recipe measured in alternation with `recipe`; None for a training run.
         folder: the run folder.
         state: how far the folder has come; "damaged": it cannot be read.
-        needs: the step that must be finished before this one, which builds on it.
+        needs: the run that must be finished before this one, which builds on it.
         epochs_done: of an unfinished run.
     """
 
@@ -43,7 +43,7 @@ class Step:
     baseline: Recipe | None
     folder: RunFolder
     state: Literal["finished", "unfinished", "missing", "damaged"]
-    needs: Step | None
+    needs: PlannedRun | None
     epochs_done: int
 
     @property
@@ -54,7 +54,10 @@ class Step:
     @property
     def damage(self) -> str:
         """The message for a damaged folder."""
-        return f"{self.folder.path} is damaged: `affsup check {self.folder.path}` shows what. Move the folder away to train this run again"
+        return (
+            f"{self.folder.path} is damaged: `affsup check {self.folder.path}` shows what. Move the folder away to "
+            "train this run again"
+        )
 
     def seconds(self, speeds: Speeds) -> float | None:
         """Return how long the rest of it takes, None if that is not known."""
@@ -67,43 +70,43 @@ class Plan:
     """A sweep.
 
     Attributes:
-        steps: all its runs, those that others build on first, then seed by seed; cost comparisons last.
+        runs: all its runs, those that others build on first, then seed by seed; cost comparisons last.
         speeds: known durations of epochs.
         obstacles: a sentence for each missing data set or file of weights.
         warnings: a sentence for each run folder that cannot be read.
     """
 
-    steps: tuple[Step, ...]
+    runs: tuple[PlannedRun, ...]
     speeds: Speeds
     obstacles: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
-    def to_do(self) -> tuple[Step, ...]:
-        """The steps that are not finished."""
-        return tuple(step for step in self.steps if step.state != "finished")
+    def to_do(self) -> tuple[PlannedRun, ...]:
+        """The runs that are not finished."""
+        return tuple(planned for planned in self.runs if planned.state != "finished")
 
     @property
-    def blocked(self) -> dict[Step, str]:
-        """The steps that cannot be run because a run folder is damaged, each with a message."""
-        found: dict[Step, str] = {}
-        for step in self.steps:  # a step comes after the one that it needs
-            if step.state == "damaged":
-                found[step] = step.damage
-            elif step.needs in found:
-                found[step] = f"needs {step.needs.label}"
+    def blocked(self) -> dict[PlannedRun, str]:
+        """The runs that cannot be run because a run folder is damaged, each with a message."""
+        found: dict[PlannedRun, str] = {}
+        for planned in self.runs:  # a run comes after the one that it needs
+            if planned.state == "damaged":
+                found[planned] = planned.damage
+            elif planned.needs in found:
+                found[planned] = f"needs {planned.needs.label}"
         return found
 
-    def by_cells(self) -> dict[tuple[str, ...], list[Step]]:
-        """Return the steps of each cell; cells with the same steps share an entry."""
-        of_cell: dict[str, list[Step]] = {}
-        for step in self.steps:
-            for cell in step.cells:
-                of_cell.setdefault(cell, []).append(step)
-        alike: dict[tuple[Step, ...], list[str]] = {}
-        for cell, steps in of_cell.items():
-            alike.setdefault(tuple(steps), []).append(cell)
-        return {tuple(cells): list(steps) for steps, cells in alike.items()}
+    def by_cells(self) -> dict[tuple[str, ...], list[PlannedRun]]:
+        """Return the runs of each cell; cells with the same runs share an entry."""
+        of_cell: dict[str, list[PlannedRun]] = {}
+        for planned in self.runs:
+            for cell in planned.cells:
+                of_cell.setdefault(cell, []).append(planned)
+        alike: dict[tuple[PlannedRun, ...], list[str]] = {}
+        for cell, planned_runs in of_cell.items():
+            alike.setdefault(tuple(planned_runs), []).append(cell)
+        return {tuple(cells): list(planned_runs) for planned_runs, cells in alike.items()}
 
 
 def wanted_experiments(
@@ -181,14 +184,14 @@ def plan_sweep(wanted: Sequence[Experiment], data_dir: Path, runs_dir: Path, dev
     planner = _Planner(index, data_dir)
     for experiment in wanted:
         planner.add(experiment)
-    steps = planner.steps()
-    obstacles = (*_unprepared(steps, data_dir), *_missing_weights(steps))
-    return Plan(steps, Speeds.of_runs(index, devices), obstacles, tuple(index.warnings))
+    planned_runs = planner.runs()
+    obstacles = (*_unprepared(planned_runs, data_dir), *_missing_weights(planned_runs))
+    return Plan(planned_runs, Speeds.of_runs(index, devices), obstacles, tuple(index.warnings))
 
 
 @dataclasses.dataclass
 class _Draft:
-    """A step under construction: cells and recipes may still be added; `needs` is the key of another."""
+    """A run under construction: cells and recipes may still be added; `needs` is the key of another."""
 
     experiment: Experiment
     found: RunFolder | None
@@ -224,16 +227,16 @@ class _Planner:
         self._drafts[key] = _Draft(experiment, found, needs)
         return key
 
-    def steps(self) -> tuple[Step, ...]:
-        """Return the steps in the order in which they should begin."""
-        made: dict[tuple[str, str], Step] = {}
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """Return the runs in the order in which they should begin."""
+        made: dict[tuple[str, str], PlannedRun] = {}
         for key, draft in self._drafts.items():  # a draft stands behind what it needs
-            made[key] = self._step(draft, made[draft.needs] if draft.needs else None)
+            made[key] = self._planned(draft, made[draft.needs] if draft.needs else None)
         needed = {draft.needs for draft in self._drafts.values()}
         order = sorted(made, key=lambda key: (made[key].baseline is not None, key not in needed, made[key].recipe.seed))
         return tuple(made[key] for key in order)
 
-    def _step(self, draft: _Draft, needs: Step | None) -> Step:
+    def _planned(self, draft: _Draft, needs: PlannedRun | None) -> PlannedRun:
         experiment, folder = draft.experiment, draft.found
         recipe = experiment.recipe
         state: Literal["finished", "unfinished", "missing", "damaged"] = "missing"
@@ -253,7 +256,7 @@ class _Planner:
             except AffsupError:
                 state = "damaged"
         cells = experiment.keys or (recipe.label(),)
-        return Step(cells, recipe, experiment.baseline, folder, state, needs, epochs_done)
+        return PlannedRun(cells, recipe, experiment.baseline, folder, state, needs, epochs_done)
 
     def _find(self, experiment: Experiment) -> RunFolder | None:
         recipe = experiment.recipe
@@ -283,10 +286,12 @@ def _merged(first: Experiment, second: Experiment) -> Experiment:
     return dataclasses.replace(first, keys=keys, recipe=recipe)
 
 
-def _unprepared(steps: Sequence[Step], data_dir: Path) -> list[str]:
+def _unprepared(planned_runs: Sequence[PlannedRun], data_dir: Path) -> list[str]:
     """Return a message for each missing or damaged data set; embedded data sets are prepared when needed."""
     said = []
-    for name in dict.fromkeys(step.recipe.flat()["data.name"] for step in steps if step.state != "finished"):
+    for name in dict.fromkeys(
+        planned.recipe.flat()["data.name"] for planned in planned_runs if planned.state != "finished"
+    ):
         if data_prep.get(name, data_dir).embedded and not (data_dir / name).exists():
             continue
         try:
@@ -296,14 +301,14 @@ def _unprepared(steps: Sequence[Step], data_dir: Path) -> list[str]:
     return said
 
 
-def _missing_weights(steps: Sequence[Step]) -> list[str]:
+def _missing_weights(planned_runs: Sequence[PlannedRun]) -> list[str]:
     """Return a message for each missing file of weights; a run with a checkpoint no longer needs it."""
     cells: dict[str, list[str]] = {}
-    for step in steps:
-        weights = step.recipe.flat().get("model.weights", "none")
-        begun = step.state == "finished" or step.folder.resumable
+    for planned in planned_runs:
+        weights = planned.recipe.flat().get("model.weights", "none")
+        begun = planned.state == "finished" or planned.folder.resumable
         if not begun and weights not in _NO_FILE and not Path(weights).is_file():
-            cells.setdefault(weights, []).extend(step.cells)
+            cells.setdefault(weights, []).extend(planned.cells)
     return [
         f"{weights} does not exist (model.weights of {', '.join(dict.fromkeys(of))}): put the file there, or give "
         "another with --set model.weights=FILE"

@@ -1,4 +1,4 @@
-"""The order in which steps are run, and what a failure means for the others. A launcher decides where they run."""
+"""The order of the runs of a sweep, and what a failure means for the others. A launcher decides where they run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from affsup_cli.runtime.stop import StopRequest
 from affsup_cli.sweeps.messages import EpochEnded, Event, RunEnded, RunRequest
-from affsup_cli.sweeps.plan import Step
+from affsup_cli.sweeps.plan import PlannedRun
 from affsup_cli.training.observers import Progress
 
 POLL_SECONDS = 0.25
@@ -40,26 +40,26 @@ class Launcher(Protocol):
 class SweepObserver:
     """Callbacks of a sweep; subclasses override the ones they need."""
 
-    def started(self, step: Step, where: str) -> None:
-        """A step has begun."""
+    def started(self, planned: PlannedRun, where: str) -> None:
+        """A run has begun."""
 
-    def progressed(self, step: Step, progress: Progress) -> None:
-        """A step has made progress; at most a few calls a second. Of a cost comparison `epoch` counts rounds."""
+    def progressed(self, planned: PlannedRun, progress: Progress) -> None:
+        """A run has made progress; at most a few calls a second. Of a cost comparison `epoch` counts rounds."""
 
-    def epoch_ended(self, step: Step, epoch: EpochEnded) -> None:
+    def epoch_ended(self, planned: PlannedRun, epoch: EpochEnded) -> None:
         """A line of metrics.jsonl was written."""
 
-    def run_elsewhere(self, step: Step) -> None:
-        """A step waits because another process is running it; called at each check."""
+    def run_elsewhere(self, planned: PlannedRun) -> None:
+        """A run waits because another process is running it; called at each check."""
 
-    def ended(self, step: Step, outcome: Outcome) -> None:
-        """A step has ended, or will never begin."""
+    def ended(self, planned: PlannedRun, outcome: Outcome) -> None:
+        """A run has ended, or will never begin."""
 
     def reported(self, line: str) -> None:
         """A message about the whole sweep, such as how its processes share a GPU."""
 
     def stopping(self) -> None:
-        """All running steps have been told to save and exit."""
+        """All runs in progress have been told to save and exit."""
 
     def ticked(self) -> None:
         """Called a few times a second."""
@@ -67,36 +67,36 @@ class SweepObserver:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a step ended, and why if it is not finished."""
+    """How a run ended, and why if it is not finished."""
 
     how: Literal["finished", "stopped", "failed", "not run"]
     reason: str = ""
 
 
-def run_steps(
-    steps: Sequence[Step], data_dir: Path, launcher: Launcher, observer: SweepObserver, stop: StopRequest
-) -> dict[Step, Outcome]:
-    """Run steps as `launcher` has room for them, each step after the one that it needs.
+def run_planned(
+    planned_runs: Sequence[PlannedRun], data_dir: Path, launcher: Launcher, observer: SweepObserver, stop: StopRequest
+) -> dict[PlannedRun, Outcome]:
+    """Start planned runs as `launcher` has room for them, each after the one that it needs.
 
-    A step that fails stops no other. A step that another process is running, such as another sweep, waits until that
+    A run that fails stops no other. A run that another process is running, such as another sweep, waits until that
     process has finished the run or released its folder.
 
     Returns:
-        The outcome of each step; after a stop, those that have not begun are missing.
+        The outcome of each run; after a stop, those that have not begun are missing.
     """
-    outcomes: dict[Step, Outcome] = {}
-    waiting = list(steps)
-    running: dict[int, Step] = {}
-    again_at: dict[Step, float] = {}
+    outcomes: dict[PlannedRun, Outcome] = {}
+    waiting = list(planned_runs)
+    running: dict[int, PlannedRun] = {}
+    again_at: dict[PlannedRun, float] = {}
     stopping = False
 
-    def end(step: Step, outcome: Outcome) -> None:
-        outcomes[step] = outcome
-        observer.ended(step, outcome)
+    def end(planned: PlannedRun, outcome: Outcome) -> None:
+        outcomes[planned] = outcome
+        observer.ended(planned, outcome)
 
-    def postpone(step: Step) -> None:
-        again_at[step] = time.monotonic() + AGAIN_SECONDS
-        observer.run_elsewhere(step)
+    def postpone(planned: PlannedRun) -> None:
+        again_at[planned] = time.monotonic() + AGAIN_SECONDS
+        observer.run_elsewhere(planned)
 
     while waiting or running:
         if stop.requested:
@@ -105,58 +105,60 @@ def run_steps(
                 launcher.stop()
                 observer.stopping()
                 stopping = True
-        for step in tuple(waiting):
-            if blocked := _blocked_outcome(step, outcomes):
-                waiting.remove(step)
-                end(step, blocked)
+        for planned in tuple(waiting):
+            if blocked := _blocked_outcome(planned, outcomes):
+                waiting.remove(planned)
+                end(planned, blocked)
         now = time.monotonic()
-        for step in [step for step in waiting if again_at.get(step, now) <= now and _ready(step, outcomes)]:
+        for planned in [
+            planned for planned in waiting if again_at.get(planned, now) <= now and _ready(planned, outcomes)
+        ]:
             if not launcher.has_room():
                 break
-            if step.folder.in_use:
-                postpone(step)
+            if planned.folder.in_use:
+                postpone(planned)
                 continue
-            waiting.remove(step)
-            if step.folder.finished:  # by another process
-                end(step, Outcome("finished"))
+            waiting.remove(planned)
+            if planned.folder.finished:  # by another process
+                end(planned, Outcome("finished"))
                 continue
-            number = steps.index(step)
-            running[number] = step
-            observer.started(step, launcher.start(number, request_of(step, data_dir)))
+            number = planned_runs.index(planned)
+            running[number] = planned
+            observer.started(planned, launcher.start(number, request_of(planned, data_dir)))
         for number, event in launcher.events(POLL_SECONDS):
-            step = running[number]
+            planned = running[number]
             match event:
                 case Progress():
-                    observer.progressed(step, event)
+                    observer.progressed(planned, event)
                 case EpochEnded():
-                    observer.epoch_ended(step, event)
+                    observer.epoch_ended(planned, event)
                 case RunEnded():
                     del running[number]
                     if event.how == "busy":  # another process began it at the same moment
-                        waiting.append(step)
-                        postpone(step)
+                        waiting.append(planned)
+                        postpone(planned)
                     else:
-                        end(step, Outcome(event.how, event.reason))
+                        end(planned, Outcome(event.how, event.reason))
         observer.ticked()
     return outcomes
 
 
-def request_of(step: Step, data_dir: Path) -> RunRequest:
-    """Return the request for the process that runs a step."""
-    pretrained = step.needs.folder.path if step.needs else None
-    return RunRequest(step.recipe, step.baseline, data_dir, step.folder.path, pretrained)
+def request_of(planned: PlannedRun, data_dir: Path) -> RunRequest:
+    """Return the request for the process that does a run."""
+    pretrained = planned.needs.folder.path if planned.needs else None
+    return RunRequest(planned.recipe, planned.baseline, data_dir, planned.folder.path, pretrained)
 
 
-def _ready(step: Step, outcomes: dict[Step, Outcome]) -> bool:
-    needs = step.needs
+def _ready(planned: PlannedRun, outcomes: dict[PlannedRun, Outcome]) -> bool:
+    needs = planned.needs
     return needs is None or needs.state == "finished" or (needs in outcomes and outcomes[needs].how == "finished")
 
 
-def _blocked_outcome(step: Step, outcomes: dict[Step, Outcome]) -> Outcome | None:
-    """Return the outcome of a step that can never begin, None if it may yet begin."""
-    if step.state == "damaged":
-        return Outcome("failed", step.damage)
-    needs = step.needs
+def _blocked_outcome(planned: PlannedRun, outcomes: dict[PlannedRun, Outcome]) -> Outcome | None:
+    """Return the outcome of a run that can never begin, None if it may yet begin."""
+    if planned.state == "damaged":
+        return Outcome("failed", planned.damage)
+    needs = planned.needs
     if needs is not None and needs in outcomes and outcomes[needs].how != "finished":
         return Outcome("not run", f"needs {needs.label}")
     return None

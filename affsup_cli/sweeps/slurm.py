@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from affsup_cli.sweeps.messages import RunRequest
-from affsup_cli.sweeps.plan import Plan, Step
+from affsup_cli.sweeps.plan import Plan, PlannedRun
 from affsup_cli.sweeps.schedule import request_of
 from affsup_cli.sweeps.slurm_job import RunJob
 from affsup_cli.sweeps.slurm_queue import (
@@ -122,7 +122,7 @@ def _value(key: str, text: str) -> int | str | Literal[True]:
     return int(text)
 
 
-def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any]) -> dict[Step, str]:
+def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any]) -> dict[PlannedRun, str]:
     """Submit the runs that are neither finished nor in the queue; jobs with equal parameters are one array.
 
     A run that needs another begins when that is finished; if that fails, Slurm drops the dependent job. Runs with a
@@ -142,38 +142,40 @@ def submit(plan: Plan, data_dir: Path, runs_dir: Path, asked: Mapping[str, Any])
     """
     from submitit import SlurmExecutor
 
-    new: dict[Step, str] = {}
+    new: dict[PlannedRun, str] = {}
     with _sweep_lock(runs_dir) as folder:  # of two sweeps, one submits the runs that both need
         queue = queued_jobs()
         jobs, shutting_down = _active(plan, queue), _cancelled_but_running(plan, queue)
         executor = SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES)
-        while left := [step for step in plan.to_do if step not in jobs and step not in plan.blocked]:
-            ready = [step for step in left if step.needs is None or step.needs not in left]
-            for parameters, steps in _arrays(ready, jobs, shutting_down, asked):
+        while left := [planned for planned in plan.to_do if planned not in jobs and planned not in plan.blocked]:
+            ready = [planned for planned in left if planned.needs is None or planned.needs not in left]
+            for parameters, planned_runs in _arrays(ready, jobs, shutting_down, asked):
                 executor.parameters = {}
                 with _sigint_ignored():
-                    for step, job in zip(steps, _submit_array(executor, parameters, steps, data_dir), strict=True):
-                        write_job(step.folder.path, job)
-                        jobs[step] = new[step] = job
+                    for planned, job in zip(
+                        planned_runs, _submit_array(executor, parameters, planned_runs, data_dir), strict=True
+                    ):
+                        write_job(planned.folder.path, job)
+                        jobs[planned] = new[planned] = job
     return new
 
 
-def statuses(plan: Plan, runs_dir: Path) -> dict[Step, RunStatus]:
+def statuses(plan: Plan, runs_dir: Path) -> dict[PlannedRun, RunStatus]:
     """Return the state of each run of a sweep, from the run folders and from Slurm.
 
     Raises:
         AffsupError: Slurm is not installed or does not answer, and some run has been submitted.
     """
-    records = {step: read_job(step.folder.path) for step in plan.steps}
-    asks = any(record is not None and step.state != "finished" for step, record in records.items())
+    records = {planned: read_job(planned.folder.path) for planned in plan.runs}
+    asks = any(record is not None and planned.state != "finished" for planned, record in records.items())
     queue = queued_jobs() if asks else {}
-    found: dict[Step, RunStatus] = {}
-    for step in sorted(plan.steps, key=_depth):  # a run comes after the one that it needs
-        found[step] = _status(step, records[step], queue, found, runs_dir)
-    return {step: found[step] for step in plan.steps}
+    found: dict[PlannedRun, RunStatus] = {}
+    for planned in sorted(plan.runs, key=_depth):  # a run comes after the one that it needs
+        found[planned] = _status(planned, records[planned], queue, found, runs_dir)
+    return {planned: found[planned] for planned in plan.runs}
 
 
-def cancel(plan: Plan, runs_dir: Path) -> dict[Step, str]:
+def cancel(plan: Plan, runs_dir: Path) -> dict[PlannedRun, str]:
     """Cancel the jobs of a sweep that are in the queue or running; those that are running save a checkpoint and exit.
 
     Returns:
@@ -187,8 +189,8 @@ def cancel(plan: Plan, runs_dir: Path) -> dict[Step, str]:
         if jobs:
             with _sigint_ignored():
                 cancel_jobs(sorted(jobs.values()))
-                for step, job in jobs.items():
-                    write_job(step.folder.path, job, cancelled=True)
+                for planned, job in jobs.items():
+                    write_job(planned.folder.path, job, cancelled=True)
     return jobs
 
 
@@ -211,20 +213,22 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _active(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
+def _active(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[PlannedRun, str]:
     """Return the runs that have a pending or running job, each with its job."""
-    return {step: record.job for step, record in _recorded(plan).items() if _is_active(queue, record)}
+    return {planned: record.job for planned, record in _recorded(plan).items() if _is_active(queue, record)}
 
 
-def _cancelled_but_running(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[Step, str]:
+def _cancelled_but_running(plan: Plan, queue: Mapping[str, QueuedJob]) -> dict[PlannedRun, str]:
     """Return the runs whose jobs were cancelled but may still hold the folder, each with its job."""
     there = {job for job, queued in queue.items() if not queued.over}
-    return {step: record.job for step, record in _recorded(plan).items() if record.cancelled and record.job in there}
+    return {
+        planned: record.job for planned, record in _recorded(plan).items() if record.cancelled and record.job in there
+    }
 
 
-def _recorded(plan: Plan) -> dict[Step, RecordedJob]:
-    records = {step: read_job(step.folder.path) for step in plan.to_do}
-    return {step: record for step, record in records.items() if record is not None}
+def _recorded(plan: Plan) -> dict[PlannedRun, RecordedJob]:
+    records = {planned: read_job(planned.folder.path) for planned in plan.to_do}
+    return {planned: record for planned, record in records.items() if record is not None}
 
 
 def _is_active(queue: Mapping[str, QueuedJob], record: RecordedJob) -> bool:
@@ -234,32 +238,37 @@ def _is_active(queue: Mapping[str, QueuedJob], record: RecordedJob) -> bool:
 
 
 def _arrays(
-    steps: Sequence[Step], jobs: Mapping[Step, str], shutting_down: Mapping[Step, str], asked: Mapping[str, Any]
-) -> list[tuple[dict[str, Any], list[Step]]]:
-    """Group steps with equal submission parameters; each group, returned with its parameters, is one job array."""
-    groups: dict[str, tuple[dict[str, Any], list[Step]]] = {}
-    for step in steps:
+    planned_runs: Sequence[PlannedRun],
+    jobs: Mapping[PlannedRun, str],
+    shutting_down: Mapping[PlannedRun, str],
+    asked: Mapping[str, Any],
+) -> list[tuple[dict[str, Any], list[PlannedRun]]]:
+    """Group runs with equal submission parameters; each group, returned with its parameters, is one job array."""
+    groups: dict[str, tuple[dict[str, Any], list[PlannedRun]]] = {}
+    for planned in planned_runs:
         parameters = dict(asked)
-        if step.baseline is not None:  # a time measurement needs the node for itself
+        if planned.baseline is not None:  # a time measurement needs the node for itself
             parameters["exclusive"] = True
-        needed = [jobs[step.needs]] if step.needs is not None and step.needs in jobs else []
-        # All cancelled jobs that still run, not this step's own alone: then one array waits for them.
-        held = sorted(set(shutting_down.values())) if step in shutting_down else []
+        needed = [jobs[planned.needs]] if planned.needs is not None and planned.needs in jobs else []
+        # All cancelled jobs that still run, not this run's own alone: then one array waits for them.
+        held = sorted(set(shutting_down.values())) if planned in shutting_down else []
         waits = [f"{kind}:{':'.join(ids)}" for kind, ids in (("afterok", needed), ("afterany", held)) if ids]
         if waits:
             parameters["dependency"] = ",".join(waits)
-        groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))[1].append(step)
+        groups.setdefault(json.dumps(parameters, sort_keys=True), (parameters, []))[1].append(planned)
     return list(groups.values())
 
 
 def _submit_array(
-    executor: SlurmExecutor, parameters: Mapping[str, Any], steps: Sequence[Step], data_dir: Path
+    executor: SlurmExecutor, parameters: Mapping[str, Any], planned_runs: Sequence[PlannedRun], data_dir: Path
 ) -> list[str]:
-    """Submit steps as one job array; returns the id of each step's job."""
+    """Submit runs as one job array; returns the id of each run's job."""
     notice = parameters["signal_delay_s"]
     try:
         executor.update_parameters(**parameters)
-        jobs = executor.submit_array([RunJob(_absolute(request_of(step, data_dir)), notice) for step in steps])
+        jobs = executor.submit_array(
+            [RunJob(_absolute(request_of(planned, data_dir)), notice) for planned in planned_runs]
+        )
     except RuntimeError as error:  # submitit raises it with sbatch's output
         lines = str(error).strip().splitlines() or ["sbatch failed and said nothing"]
         said = next((line for line in lines if "error:" in line or "unrecognized" in line), lines[-1])
@@ -280,18 +289,18 @@ def _absolute(request: RunRequest) -> RunRequest:
 
 
 def _status(
-    step: Step,
+    planned: PlannedRun,
     record: RecordedJob | None,
     queue: Mapping[str, QueuedJob],
-    found: Mapping[Step, RunStatus],
+    found: Mapping[PlannedRun, RunStatus],
     runs_dir: Path,
 ) -> RunStatus:
     job = record.job if record else None
-    match step.state:
+    match planned.state:
         case "finished":
             return RunStatus("finished", job)
         case "damaged":
-            return RunStatus("failed", job, step.damage)
+            return RunStatus("failed", job, planned.damage)
     if record is None or job is None:
         return RunStatus("to do")
     queued = queue.get(job)
@@ -299,11 +308,11 @@ def _status(
         if queued.state == "PENDING":
             return RunStatus("pending", job, queued.reason)
         return RunStatus("running", job)
-    if step.needs is not None and found[step.needs].state in ("failed", "cancelled"):
-        return RunStatus("cancelled", job, f"needs {step.needs.label}")
-    ended = read_end(step.folder.path, job)
+    if planned.needs is not None and found[planned.needs].state in ("failed", "cancelled"):
+        return RunStatus("cancelled", job, f"needs {planned.needs.label}")
+    ended = read_end(planned.folder.path, job)
     if ended is not None and ended.how == "failed":
-        return RunStatus("failed", job, ended.reason, _newest(step.folder.path / LOG))
+        return RunStatus("failed", job, ended.reason, _newest(planned.folder.path / LOG))
     if ended is not None and ended.how == "busy":
         return RunStatus("cancelled", job, "another process had it; sweep again to go on")
     # Whatever the job recorded before it was requeued.
@@ -312,12 +321,12 @@ def _status(
         return RunStatus("cancelled", job, "sweep again to go on")
     said = f"Slurm says {queued.state}" if queued else f"the job has left the queue (`sacct -j {job}` may know why)"
     # If the job ended before the run began, the run's log is an earlier job's.
-    return RunStatus("failed", job, said, _newest(step.folder.path / LOG, runs_dir / JOBS / f"{job}_0_log.err"))
+    return RunStatus("failed", job, said, _newest(planned.folder.path / LOG, runs_dir / JOBS / f"{job}_0_log.err"))
 
 
 def _newest(*logs: Path) -> Path | None:
     return max((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime, default=None)
 
 
-def _depth(step: Step) -> int:
-    return 0 if step.needs is None else 1 + _depth(step.needs)
+def _depth(planned: PlannedRun) -> int:
+    return 0 if planned.needs is None else 1 + _depth(planned.needs)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from affsup_cli.sweeps.messages import EpochEnded
-from affsup_cli.sweeps.plan import Step
+from affsup_cli.sweeps.plan import PlannedRun
 from affsup_cli.sweeps.schedule import Outcome, SweepObserver
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.training.observers import Progress
@@ -25,7 +25,7 @@ _FINAL_METRICS = {**HEADLINES, "test_mass": "M"}
 
 
 @dataclasses.dataclass
-class _RunningStep:
+class _Running:
     where: str
     begun: float
     progress: Progress | None = None
@@ -37,18 +37,18 @@ class SweepView(SweepObserver):
 
     Args:
         console: the output.
-        steps: all runs to do.
+        runs: all runs to do.
         speeds: known durations; finished epochs are added.
         parallel: number of runs at the same time.
     """
 
-    def __init__(self, console: Console, steps: Sequence[Step], speeds: Speeds, parallel: int) -> None:
+    def __init__(self, console: Console, planned_runs: Sequence[PlannedRun], speeds: Speeds, parallel: int) -> None:
         self._console = console
-        self._waiting = list(steps)
+        self._waiting = list(planned_runs)
         self._speeds = speeds
         self._parallel = parallel
-        self._elsewhere: set[Step] = set()  # part of `_waiting`
-        self._jobs: dict[Step, _RunningStep] = {}
+        self._elsewhere: set[PlannedRun] = set()  # part of `_waiting`
+        self._jobs: dict[PlannedRun, _Running] = {}
         self._counts = dict.fromkeys(("finished", "failed", "not run", "stopped"), 0)
         self._shown = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -62,47 +62,49 @@ class SweepView(SweepObserver):
         if self._live:
             self._live.stop()
 
-    def started(self, step: Step, where: str) -> None:
+    def started(self, planned: PlannedRun, where: str) -> None:
         """Print the device and the run folder."""
-        self._waiting.remove(step)
-        self._elsewhere.discard(step)
-        self._jobs[step] = _RunningStep(where, time.monotonic())
-        begins = "goes on" if step.state == "unfinished" else "begins"
-        self._say(f"{step.label} {begins} on {where}: {step.folder.path}")
+        self._waiting.remove(planned)
+        self._elsewhere.discard(planned)
+        self._jobs[planned] = _Running(where, time.monotonic())
+        begins = "goes on" if planned.state == "unfinished" else "begins"
+        self._say(f"{planned.label} {begins} on {where}: {planned.folder.path}")
 
-    def progressed(self, step: Step, progress: Progress) -> None:
+    def progressed(self, planned: PlannedRun, progress: Progress) -> None:
         """Store it for the next redraw."""
-        self._jobs[step].progress = progress
+        self._jobs[planned].progress = progress
 
-    def epoch_ended(self, step: Step, epoch: EpochEnded) -> None:
+    def epoch_ended(self, planned: PlannedRun, epoch: EpochEnded) -> None:
         """Store its validation accuracy and its duration."""
-        self._speeds.add(step.recipe, epoch.record["seconds"])
+        self._speeds.add(planned.recipe, epoch.record["seconds"])
         if "val_accuracy" in epoch.record:
-            self._jobs[step].validated = f"val {metric_text('val_accuracy', epoch.record['val_accuracy'])}"
+            self._jobs[planned].validated = f"val {metric_text('val_accuracy', epoch.record['val_accuracy'])}"
 
-    def run_elsewhere(self, step: Step) -> None:
+    def run_elsewhere(self, planned: PlannedRun) -> None:
         """Print it once."""
-        if self._jobs.pop(step, None):
-            self._waiting.append(step)
-        if step not in self._elsewhere:
-            self._elsewhere.add(step)
-            self._say(f"{step.label} is run by another process; waiting for it: {step.folder.path}")
+        if self._jobs.pop(planned, None):
+            self._waiting.append(planned)
+        if planned not in self._elsewhere:
+            self._elsewhere.add(planned)
+            self._say(f"{planned.label} is run by another process; waiting for it: {planned.folder.path}")
 
-    def ended(self, step: Step, outcome: Outcome) -> None:
+    def ended(self, planned: PlannedRun, outcome: Outcome) -> None:
         """Print the outcome and the main metrics."""
         self._counts[outcome.how] += 1
-        job = self._jobs.pop(step, None)
+        job = self._jobs.pop(planned, None)
         if job is None:
-            self._waiting.remove(step)
-            self._elsewhere.discard(step)
+            self._waiting.remove(planned)
+            self._elsewhere.discard(planned)
         took = f" in {duration(time.monotonic() - job.begun)}" if job else ""
         if outcome.how == "finished":
-            self._say(f"{step.label} finished{took}{_headlines(step)}")
+            self._say(f"{planned.label} finished{took}{_headlines(planned)}")
         elif outcome.how == "stopped":
-            saved = step.baseline is None and step.folder.resumable
-            self._say(f"{step.label} stopped{', its checkpoint is saved' if saved else ': it begins anew next time'}")
+            saved = planned.baseline is None and planned.folder.resumable
+            self._say(
+                f"{planned.label} stopped{', its checkpoint is saved' if saved else ': it begins anew next time'}"
+            )
         else:
-            self._say(f"{step.label} {outcome.how}: {outcome.reason}", style="red")
+            self._say(f"{planned.label} {outcome.how}: {outcome.reason}", style="red")
 
     def reported(self, line: str) -> None:
         """Print it."""
@@ -124,7 +126,7 @@ class SweepView(SweepObserver):
         if self._live:
             self._live.update(Group(self._table(), Text(self._summary())), refresh=True)
         else:
-            reached = [_reached(step, job.progress) for step, job in self._jobs.items() if job.progress]
+            reached = [_reached(planned, job.progress) for planned, job in self._jobs.items() if job.progress]
             self._say(" · ".join([self._summary(), *reached]))
 
     def _say(self, text: str, style: str = "") -> None:
@@ -144,9 +146,9 @@ class SweepView(SweepObserver):
 
     def _seconds_left(self) -> float | None:
         """Return the seconds to the end of the sweep, None while the duration of one run is unknown."""
-        left = [step.seconds(self._speeds) for step in self._waiting]
-        for step, job in self._jobs.items():
-            left.append(job.progress.seconds_left if job.progress else step.seconds(self._speeds))
+        left = [planned.seconds(self._speeds) for planned in self._waiting]
+        for planned, job in self._jobs.items():
+            left.append(job.progress.seconds_left if job.progress else planned.seconds(self._speeds))
         known = [seconds for seconds in left if seconds is not None]
         return sum(known) / self._parallel if len(known) == len(left) else None
 
@@ -155,19 +157,19 @@ class SweepView(SweepObserver):
         shown.add_column("run", overflow="ellipsis", no_wrap=True)
         for column in ("on", "at", "", "left", "M", "loss or accuracy"):
             shown.add_column(column, justify="left" if column == "on" else "right", no_wrap=True)
-        for step, job in self._jobs.items():
-            shown.add_row(Text(step.label), job.where, *_columns(step, job))
+        for planned, job in self._jobs.items():
+            shown.add_row(Text(planned.label), job.where, *_columns(planned, job))
         return shown
 
 
-def _columns(step: Step, job: _RunningStep) -> tuple[str, ...]:
+def _columns(planned: PlannedRun, job: _Running) -> tuple[str, ...]:
     progress = job.progress
     if progress is None:
         return ("starting", "", "", "", "")
     mass = progress.averages.get("train_mass")
     losses = [text for text in numbers("train", progress.averages) if text.startswith("loss")]
     return (
-        _reached(step, progress),
+        _reached(planned, progress),
         f"{progress.step / progress.steps:.0%}",
         duration(progress.seconds_left),
         "–" if mass is None else f"{mass:.3f}",
@@ -175,11 +177,11 @@ def _columns(step: Step, job: _RunningStep) -> tuple[str, ...]:
     )
 
 
-def _reached(step: Step, progress: Progress) -> str:
-    return f"{'round' if step.baseline else 'epoch'} {progress.epoch}/{progress.epochs}"
+def _reached(planned: PlannedRun, progress: Progress) -> str:
+    return f"{'round' if planned.baseline else 'epoch'} {progress.epoch}/{progress.epochs}"
 
 
-def _headlines(step: Step) -> str:
-    metrics = step.folder.result().get("metrics", {})
+def _headlines(planned: PlannedRun) -> str:
+    metrics = planned.folder.result().get("metrics", {})
     said = [f"{label} {metric_text(name, metrics[name])}" for name, label in _FINAL_METRICS.items() if name in metrics]
     return f": {', '.join(said)}" if said else ""

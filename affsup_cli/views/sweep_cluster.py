@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from affsup_cli.sweeps.plan import Plan, Step
+    from affsup_cli.sweeps.plan import Plan, PlannedRun
     from affsup_cli.sweeps.slurm import RunStatus
 
 
@@ -55,7 +55,7 @@ def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) ->
     if plan.to_do:
         console.print("the same command with --status shows their state, with --cancel cancels them")
     if plan.blocked:
-        lines = [f"  {step.label}: {reason}" for step, reason in plan.blocked.items()]
+        lines = [f"  {planned.label}: {reason}" for planned, reason in plan.blocked.items()]
         raise AffsupError("\n".join([f"{counted(len(lines), 'run')} not submitted:", *lines]))
 
 
@@ -89,23 +89,23 @@ def print_status(plan: Plan, title: str, runs: Path) -> None:
     for column in ("state", "job", "epoch"):
         shown.add_column(column, justify="right" if column == "epoch" else "left", no_wrap=True)
     shown.add_column("", overflow="fold")
-    for step, status in found.items():
+    for planned, status in found.items():
         detail = "" if status.state == "failed" else status.detail
-        shown.add_row(Text(step.label), status.state, status.job or "", _epoch(step, status), Text(detail))
+        shown.add_row(Text(planned.label), status.state, status.job or "", _epoch(planned, status), Text(detail))
     console.print(shown, soft_wrap=False)
-    for step, status in found.items():
+    for planned, status in found.items():
         if status.state == "failed":
             log = f" (log: {status.log})" if status.log else ""
-            console.print(f"{step.label} failed: {status.detail}{log}", style="red", markup=False)
+            console.print(f"{planned.label} failed: {status.detail}{log}", style="red", markup=False)
 
 
-def _epoch(step: Step, status: RunStatus) -> str:
-    epochs = step.recipe.train.epochs
-    if status.state == "finished" or step.baseline is not None:
+def _epoch(planned: PlannedRun, status: RunStatus) -> str:
+    epochs = planned.recipe.train.epochs
+    if status.state == "finished" or planned.baseline is not None:
         return ""
     if status.state == "running":
-        return f"{min(step.epochs_done + 1, epochs)}/{epochs}"
-    return f"{step.epochs_done} of {epochs} done" if step.epochs_done else ""
+        return f"{min(planned.epochs_done + 1, epochs)}/{epochs}"
+    return f"{planned.epochs_done} of {epochs} done" if planned.epochs_done else ""
 
 
 def _of_jobs(jobs: Iterable[str]) -> str:

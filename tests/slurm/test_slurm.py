@@ -20,7 +20,7 @@ from affsup_cli.app import main
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.runs.checkpoint import load_checkpoint
 from affsup_cli.runs.folder import RunFolder, run_folders
-from affsup_cli.sweeps.plan import Plan, Step
+from affsup_cli.sweeps.plan import Plan, PlannedRun
 from affsup_cli.sweeps.slurm import cancel, slurm_parameters, statuses, submit
 from affsup_cli.sweeps.slurm_queue import queued_jobs, read_job
 from affsup_cli.sweeps.speeds import Speeds
@@ -201,7 +201,7 @@ def test_what_needs_a_run_begins_after_it_and_is_dropped_if_it_fails(few: Path, 
     )
     plan = Plan((good, bad, after_good, after_bad), Speeds(), (), ())
     submit(plan, few, tmp_path, slurm_parameters([], "cpu"))
-    dropped = plan.steps[-1].folder
+    dropped = plan.runs[-1].folder
     until(lambda: state(dropped) == "CANCELLED")
     assert not (dropped.path / "log.txt").exists()
     until(lambda: state(after_good.folder) not in ("PENDING", "COMPLETING"))
@@ -226,5 +226,5 @@ def test_what_sbatch_refuses_is_said_in_its_words(few: Path, tmp_path: Path, opt
         submit(plan, few, tmp_path, slurm_parameters([(key, value)], "cpu"))
 
 
-def a_step(folder: Path, recipe: Recipe, needs: Step | None = None) -> Step:
-    return Step((folder.name,), recipe, None, RunFolder(folder), "missing", needs, 0)
+def a_step(folder: Path, recipe: Recipe, needs: PlannedRun | None = None) -> PlannedRun:
+    return PlannedRun((folder.name,), recipe, None, RunFolder(folder), "missing", needs, 0)

@@ -12,7 +12,7 @@ from affsup_cli.runs.folder import RunFolder
 from affsup_cli.sweeps import local
 from affsup_cli.sweeps.local import run_locally
 from affsup_cli.sweeps.mps import CONTROL, mps_on_shared_gpus
-from affsup_cli.sweeps.plan import Plan, Step
+from affsup_cli.sweeps.plan import Plan, PlannedRun
 from affsup_cli.sweeps.schedule import SweepObserver
 from affsup_cli.sweeps.slots import Slot
 from affsup_cli.sweeps.speeds import Speeds
@@ -118,13 +118,15 @@ def test_without_the_program_the_sweep_says_so(monkeypatch: pytest.MonkeyPatch) 
 def test_training_runs_of_a_sweep_share_gpus_through_the_daemon_and_cost_comparisons_do_not(
     control: Control, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def step(name: str, cost: bool = False) -> Step:
+    def planned(name: str, cost: bool = False) -> PlannedRun:
         baseline = load_recipe("minibatch") if cost else None
-        return Step((name,), load_recipe("minibatch"), baseline, RunFolder(tmp_path / name), "missing", None, 0)
+        return PlannedRun((name,), load_recipe("minibatch"), baseline, RunFolder(tmp_path / name), "missing", None, 0)
 
-    def run_steps(steps: list[Step], data: Path, workers: LocalWorkers, *_: object) -> dict[Step, object]:
+    def run_planned(
+        planned_runs: list[PlannedRun], data: Path, workers: LocalWorkers, *_: object
+    ) -> dict[PlannedRun, object]:
         seen.append([slot.environment.get("CUDA_MPS_PIPE_DIRECTORY") for slot in workers._slots])
-        if len(steps) > 1:
+        if len(planned_runs) > 1:
             return {}
         raise KeyboardInterrupt
 
@@ -134,8 +136,8 @@ def test_training_runs_of_a_sweep_share_gpus_through_the_daemon_and_cost_compari
 
     lines: list[str] = []
     seen: list[list[str | None]] = []
-    monkeypatch.setattr(local, "run_steps", run_steps)
-    plan = Plan((step("a"), step("b"), step("cost", cost=True)), Speeds(), (), ())
+    monkeypatch.setattr(local, "run_planned", run_planned)
+    plan = Plan((planned("a"), planned("b"), planned("cost", cost=True)), Speeds(), (), ())
     with pytest.raises(KeyboardInterrupt):
         run_locally(plan, tmp_path, slots("cuda:0", "cuda:0", "cuda:0"), Heard())
     (first, second), cost = seen

@@ -57,34 +57,34 @@ def test_only_that_fits_nothing_names_the_nearest_of_the_cells_there_are() -> No
 
 def test_runs_that_several_tables_share_are_one_and_record_what_either_needs(make: RunMaker) -> None:
     wanted = wanted_experiments(["table3", "figure5", "figure6"], seeds=1, only=["base"])
-    (shared,) = [step for step in planned(make, wanted).steps if "figure6/base" in step.cells]
+    (shared,) = [run for run in planned(make, wanted).runs if "figure6/base" in run.cells]
     assert shared.cells == ("table3/cifar10/resnet20/base", "figure5/gamma/base", "figure5/lambda/base", "figure6/base")
     assert shared.recipe.train.test_curve
-    assert planned(make, wanted_experiments(["table3"], seeds=1)).steps[0].recipe.train.test_curve is False
+    assert planned(make, wanted_experiments(["table3"], seeds=1)).runs[0].recipe.train.test_curve is False
 
 
 def test_a_finished_run_is_kept_though_another_cell_needs_one_that_records_more(make: RunMaker) -> None:
     run = make.train(BASE, 0.9)
-    steps = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only=["cifar10/resnet20/base"])).steps
-    assert [(step.state, step.folder.path) for step in steps] == [("finished", run.path)]
-    steps = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only=["base"])).steps
-    states = {cell: step.state for step in steps for cell in step.cells}
+    runs = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only=["cifar10/resnet20/base"])).runs
+    assert [(run.state, run.folder.path) for run in runs] == [("finished", run.path)]
+    runs = planned(make, wanted_experiments(["table3", "figure5"], seeds=1, only=["base"])).runs
+    states = {cell: run.state for run in runs for cell in run.cells}
     assert states["table3/cifar10/resnet20/base"] == "finished"
     assert states["figure5/gamma/base"] == "missing"
 
 
 def test_seeds_come_in_turn_over_all_tables_and_cost_comparisons_last(make: RunMaker) -> None:
-    steps = planned(make, wanted_experiments(["table4", "table3", "table1"], seeds=2)).steps
-    assert [step.recipe.seed for step in steps if step.baseline is None] == [0] * 25 + [1] * 25
-    assert [step.baseline is None for step in steps] == [True] * 50 + [False] * 2
+    runs = planned(make, wanted_experiments(["table4", "table3", "table1"], seeds=2)).runs
+    assert [run.recipe.seed for run in runs if run.baseline is None] == [0] * 25 + [1] * 25
+    assert [run.baseline is None for run in runs] == [True] * 50 + [False] * 2
 
 
 def test_what_runs_build_on_is_one_step_before_them(make: RunMaker) -> None:
     wanted = [scene(), scene(1), scene(**{"network.affinity.loss": "none"}), scene(**{"model.features": "rois"})]
-    steps = planned(make, wanted).steps
-    assert [step.cells[0] for step in steps[:2]] == ["relnet-shapes-convnet-focal", "relnet-shapes-convnet-base"]
-    focal, base = steps[:2]
-    assert [step.needs for step in steps] == [None, None, focal, base, focal, focal]
+    runs = planned(make, wanted).runs
+    assert [run.cells[0] for run in runs[:2]] == ["relnet-shapes-convnet-focal", "relnet-shapes-convnet-base"]
+    focal, base = runs[:2]
+    assert [run.needs for run in runs] == [None, None, focal, base, focal, focal]
     assert focal.recipe == wanted[0].recipe.prerequisite()
     assert {recipe.name for recipe in needed_recipes(wanted)} == {"scene", "relnet"}
 
@@ -92,14 +92,14 @@ def test_what_runs_build_on_is_one_step_before_them(make: RunMaker) -> None:
 def test_what_runs_build_on_is_the_run_of_a_cell_if_there_is_one(make: RunMaker) -> None:
     network = scene().recipe.prerequisite()
     assert network is not None
-    steps = planned(make, [scene(), Experiment(("table1/network",), network)]).steps
-    assert [step.cells for step in steps] == [("table1/network",), ("scene0",)]
-    assert steps[1].needs is steps[0]
+    runs = planned(make, [scene(), Experiment(("table1/network",), network)]).runs
+    assert [run.cells for run in runs] == [("table1/network",), ("scene0",)]
+    assert runs[1].needs is runs[0]
 
 
 def test_nothing_is_built_for_runs_that_are_finished(make: RunMaker) -> None:
     make.finish(ATTENTION, {"test_accuracy": 0.5}, recipe_name="scene")
-    assert [step.state for step in planned(make, [scene()]).steps] == ["finished"]
+    assert [run.state for run in planned(make, [scene()]).runs] == ["finished"]
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -107,23 +107,23 @@ def test_what_a_run_builds_on_is_built_again_only_if_the_run_has_no_checkpoint(m
     run = make.start(ATTENTION, recipe_name="scene")
     if begun:
         run.checkpoint.touch()
-    steps = planned(make, [scene()]).steps
-    assert [step.state for step in steps] == (["unfinished"] if begun else ["missing", "unfinished"])
-    assert steps[-1].folder.path == run.path
-    assert steps[-1].needs is (None if begun else steps[0])
+    runs = planned(make, [scene()]).runs
+    assert [run.state for run in runs] == (["unfinished"] if begun else ["missing", "unfinished"])
+    assert runs[-1].folder.path == run.path
+    assert runs[-1].needs is (None if begun else runs[0])
 
 
 def test_a_damaged_folder_keeps_its_own_step_from_running_and_no_other(make: RunMaker) -> None:
     wanted = wanted_experiments(["table3"], seeds=1, only=["cifar10/resnet20"])
-    place = planned(make, wanted).steps[0].folder.path
+    place = planned(make, wanted).runs[0].folder.path
     for name in (place.name, "another"):
         damaged = make.train(BASE, 0.9, name=name)
         (damaged.path / "result.json").write_text("{}")
     plan = planned(make, wanted)
-    assert [step.state for step in plan.steps] == ["damaged", "missing"]
+    assert [run.state for run in plan.runs] == ["damaged", "missing"]
     assert sorted(warning.split()[1] for warning in plan.warnings) == sorted(["another", place.name])
     (place / "recipe.toml").unlink()
-    assert [step.state for step in planned(make, wanted).steps] == ["damaged", "missing"]
+    assert [run.state for run in planned(make, wanted).runs] == ["damaged", "missing"]
 
 
 def test_the_time_left_is_told_from_epochs_of_other_seeds(make: RunMaker) -> None:
@@ -133,13 +133,13 @@ def test_the_time_left_is_told_from_epochs_of_other_seeds(make: RunMaker) -> Non
     for epoch in range(1, 51):
         begun.append_metrics({"epoch": epoch, "seconds": 5.0})
     plan = planned(make, wanted_experiments(["table3"], seeds=1))
-    by_cell = {step.cells[0]: step.seconds(plan.speeds) for step in plan.steps}
+    by_cell = {run.cells[0]: run.seconds(plan.speeds) for run in plan.runs}
     assert by_cell["cifar10/resnet20/base"] == pytest.approx(200 * 4)
     assert by_cell["cifar10/resnet20/affinity"] == pytest.approx(150 * 5)
     assert by_cell["cifar10/resnet56/base"] is None
     assert by_cell["cifar100/resnet20/base"] is None
     elsewhere = planned(make, wanted_experiments(["table3"], seeds=1), device="Other GPU")
-    assert {step.seconds(elsewhere.speeds) for step in elsewhere.steps} == {None}
+    assert {run.seconds(elsewhere.speeds) for run in elsewhere.runs} == {None}
 
 
 def test_without_a_run_of_the_recipe_those_with_another_loss_or_length_tell_the_time(make: RunMaker) -> None:
@@ -148,7 +148,7 @@ def test_without_a_run_of_the_recipe_those_with_another_loss_or_length_tell_the_
         begun.append_metrics({"epoch": epoch, "seconds": 7.0})
     make.start({**AFFINITY, "train.batch_size": 64}).append_metrics({"epoch": 1, "seconds": 99.0})
     plan = planned(make, wanted_experiments(["table3"], seeds=1, only=["cifar10/resnet20"]))
-    assert [step.seconds(plan.speeds) for step in plan.steps] == [pytest.approx(1400)] * 2
+    assert [run.seconds(plan.speeds) for run in plan.runs] == [pytest.approx(1400)] * 2
 
 
 def test_what_is_not_there_stands_in_the_way_only_of_what_needs_it(make: RunMaker) -> None:
@@ -156,13 +156,13 @@ def test_what_is_not_there_stands_in_the_way_only_of_what_needs_it(make: RunMake
     data, weights = plan.obstacles
     assert "affsup prepare voc07" in data
     assert "efficientnet-lite0-57934424.pth does not exist (model.weights of small-voc/voc07/relnet, " in weights
-    for step in plan.steps:
-        make.finish(step.recipe.flat() | {"seed": 0}, {}, recipe_name=step.recipe.name)
+    for run in plan.runs:
+        make.finish(run.recipe.flat() | {"seed": 0}, {}, recipe_name=run.recipe.name)
     assert planned(make, wanted_experiments(["small-voc"], seeds=1)).obstacles == ()
 
 
 def test_cells_of_the_same_runs_stand_together(make: RunMaker) -> None:
     plan = planned(make, wanted_experiments(["figure5", "figure6"], seeds=1, only=["base"]))
-    assert [(cells, len(steps)) for cells, steps in plan.by_cells().items()] == [
+    assert [(cells, len(runs)) for cells, runs in plan.by_cells().items()] == [
         (("figure5/gamma/base", "figure5/lambda/base", "figure6/base"), 1)
     ]

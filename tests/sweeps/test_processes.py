@@ -144,7 +144,7 @@ def test_a_run_that_fails_is_named_with_reason_and_log_and_the_others_finish(
     with pytest.raises(AffsupError) as failed:
         run_plan(plan, few, find_slots("cpu"))
     title, line = str(failed.value).splitlines()
-    diverged, good = (step.folder for step in plan.steps)
+    diverged, good = (run.folder for run in plan.runs)
     log = diverged.path / "log.txt"
     assert title == "1 run of this sweep failed:"
     assert line.startswith("  diverges seed 0: the loss is not finite in epoch 1")

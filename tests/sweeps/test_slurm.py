@@ -20,7 +20,7 @@ from affsup_cli.commands import sweep as command
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.sweeps.messages import RunEnded, RunRequest
-from affsup_cli.sweeps.plan import Plan, Step
+from affsup_cli.sweeps.plan import Plan, PlannedRun
 from affsup_cli.sweeps.slurm import cancel, slurm_parameters, statuses, submit
 from affsup_cli.sweeps.slurm_job import RunJob
 from affsup_cli.sweeps.slurm_queue import RecordedJob, read_end, read_job, write_end, write_job
@@ -83,21 +83,23 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def step(path: Path, needs: Step | None = None, state: str = "missing", baseline: Recipe | None = None) -> Step:
-    return Step((path.name,), load_recipe("minibatch"), baseline, RunFolder(path), state, needs, 3)  # type: ignore[arg-type]
+def planned(
+    path: Path, needs: PlannedRun | None = None, state: str = "missing", baseline: Recipe | None = None
+) -> PlannedRun:
+    return PlannedRun((path.name,), load_recipe("minibatch"), baseline, RunFolder(path), state, needs, 3)  # type: ignore[arg-type]
 
 
-def plan(*steps: Step) -> Plan:
-    return Plan(steps, Speeds(), (), ())
+def plan(*planned_runs: PlannedRun) -> Plan:
+    return Plan(planned_runs, Speeds(), (), ())
 
 
-def submitted(runs: Path, *steps: Step) -> dict[str, str]:
-    new = submit(plan(*steps), Path("data"), runs, ASKED)
+def submitted(runs: Path, *planned_runs: PlannedRun) -> dict[str, str]:
+    new = submit(plan(*planned_runs), Path("data"), runs, ASKED)
     return {each.cells[0]: job for each, job in new.items()}
 
 
 def test_runs_that_ask_for_the_same_are_one_array_and_each_run_records_its_job(slurm: Slurm, runs: Path) -> None:
-    assert submitted(runs, step(runs / "a"), step(runs / "b"), step(runs / "c", state="finished")) == {
+    assert submitted(runs, planned(runs / "a"), planned(runs / "b"), planned(runs / "c", state="finished")) == {
         "a": "1_0",
         "b": "1_1",
     }
@@ -107,9 +109,9 @@ def test_runs_that_ask_for_the_same_are_one_array_and_each_run_records_its_job(s
 
 
 def test_a_run_waits_for_the_job_of_the_one_that_it_needs(slurm: Slurm, runs: Path) -> None:
-    network = step(runs / "network")
-    done = step(runs / "done", state="finished")
-    scenes = [step(runs / "scene", network), step(runs / "other", network), step(runs / "free", done)]
+    network = planned(runs / "network")
+    done = planned(runs / "done", state="finished")
+    scenes = [planned(runs / "scene", network), planned(runs / "other", network), planned(runs / "free", done)]
     jobs = submitted(runs, *scenes, network, done)
     first, second = slurm.submitted()
     assert jobs == {"free": "1_0", "network": "1_1", "scene": "2_0", "other": "2_1"}
@@ -118,26 +120,28 @@ def test_a_run_waits_for_the_job_of_the_one_that_it_needs(slurm: Slurm, runs: Pa
 
 
 def test_a_run_waits_for_a_job_that_an_earlier_sweep_has_submitted(slurm: Slurm, runs: Path) -> None:
-    network = step(runs / "network")
+    network = planned(runs / "network")
     write_job(network.folder.path, "70_4")
     slurm.queue(j70_4="RUNNING")
-    assert submitted(runs, network, step(runs / "scene", network)) == {"scene": "1"}
+    assert submitted(runs, network, planned(runs / "scene", network)) == {"scene": "1"}
     assert "--dependency=afterok:70_4" in slurm.submitted()[0]
 
 
 def test_what_was_cancelled_is_submitted_again_behind_the_jobs_that_still_leave(slurm: Slurm, runs: Path) -> None:
-    network = step(runs / "network", state="unfinished")
-    steps = [step(runs / name, needs, "unfinished") for name, needs in (("a", network), ("b", None), ("c", None))]
-    for each, job in zip((network, *steps), ("70", "7_0", "7_1", "7_2"), strict=True):
+    network = planned(runs / "network", state="unfinished")
+    planned_runs = [
+        planned(runs / name, needs, "unfinished") for name, needs in (("a", network), ("b", None), ("c", None))
+    ]
+    for each, job in zip((network, *planned_runs), ("70", "7_0", "7_1", "7_2"), strict=True):
         write_job(each.folder.path, job)
     slurm.queue(j70="RUNNING", j7_0="RUNNING", j7_1="RUNNING", j7_2="RUNNING")
-    cancel(plan(*steps), runs)
+    cancel(plan(*planned_runs), runs)
     slurm.queue(j70="RUNNING", j7_0="COMPLETING", j7_1="COMPLETING", j7_2="CANCELLED")
-    assert [status.state for status in statuses(plan(network, *steps), runs).values()] == [
+    assert [status.state for status in statuses(plan(network, *planned_runs), runs).values()] == [
         "running",
         *["cancelled"] * 3,
     ]
-    assert submitted(runs, network, *steps) == {"a": "1", "b": "2", "c": "3"}
+    assert submitted(runs, network, *planned_runs) == {"a": "1", "b": "2", "c": "3"}
     waits = [
         [option.removeprefix("--dependency=") for option in options if option.startswith("--dependency")]
         for options in slurm.submitted()
@@ -149,14 +153,14 @@ def test_what_was_cancelled_is_submitted_again_behind_the_jobs_that_still_leave(
 def test_ctrl_c_while_jobs_are_submitted_waits_until_the_runs_have_recorded_them(slurm: Slurm, runs: Path) -> None:
     slurm.program("sbatch", f"kill -INT $PPID $$; {slurm.sbatch}")
     try:
-        submitted(runs, step(runs / "a"))
+        submitted(runs, planned(runs / "a"))
     except KeyboardInterrupt:
         pytest.fail("interrupted")
     assert read_job(runs / "a") == RecordedJob("1")
 
 
 def test_a_cost_comparison_has_its_machine_for_itself(slurm: Slurm, runs: Path) -> None:
-    submitted(runs, step(runs / "cost", baseline=load_recipe("minibatch")), step(runs / "other"))
+    submitted(runs, planned(runs / "cost", baseline=load_recipe("minibatch")), planned(runs / "other"))
     assert sorted("--exclusive" in options for options in slurm.submitted()) == [False, True]
 
 
@@ -170,18 +174,18 @@ def test_a_cost_comparison_has_its_machine_for_itself(slurm: Slurm, runs: Path) 
 def test_only_runs_whose_job_is_over_are_submitted_again(slurm: Slurm, runs: Path, state: str, again: bool) -> None:
     write_job(runs / "a", "7")
     slurm.queue(j7=state)
-    assert submitted(runs, step(runs / "a", state="unfinished")) == ({"a": "1"} if again else {})
+    assert submitted(runs, planned(runs / "a", state="unfinished")) == ({"a": "1"} if again else {})
 
 
 def test_a_damaged_run_folder_is_left_out(slurm: Slurm, runs: Path) -> None:
-    assert submitted(runs, step(runs / "a"), step(runs / "broken", state="damaged")) == {"a": "1"}
+    assert submitted(runs, planned(runs / "a"), planned(runs / "broken", state="damaged")) == {"a": "1"}
 
 
 def test_what_sbatch_refuses_is_said_in_its_words(slurm: Slurm, runs: Path) -> None:
     said = "sbatch: unrecognized option '--gpu'", 'Try "sbatch --help" for more information'
     slurm.program("sbatch", f"echo {shlex.quote(chr(10).join(said))} >&2; exit 1")
     with pytest.raises(AffsupError, match=r"^Slurm takes no jobs: sbatch: unrecognized option '--gpu'$"):
-        submitted(runs, step(runs / "a"))
+        submitted(runs, planned(runs / "a"))
     assert read_job(runs / "a") is None
     assert [path.name for path in (runs / ".slurm").iterdir()] == [".lock"]
 
@@ -190,8 +194,8 @@ def test_cancel_takes_the_jobs_of_this_sweep_that_are_not_over(slurm: Slurm, run
     for name, job in {"a": "7_0", "b": "7_1", "c": "7_2", "other": "8"}.items():
         write_job(runs / name, job)
     slurm.queue(j7_0="RUNNING", j7_1="PENDING|Resources", j7_2="FAILED", j8="RUNNING")
-    steps = [step(runs / name) for name in "abc"]
-    assert cancel(plan(*steps), runs) == {steps[0]: "7_0", steps[1]: "7_1"}
+    planned_runs = [planned(runs / name) for name in "abc"]
+    assert cancel(plan(*planned_runs), runs) == {planned_runs[0]: "7_0", planned_runs[1]: "7_1"}
     assert slurm.told("scancel") == "7_0 7_1"
     records = [read_job(runs / name) for name in ("a", "b", "c", "other")]
     assert [record and record.cancelled for record in records] == [True, True, False, False]
@@ -202,12 +206,12 @@ def test_while_jobs_are_cancelled_no_other_sweep_submits(slurm: Slurm, runs: Pat
     slurm.queue(j7="RUNNING")
     (runs / ".slurm").mkdir()
     slurm.program("scancel", f"flock --nonblock {runs}/.slurm/.lock true || echo held > scancel")
-    cancel(plan(step(runs / "a")), runs)
+    cancel(plan(planned(runs / "a")), runs)
     assert slurm.told("scancel") == "held"
 
 
 def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
-    assert cancel(plan(step(runs / "a")), runs) == {}
+    assert cancel(plan(planned(runs / "a")), runs) == {}
     assert not (slurm.folder / "scancel").exists()
 
 
@@ -233,7 +237,7 @@ def test_cancel_without_jobs_calls_nothing(slurm: Slurm, runs: Path) -> None:
 def test_a_run_stands_as_its_job_and_its_own_last_words_say(
     slurm: Slurm, runs: Path, queued: str | None, ended: RunEnded | None, state: str, detail: str
 ) -> None:
-    one = step(runs / "a", state="unfinished")
+    one = planned(runs / "a", state="unfinished")
     write_job(one.folder.path, "7")
     slurm.queue(**({"j7": queued} if queued else {}))
     if ended:
@@ -249,7 +253,7 @@ def test_a_record_that_affsup_did_not_write_is_named(slurm: Slurm, runs: Path, n
     (runs / "a" / name).write_text(content)
     slurm.queue(j7="FAILED")
     with pytest.raises(AffsupError, match=rf"/a/{name} is (damaged|not valid JSON): .*Remove it"):
-        statuses(plan(step(runs / "a")), runs)
+        statuses(plan(planned(runs / "a")), runs)
 
 
 def test_last_words_of_an_earlier_job_do_not_count(runs: Path) -> None:
@@ -263,15 +267,15 @@ def test_without_a_job_a_run_stands_as_its_folder_says_and_slurm_is_not_asked(
     monkeypatch: pytest.MonkeyPatch, runs: Path
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    steps = [step(runs / state, state=state) for state in ("finished", "unfinished", "missing", "damaged")]
+    planned_runs = [planned(runs / state, state=state) for state in ("finished", "unfinished", "missing", "damaged")]
     write_job(runs / "finished", "7")
-    found = statuses(plan(*steps), runs)
+    found = statuses(plan(*planned_runs), runs)
     assert [each.state for each in found.values()] == ["finished", "to do", "to do", "failed"]
 
 
 def test_what_needs_a_failed_run_says_so_and_a_failed_run_has_its_log(slurm: Slurm, runs: Path) -> None:
-    network = step(runs / "network")
-    scene = step(runs / "scene", network)
+    network = planned(runs / "network")
+    scene = planned(runs / "scene", network)
     for each, job in ((network, "7"), (scene, "8")):
         write_job(each.folder.path, job)
     slurm.queue(j7="NODE_FAIL", j8="CANCELLED|DependencyNeverSatisfied")

@@ -10,7 +10,8 @@ from typing import IO, cast
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.subprocess_command import subprocess_command
-from affsup_cli.sweeps.messages import Event, RunEnded, RunRequest, event_from_line
+from affsup_cli.sweeps.messages import EpochEnded, Event, RunEnded, RunRequest, event_from_line
+from affsup_cli.training.observers import Progress
 
 SLOW_SIGNAL = """
 import signal, threading
@@ -73,6 +74,19 @@ def test_an_order_that_cannot_be_read_has_failed_and_the_next_is_carried_out(tmp
         assert ended.reason.startswith("its request cannot be read; affsup may have changed since the sweep began: ")
     assert isinstance(carried_out, RunEnded)
     assert "run `affsup prepare digits" in carried_out.reason
+
+
+def test_a_run_reports_its_progress_each_epoch_and_its_end(tmp_path: Path, digits: Path) -> None:
+    recipe = load_recipe("minibatch", {"data.name": "digits", "run.device": "cpu", "train.epochs": 2})
+    run = RunFolder(tmp_path / "run")
+    requested = RunRequest(recipe, None, digits, run.path, None)
+    with hired() as worker:
+        events = [worker.report(requested.to_line())]
+        while not isinstance(events[-1], RunEnded):
+            events.append(event_from_line(cast(IO[bytes], worker.process.stdout).readline()))
+    assert [event.record for event in events if isinstance(event, EpochEnded)] == run.metrics()
+    assert any(isinstance(event, Progress) for event in events)
+    assert events[-1] == RunEnded("finished")
 
 
 def test_a_run_that_another_process_holds_is_busy_not_failed(tmp_path: Path, digits: Path) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.sweeps.messages import EpochEnded
-from affsup_cli.sweeps.plan import Step
+from affsup_cli.sweeps.plan import PlannedRun
 from affsup_cli.sweeps.schedule import Outcome
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.training.observers import Progress
@@ -16,11 +16,12 @@ from affsup_cli.views import live_sweep
 from affsup_cli.views.live_sweep import SweepView
 
 
-def steps(count: int) -> list[Step]:
+def planned_runs(count: int) -> list[PlannedRun]:
     recipes = [load_recipe("minibatch", {"seed": seed, "train.epochs": 10}) for seed in range(count)]
     folders = [RunFolder(Path("runs") / str(seed)) for seed in range(count)]
     return [
-        Step(("cell",), recipe, None, run, "missing", None, 0) for recipe, run in zip(recipes, folders, strict=True)
+        PlannedRun(("cell",), recipe, None, run, "missing", None, 0)
+        for recipe, run in zip(recipes, folders, strict=True)
     ]
 
 
@@ -29,7 +30,7 @@ def console(terminal: bool) -> tuple[Console, io.StringIO]:
     return Console(file=shown, force_terminal=terminal, width=120, soft_wrap=True, color_system=None), shown
 
 
-def drive(view: SweepView, of: list[Step]) -> None:
+def drive(view: SweepView, of: list[PlannedRun]) -> None:
     """Two run, one of them with a validated epoch behind it; one has failed, two wait."""
     first, second, third, *_ = of
     view.started(first, "cuda:0")
@@ -43,7 +44,7 @@ def drive(view: SweepView, of: list[Step]) -> None:
 
 def test_off_a_terminal_there_is_a_line_for_each_beginning_and_end_and_a_summary_now_and_then() -> None:
     place, shown = console(terminal=False)
-    of = steps(5)
+    of = planned_runs(5)
     with SweepView(place, of, Speeds(), parallel=2) as view:
         drive(view, of)
         assert shown.getvalue().splitlines() == [
@@ -60,7 +61,7 @@ def test_off_a_terminal_there_is_a_line_for_each_beginning_and_end_and_a_summary
 
 def test_on_a_terminal_one_table_shows_all_that_run() -> None:
     place, shown = console(terminal=True)
-    of = steps(5)
+    of = planned_runs(5)
     with SweepView(place, of, Speeds(), parallel=2) as view:
         view._shown -= live_sweep.REDRAW_SECONDS
         drive(view, of)
@@ -73,7 +74,7 @@ def test_on_a_terminal_one_table_shows_all_that_run() -> None:
 
 def test_a_run_of_another_process_is_named_once_and_counted_apart_until_it_begins_or_ends_here() -> None:
     place, shown = console(terminal=False)
-    first, second, _ = of = steps(3)
+    first, second, _ = of = planned_runs(3)
     with SweepView(place, of, Speeds(), parallel=2) as view:
         view.run_elsewhere(first)
         view.run_elsewhere(first)
