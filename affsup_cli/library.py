@@ -74,9 +74,9 @@ def load(path: Path | str, device: str = "auto") -> LoadedModel:
         return LoadedModel(scenes.model, scenes.categories, recipe, None, lambda picture: scenes.predict(Path(picture)))
     if not isinstance(recipe, DetectionRecipe):
         raise AssertionError(f"no predictor for {type(recipe).__name__}")
-    from affsup_cli.tasks.detection.prediction import Predictor
+    from affsup_cli.tasks.detection.prediction import DetectionPredictor
 
-    detector = Predictor(trained, device)
+    detector = DetectionPredictor(trained, device)
     return LoadedModel(
         detector.model,
         list(detector.classes),

@@ -51,13 +51,13 @@ def datasets() -> dict[str, AnyDataSet]:
 
 
 def get(name: str, data_dir: Path | None = None) -> AnyDataSet:
-    """Return the installed data set of that name, or one's own that is prepared in `data_dir`.
+    """Return the installed data set of that name, or a user-defined one that is prepared in `data_dir`.
 
-    One's own is described as its manifest does; it cannot be read again without its source.
+    A user-defined data set is described by its manifest; it cannot be read again without its source.
 
     Raises:
         UsageError: There is no such data set.
-        AffsupError: The manifest of one's own is damaged.
+        AffsupError: The manifest of the user-defined data set is damaged.
     """
     if name in datasets():
         return datasets()[name]

@@ -40,7 +40,7 @@ class SourceError(AffsupError):
 MAX_QUOTED = 200
 """Number of characters of an input that a message repeats."""
 
-MORE_FILES = "Raise the limit of open files with `ulimit -n 4096`, then call again"
+MORE_FILES = "Raise the limit of open files with `ulimit -n 4096`, then run the command again"
 """What to do about too few file handles."""
 
 _REPR = reprlib.Repr()  # bounded in time and memory also for deeply nested values
@@ -84,3 +84,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Return `text` with control characters and surrogates, which a file name may contain, escaped."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 run", "2 runs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

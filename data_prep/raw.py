@@ -130,7 +130,7 @@ class RawScenes:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of the files of a data set of one's own, all in one folder.
+    """The layout of the files of a user-defined data set, all in one folder.
 
     Attributes:
         name: Name on the command line.
@@ -154,7 +154,7 @@ class DataSet:
         name: Name on the command line.
         summary: One line for listings.
         official_counts: Number of its official `train` and `test` images; empty if any number is complete.
-        layout: The layout of its files, if it is one's own; `read` then gets all files of one folder.
+        layout: The layout of its files, if it is user-defined; `read` then gets all files of one folder.
         defined_in: The Python file that defines it; None if it is part of an installed package, or has a layout.
     """
 

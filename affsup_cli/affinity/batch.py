@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from affsup_cli.affinity.closed_form import L2MassKernel, L2MassLoss, LossAndMass, detached_without_grad
-from affsup_cli.affinity.gather import gather_rows, processes, row_counts
+from affsup_cli.affinity.gather import gather_rows, row_counts, world_size
 from affsup_cli.affinity.graph import l2_affinity
 from affsup_cli.affinity.large import check_temperature, check_tile, l2_loss_and_mass
 from affsup_cli.affinity.loss import AffinityLoss, differentiable_loss, loss_and_mass
@@ -99,7 +99,7 @@ class BatchAffinityLoss(nn.Module):
         ref_labels: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss, eq. 7 of eq. 11; see `loss_and_mass`."""
+        """Return L_G (eq. 7) of the affinities of eq. 11; see `loss_and_mass`."""
         return self.loss_and_mass(features, labels, ref_features, ref_labels, mask).loss
 
     def loss_and_mass(
@@ -116,9 +116,9 @@ class BatchAffinityLoss(nn.Module):
             features: `[N, d]`, floating point.
             labels: integer class ids `[N]`; or one-hot or multi-label targets `[N, C]`, positive where an entry has a
                 label. Entries are of the same category if they share a label.
-            ref_features: references `[M, d]`.
-            ref_labels: their labels, `[M]` or `[M, C]`.
-            mask: bool `[N, M]` (`[N, N]` without references): false for pairs that are left out of graph and target.
+            ref_features: references `[K, d]`.
+            ref_labels: their labels, `[K]` or `[K, C]`.
+            mask: bool `[N, K]` (`[N, N]` without references): false for pairs that are left out of graph and target.
 
         Raises:
             TypeError: features are not floating point, ids not integers, or `mask` not bool.
@@ -126,7 +126,7 @@ class BatchAffinityLoss(nn.Module):
         """
         nodes = self._nodes("features", features, labels)
         if ref_features is None and ref_labels is None:
-            if self.gather and processes() > 1:
+            if self.gather and world_size() > 1:
                 if mask is not None:
                     raise ValueError("gather=True takes no mask: it does not know the pairs of other processes")
                 counts = row_counts(nodes)
@@ -136,7 +136,7 @@ class BatchAffinityLoss(nn.Module):
             return self._square(nodes, labels, mask)
         if ref_features is None or ref_labels is None:
             raise ValueError("ref_features and ref_labels must be given together")
-        if self.gather and processes() > 1:
+        if self.gather and world_size() > 1:
             raise ValueError("gather=True takes no references: gather them before")
         if self.tile is not None:
             raise ValueError("tile is for graphs without references")
@@ -210,7 +210,7 @@ class BatchAffinityLoss(nn.Module):
         )
 
     def _target(self, labels: Tensor, ref_labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Target `[N, M]`, and which pairs count (None for all)."""
+        """Target `[N, K]`, and which pairs count (None for all)."""
         if labels.dim() != ref_labels.dim():
             raise ValueError(
                 f"labels and ref_labels must both be class ids or both be multi-label, found {list(labels.shape)} and "

@@ -29,7 +29,7 @@ class LossAndMass(NamedTuple):
 class MassLoss(torch.autograd.Function):
     """L_G of every form that has a softmax, with M; see `affsup_cli.affinity.loss.affinity_loss`.
 
-    Inputs are logits `[..., N, M]`, float32 or float64, and a bool target and None or a bool mask of that shape; the
+    Inputs are logits `[..., N, K]`, float32 or float64, and a bool target and None or a bool mask of that shape; the
     outputs are those of `LossAndMass`. The gradient can be differentiated again: autograd then differentiates
     `reference`, a function of the logits.
     """

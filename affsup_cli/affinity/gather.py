@@ -34,7 +34,7 @@ def row_counts(rows: Tensor) -> list[int]:
     return [int(each) for each in torch.cat(counts).tolist()]
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return the number of processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 

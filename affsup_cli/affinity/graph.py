@@ -19,10 +19,10 @@ def l2_affinity(features: Tensor, references: Tensor | None = None) -> Tensor:
 
     Args:
         features: `[..., N, d]`, floating point; the rows.
-        references: `[..., M, d]`, floating point; the columns. Without, the features.
+        references: `[..., K, d]`, floating point; the columns. Without, the features.
 
     Returns:
-        `[..., N, M]`, float32 (float64 for float64 features).
+        `[..., N, K]`, float32 (float64 for float64 features).
 
     Raises:
         TypeError: an argument is not floating point.
@@ -37,7 +37,7 @@ def l2_affinity(features: Tensor, references: Tensor | None = None) -> Tensor:
             return affinity
         columns = at_least_float32("references", references)
         if columns.dim() < 2 or columns.shape[-1] != rows.shape[-1]:
-            raise ValueError(f"references must be [..., M, {rows.shape[-1]}], found {list(references.shape)}")
+            raise ValueError(f"references must be [..., K, {rows.shape[-1]}], found {list(references.shape)}")
         # A common offset changes no distance, but its square would cost precision.
         offset = columns.detach().mean(dim=-2, keepdim=True)
         rows, columns = rows - offset, columns - offset
@@ -55,17 +55,17 @@ def scaled_dot_affinity(queries: Tensor, keys: Tensor) -> Tensor:
 
     Args:
         queries: `[..., N, d]`.
-        keys: `[..., M, d]`, leading dimensions that broadcast with those of `queries`.
+        keys: `[..., K, d]`, leading dimensions that broadcast with those of `queries`.
 
     Returns:
-        `[..., N, M]`.
+        `[..., N, K]`.
 
     Raises:
         ValueError: fewer than two dimensions, or different d.
     """
     if queries.dim() < 2 or keys.dim() < 2 or queries.shape[-1] != keys.shape[-1]:
         raise ValueError(
-            f"queries [..., N, d] and keys [..., M, d] must share d, found {list(queries.shape)} and {list(keys.shape)}"
+            f"queries [..., N, d] and keys [..., K, d] must share d, found {list(queries.shape)} and {list(keys.shape)}"
         )
     # Scaling before the product keeps float16 from overflowing in it.
     return (queries / math.sqrt(queries.shape[-1])) @ keys.mT

@@ -92,7 +92,7 @@ def scaled_dot_loss_and_mass(
 
     Args:
         queries: `[N, d]`.
-        keys: `[M, d]`; N of them with `labels` and with `diagonal="exclude"`.
+        keys: `[K, d]`; N of them with `labels` and with `diagonal="exclude"`.
         labels: integer class ids `[N]`; the target of `same_category_target`.
         edges: integers `[E, 2]`, (row, column) of each entry of the target.
         form: "focal", "log", "l2" or "smooth_l1".
@@ -109,7 +109,7 @@ def scaled_dot_loss_and_mass(
     """
     if queries.dim() != 2 or keys.dim() != 2 or queries.shape[1] != keys.shape[1]:
         raise ValueError(
-            f"queries [N, d] and keys [M, d] must share d, found {list(queries.shape)} and {list(keys.shape)}"
+            f"queries [N, d] and keys [K, d] must share d, found {list(queries.shape)} and {list(keys.shape)}"
         )
     if diagonal == "exclude" and len(queries) != len(keys):
         raise ValueError(

@@ -59,12 +59,12 @@ def affinity_loss(
     scale of logits.
 
     Args:
-        logits: affinities W `[..., N, M]`, finite; leading dimensions are graphs.
+        logits: affinities W `[..., N, K]`, finite; leading dimensions are graphs.
         target: bool, the shape of `logits`.
         form: one of the above.
         gamma: focal exponent, 0 or at least 1; other forms ignore it.
         softmax: over the whole matrix, or over the columns of each row.
-        diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == M.
+        diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == K.
         mask: bool, the shape of `logits`; entries where it is false are left out of the target and of the softmax.
         average: over the graphs "with-target", or over all of the "batch".
         row_average: with `softmax="row"`, the mean over a graph's rows with a target in place of their sum.
@@ -135,7 +135,7 @@ class AffinityLoss(nn.Module):
         self.options = checked_options(form, gamma, softmax, diagonal, average, row_average, reduction)
 
     def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Loss of affinities `[..., N, M]`, a bool target and perhaps a mask of that shape, eq. 5-7 and 13-15."""
+        """Loss of affinities `[..., N, K]`, a bool target and perhaps a mask of that shape, eq. 5-7 and 13-15."""
         return self.loss_and_mass(logits, target, mask).loss
 
     def loss_and_mass(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> LossAndMass:

@@ -28,10 +28,10 @@ def target_mass(
     Computed in float32 or wider with autocast off.
 
     Args:
-        logits: affinities W `[..., N, M]`, finite; leading dimensions are graphs.
+        logits: affinities W `[..., N, K]`, finite; leading dimensions are graphs.
         target: bool, the shape of `logits`.
         softmax: over the whole matrix, or over the columns of each row.
-        diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == M.
+        diagonal: "exclude" leaves the diagonal out of the target and of the softmax; it needs N == K.
         mask: bool, the shape of `logits`; entries where it is false are left out of the target and of the softmax.
 
     Returns:
@@ -47,7 +47,7 @@ def target_mass(
 
 
 class Entries(NamedTuple):
-    """A graph's affinities `[..., N, M]` in full precision, and which entries are in the target or in the rest."""
+    """A graph's affinities `[..., N, K]` in full precision, and which entries are in the target or in the rest."""
 
     logits: Tensor
     target: Tensor
@@ -77,7 +77,7 @@ def check_graph(logits: Tensor, target: Tensor, diagonal: DiagonalKind, mask: Te
     check_choice("diagonal", diagonal, get_args(DiagonalKind))
     if logits.dim() < 2 or logits.shape != target.shape:
         raise ValueError(
-            f"logits and target must share one shape [..., N, M], "
+            f"logits and target must share one shape [..., N, K], "
             f"found {list(logits.shape)} and {list(target.shape)}: target.expand_as(logits) repeats a target, after "
             "target.unsqueeze(-3) for a dimension of heads"
         )

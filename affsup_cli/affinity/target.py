@@ -18,7 +18,7 @@ MATCH_IOU = 0.5
 
 
 class GroundTruth(NamedTuple):
-    """The annotations of a batch of images, padded to one size.
+    """The annotations of a batch of images, padded to the same numbers of objects G and relations R.
 
     Attributes:
         boxes: `[..., G, 4]`, x1, y1, x2, y2 in pixels.

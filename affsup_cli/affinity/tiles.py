@@ -25,7 +25,7 @@ _FEWEST_ROWS = 64
 
 
 class Product(NamedTuple):
-    """Affinities `queries @ keys.T` of one graph: `[N, d]` and `[M, d]`, float32 or float64.
+    """Affinities `queries @ keys.T` of one graph: `[N, d]` and `[K, d]`, float32 or float64.
 
     `symmetric`: W is symmetric, and the gradient of queries and keys is returned for the queries alone.
     `diagonal`: the value of W on it, "product" or "zero"; or "absent", neither in the target nor in the rest.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from affsup_cli.bench.needs import RunKind, Speed, kind_of, kinds_of, needed_runs, seconds_of
-from affsup_cli.bench.speeds import Report, measure
+from affsup_cli.bench.speeds import ProgressText, measure
 from affsup_cli.bench.synthetic import make
 from affsup_cli.reporting.select.experiments import Experiment
 from affsup_cli.runs.environment import source_commit
@@ -101,7 +101,7 @@ def require_writable(path: Path) -> None:
         raise AffsupError(f"cannot write {path}: {home} is not a writable folder. Choose another path with --out")
 
 
-def run_bench(tables: Sequence[str], device: str, report: Report) -> Bench:
+def run_bench(tables: Sequence[str], device: str, report: ProgressText) -> Bench:
     """Measure the kinds of run that some tables and figures need, on generated data of the same shape.
 
     Args:

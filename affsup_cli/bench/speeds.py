@@ -18,7 +18,7 @@ from affsup_cli.training.cost import WARM_UP_STEPS, StepClock
 from affsup_cli.training.task import Task
 from data_prep.store import read_manifest
 
-Report = Callable[[str], None]
+ProgressText = Callable[[str], None]
 """Called with a text that says what is being measured."""
 
 SECONDS = 3.0  # of timed steps for each kind, or one step if that takes longer
@@ -26,7 +26,7 @@ _PROBE_STEPS = 3  # steps that determine how many make a round
 _TINY_LEARNING_RATE = 1e-12  # leaves untrained weights as they are, so that all numbers stay finite
 
 
-def measure(kinds: Mapping[RunKind, Recipe], data_dir: Path, device: str, report: Report) -> dict[RunKind, Speed]:
+def measure(kinds: Mapping[RunKind, Recipe], data_dir: Path, device: str, report: ProgressText) -> dict[RunKind, Speed]:
     """Measure the speed of each kind of run.
 
     Args:
@@ -38,7 +38,7 @@ def measure(kinds: Mapping[RunKind, Recipe], data_dir: Path, device: str, report
     return {kind: _speed(str(kind), recipe, data_dir, device, report) for kind, recipe in kinds.items()}
 
 
-def _speed(name: str, recipe: Recipe, data_dir: Path, device: str, report: Report) -> Speed:
+def _speed(name: str, recipe: Recipe, data_dir: Path, device: str, report: ProgressText) -> Speed:
     report(f"{name}: build")
     run = recipe.run.model_copy(update={"device": device})
     task = build_task(recipe.model_copy(update={"run": run}), data_dir, fresh=False)

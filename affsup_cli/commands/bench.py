@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def bench(
     tables: Annotated[
-        list[str] | None, typer.Argument(metavar="TABLE|FIGURE", help="Only these; without any, those of the paper.")
+        list[str] | None,
+        typer.Argument(metavar="TABLE|FIGURE", help="Tables and figures to estimate; default: all of the paper's."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")] = "auto",
     out: Annotated[
@@ -53,7 +54,8 @@ def print_bench(found: Bench) -> None:
     from rich.table import Table
 
     from affsup_cli.runtime.devices import device_name, has_bf16_instructions
-    from affsup_cli.views.console import console, counted
+    from affsup_cli.views.console import console
+    from data_prep.errors import counted
 
     def table(*columns: str) -> Table:
         shown = Table(box=None, pad_edge=False, header_style="dim")

@@ -35,8 +35,8 @@ def check(
     affsup check runs/my-run
     affsup check cifar10 exports/my-run.safetensors
     """
-    from affsup_cli.views.console import console, counted
-    from data_prep.errors import AffsupError
+    from affsup_cli.views.console import console
+    from data_prep.errors import AffsupError, counted
 
     checked = damaged = 0
     for name, faults in _check(names, data, runs):

@@ -22,16 +22,16 @@ class Split(StrEnum):
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="Run folder, or its name under --runs.", autocompletion=complete_run)],
-    split: Annotated[Split, typer.Option(help="Which images.")] = Split.TEST,
+    split: Annotated[Split, typer.Option(help="Split to evaluate.")] = Split.TEST,
     device: Device = None,
     data: DataDir = DATA_DIR,
     runs: RunsDir = RUNS_DIR,
 ) -> None:
     """Evaluate a run's model and print its numbers.
 
-    Of classifiers the model is that of the epoch with the highest accuracy on the validation split, of detectors that
-    of the last epoch; they leave their detections (COCO's format) and strongest relationship proposals in the run
-    folder.
+    Classifiers: the model of the epoch with the highest accuracy on the validation split. Detectors: the model of the
+    last epoch; the command also writes their detections (COCO's format) and strongest relationship proposals to the
+    run folder.
 
     \b
     affsup evaluate minibatch-digits-resnet20-focal-seed0-3f2a91c0

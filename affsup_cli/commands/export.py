@@ -42,7 +42,7 @@ def export(
         str | None,
         typer.Option(
             metavar="WIDTHxHEIGHT",
-            help="Of the images of a detector in ONNX.  [default: its recipe's longest and shortest side]",
+            help="ONNX detectors: size of the input in pixels.  [default: the recipe's longest and shortest side]",
         ),
     ] = None,
     push: Annotated[

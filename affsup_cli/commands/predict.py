@@ -37,10 +37,12 @@ def predict(
     ],
     reference: Annotated[
         str | None,
-        typer.Option(help="Class of the object whose partners are shown; without it, of the most confident one."),
+        typer.Option(
+            help="Class of the reference object, whose partners are shown; default: the most confident detection."
+        ),
     ] = None,
-    score: Annotated[float, typer.Option(min=0, max=1, help="Least score of a detection.")] = 0.3,
-    top: Annotated[int, typer.Option(min=1, help="Number of classes of a classifier.")] = 5,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of a detection.")] = 0.3,
+    top: Annotated[int, typer.Option(min=1, help="Classifiers: number of most probable classes to write.")] = 5,
     out: Annotated[
         Path, typer.Option("--out", file_okay=False, callback=expand_user, help="Folder for pictures and JSON.")
     ] = Path("predictions"),
@@ -138,10 +140,11 @@ def _classify(
 def _predicting_objects(
     trained: TrainedModel, device: str, reference: str | None, score: float, out: Path
 ) -> Callable[[Path], None]:
-    from affsup_cli.tasks.detection.prediction import Predictor
-    from affsup_cli.views.console import console, counted
+    from affsup_cli.tasks.detection.prediction import DetectionPredictor
+    from affsup_cli.views.console import console
+    from data_prep.errors import counted
 
-    predictor = Predictor(trained, device)
+    predictor = DetectionPredictor(trained, device)
 
     def predict_one(image: Path) -> None:
         prediction = predictor.predict(image, reference, score)

@@ -36,7 +36,9 @@ def search(
         str | None,
         typer.Option(help="Metric of the validation split to maximise, val_….  [default: val_accuracy or val_map_all]"),
     ] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the search, instead of one made of its fields.")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of the search; default: made from the recipe and the searched fields.")
+    ] = None,
     device: Device = None,
     settings: Set = None,
     out: OutDir = REPORTS_DIR,
@@ -46,8 +48,8 @@ def search(
     """Search for the values of a recipe's fields that do best on the validation split.
 
     Each trial is an ordinary run; Optuna chooses its values from the trials before it. The test split is never used to
-    choose. The same call continues a stopped search, and the same call at the same time on another GPU shares it. A
-    larger --trials adds trials. A trial whose loss becomes infinite, or that lacks memory, counts as one of the worst.
+    choose. The same command continues a stopped search; started on another GPU at the same time, it shares the trials.
+    A larger --trials adds trials. A trial with an infinite loss, or that lacks memory, counts as one of the worst.
 
     Each trial has one seed: repeat the best ones with several, as `affsup sweep --grid` does. Optuna reads the file
     search.db in the folder of the runs, too. `pip install 'affsup[search]'` installs what it takes.
@@ -64,8 +66,9 @@ def search(
 
     with imports_uninterrupted():
         from affsup_cli.sweeps.search import Search, parse_dimension
-        from affsup_cli.views.console import console, counted
+        from affsup_cli.views.console import console
         from affsup_cli.views.embedded import prepare_embedded
+        from data_prep.errors import counted
     space = [parse_dimension(text) for text in fields]
     extra = dict(parse_override(text) for text in settings or [])
     if device is not None:
@@ -85,7 +88,7 @@ def search(
     try:
         done = made.run(trials, observers, lambda trial, reason: _print_trial(made, trial, reason))
     except Stopped:
-        raise AffsupError("interrupted: the run of the trial is saved, and the same call goes on") from None
+        raise AffsupError("interrupted: the run of the trial is saved, and the same command continues") from None
     _print_trials(made, out)
     if done < trials:
         console.print(f"{counted(trials - done, 'trial')} left to another call that runs them now", markup=False)

@@ -80,7 +80,7 @@ def sweep(
     """Run the missing runs of tables and figures, and no others.
 
     One process on each GPU does one run after another. A run that several tables share is done once. A run that fails
-    stops no other run: it is named at the end, with its log. The same call continues a stopped sweep. A run in
+    stops no other run: it is named at the end, with its log. The same command continues a stopped sweep. A run in
     progress in another process is waited for. The order is seed by seed, so that every cell has its first run early.
     Runs with --set depart from the recipe: the table marks them.
 
@@ -188,7 +188,8 @@ def _refuse_contradictions(
 
 def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
     """Print a plan: its total, then a line a cell, and warnings; without slots, for a cluster."""
-    from affsup_cli.views.console import console, counted
+    from affsup_cli.views.console import console
+    from data_prep.errors import counted
 
     where = ", ".join(dict.fromkeys(slot.device for slot in slots)) or "slurm"
     at_once = f", {len(slots)} at a time" if len(slots) > 1 else ""
@@ -267,14 +268,14 @@ def run_plan(plan: Plan, data: Path, slots: Sequence[Slot]) -> None:
     left = sum(planned not in outcomes or outcomes[planned].how != "finished" for planned in plan.to_do)
     stopped = any(planned not in outcomes or outcomes[planned].how == "stopped" for planned in plan.to_do)
     if stopped:
-        lines.append(f"interrupted: {left} of {len(plan.to_do)} runs are left to do; the same call goes on")
+        lines.append(f"interrupted: {left} of {len(plan.to_do)} runs are left to do; the same command continues")
     if lines:
         raise AffsupError("\n".join(lines))
 
 
 def _failures(outcomes: Mapping[PlannedRun, Outcome]) -> list[str]:
     from affsup_cli.sweeps.worker import LOG
-    from affsup_cli.views.console import counted
+    from data_prep.errors import counted
 
     failed = {planned: outcome for planned, outcome in outcomes.items() if outcome.how in ("failed", "not run")}
     if not failed:

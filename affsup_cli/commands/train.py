@@ -67,7 +67,7 @@ def train(
 ) -> None:
     """Train one run of a recipe and evaluate it.
 
-    The run folder keeps everything. Ctrl-C saves and exits; the same call with --resume continues. Without options
+    The run folder keeps everything. Ctrl-C saves and exits; the same command with --resume continues. Without options
     `minibatch` trains on the digits that ship with the install, `frcnn`, `relnet` and `relpn` on generated scenes;
     `affsup show relnet` lists all fields of a recipe for --set.
 

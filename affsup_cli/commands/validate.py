@@ -43,7 +43,7 @@ def _summary(path: Path) -> str:
     from affsup_cli.recipe import load_recipe, parse_toml
     from affsup_cli.reporting.select.experiments import experiments, spec_cells
     from affsup_cli.reporting.select.spec import read_spec
-    from affsup_cli.views.console import counted
+    from data_prep.errors import counted
 
     if "kind" in parse_toml(path):
         spec = read_spec(path)

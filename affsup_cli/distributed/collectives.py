@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from affsup_cli.affinity.gather import gather_rows
+from affsup_cli.affinity import gather
 from affsup_cli.runtime.devices import describe_gpus, gpus
 from affsup_cli.runtime.stop import Stopped
 from data_prep.errors import AffsupError, UsageError
@@ -29,7 +29,7 @@ BUCKET_BYTES = 25 * 2**20  # of gradients in one all-reduce
 RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=10)  # until all processes have started
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)  # others wait this long for one that prepares data or evaluates
 GPU_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)  # within a step, where processes are seconds apart
-_EFFECT = "the last checkpoint is in the run folder, and the same call with --resume goes on from there"
+_EFFECT = "the last checkpoint is in the run folder, and the same command with --resume continues from there"
 
 
 def rank() -> int:
@@ -39,7 +39,7 @@ def rank() -> int:
 
 def world_size() -> int:
     """Return the number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return gather.world_size()
 
 
 @contextlib.contextmanager
@@ -162,7 +162,7 @@ def _collective_errors() -> Iterator[None]:
     except dist.DistBackendError as error:  # NCCL puts the cause last
         said = " ".join(str(error).split())
         raise AffsupError(
-            f"the processes cannot talk to each other: {said}. If another process of this run has ended: {_EFFECT}"
+            f"communication between the processes failed: {said}. If another process of this run has ended: {_EFFECT}"
         ) from error
     except RuntimeError as error:
         reason = _first_line(error).partition(". ")[0]  # gloo appends advice
@@ -237,7 +237,7 @@ def all_gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     if world_size() == 1:
         return rows
     with _collective_errors():
-        return gather_rows(rows, sizes)
+        return gather.gather_rows(rows, sizes)
 
 
 class ModelReplica:

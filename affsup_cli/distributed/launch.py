@@ -28,7 +28,8 @@ _LIFELINE = "AFFSUP_LIFELINE"  # set where the standard input closes when the pa
 def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
     """Run `python -m affsup_cli ARGUMENTS` as `count` processes of one process group (`init_distributed`).
 
-    Once one of them fails, the others lose the connection to it and exit; those that do not get SIGTERM, then SIGKILL.
+    If one process fails, the others lose the connection and exit. Processes that do not exit receive SIGTERM, then
+    SIGKILL.
     Ctrl-C and SIGTERM reach all of them. If this process is killed, they save and exit (`stop_with_parent`).
 
     Args:

@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from affsup_cli.affinity.target import match_proposals
 
-PARTNERS = ("same_object", "same_class", "other_class", "background")
+PROPOSAL_KINDS = ("same_object", "same_class", "other_class", "background")
 
 
 class AttentionShares:
@@ -23,7 +23,7 @@ class AttentionShares:
 
     def __init__(self) -> None:
         self.objects = 0
-        self._sums = torch.zeros(len(PARTNERS), dtype=torch.float64)
+        self._sums = torch.zeros(len(PROPOSAL_KINDS), dtype=torch.float64)
 
     def update(self, boxes: Tensor, affinity: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> None:
         """Add an image.
@@ -31,7 +31,7 @@ class AttentionShares:
         Args:
             boxes: proposals `[N, 4]`, x1, y1, x2, y2 in pixels.
             affinity: W `[N, N]`, row = reference.
-            gt_boxes: annotated objects `[G, 4]`, alike.
+            gt_boxes: annotated objects `[G, 4]`, in the same format.
             gt_labels: their class ids `[G]`.
         """
         if len(boxes) < 2 or not len(gt_boxes):
@@ -58,4 +58,4 @@ class AttentionShares:
     def compute(self) -> dict[str, float]:
         """Return the mean share of each kind, 0..1 with sum 1, NaN without any object."""
         means = self._sums / self.objects if self.objects else torch.full_like(self._sums, math.nan)
-        return dict(zip((f"attention_{kind}" for kind in PARTNERS), means.tolist(), strict=True))
+        return dict(zip((f"attention_{kind}" for kind in PROPOSAL_KINDS), means.tolist(), strict=True))

@@ -45,7 +45,7 @@ class SceneClassifier(nn.Module):
         return self
 
     @torch.no_grad()
-    def describe(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+    def part_a_features(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Return part A's features of one image: the mean of the backbone's last map, then the maximum over proposals.
 
         Args:
@@ -61,7 +61,7 @@ class SceneClassifier(nn.Module):
         if self._features == "scene":
             return mean
         regions, _ = self.part_a.regions(maps, images, [size])
-        of_regions = regions.entered if self._features == "rois" else regions.context
+        of_regions = regions.first_features if self._features == "rois" else regions.context
         if of_regions is None:
             raise ValueError("features = 'attention' needs a network with relation modules")
         of_proposals = of_regions[0][regions.present[0]].float()

@@ -17,7 +17,7 @@ def create_network(name: str, **options: Any) -> Any:
     try:
         import timm
     except ImportError as error:
-        raise UsageError(f"model.arch = 'timm:{name}' needs timm: install affsup with the extra `timm`") from error
+        raise UsageError(f"model.arch = 'timm:{name}' needs timm: pip install 'affsup[timm]'") from error
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models())
         raise UsageError(f"model.arch = 'timm:{name}': timm {timm.__version__} has no such network{hint}")

@@ -12,8 +12,8 @@ from affsup_cli.recipe.load import (
 )
 from affsup_cli.recipe.schema import (
     NAME,
-    OBSERVING,
     RECIPE_OF_TASK,
+    RECORDING_FIELDS,
     DetectionRecipe,
     Detector,
     MinibatchRecipe,
@@ -35,8 +35,8 @@ from affsup_cli.recipe.schema import (
 
 __all__ = [
     "NAME",
-    "OBSERVING",
     "RECIPE_OF_TASK",
+    "RECORDING_FIELDS",
     "DetectionRecipe",
     "Detector",
     "MinibatchRecipe",

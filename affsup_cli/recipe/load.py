@@ -63,7 +63,9 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return _validate(parse_toml(path), where=str(path))
     except UsageError as error:
-        raise AffsupError(f"{error}. The run's recipe is damaged: move its folder away and call again") from error
+        raise AffsupError(
+            f"{error}. The run's recipe is damaged: move its folder away and run the command again"
+        ) from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 
 from affsup_cli.affinity.options import AverageKind, DiagonalKind, LossForm, MatchKind, SoftmaxKind, TargetKind
 
-OBSERVING = frozenset({"affinity.measure", "train.test_curve"})
+RECORDING_FIELDS = frozenset({"affinity.measure", "train.test_curve"})
 """Fields that change what is recorded but not the trained model; also under `network.` for a prerequisite."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -71,7 +71,8 @@ class BatchAffinity(Affinity):
     normalize: bool = Field(description="scale the vectors to unit length first")
     temperature: float = Field(gt=0, description="divide the affinities by this")
     across: Literal["global", "device"] = Field(
-        "global", description="with several processes: a graph of the whole batch, or one of each process's share"
+        "global",
+        description="with several processes: a graph of the whole batch, or one graph for each process's shard",
     )
 
 
@@ -397,10 +398,10 @@ class SceneRecipe(SceneSetRecipe):
         """Return part A's recipe, unless it is not trained."""
         if not self.model.pretrained:
             return None
-        return self.network.model_copy(update={"seed": self.seed}) if self.one_network_a_seed else self.network
+        return self.network.model_copy(update={"seed": self.seed}) if self.separate_network_per_seed else self.network
 
     @property
-    def one_network_a_seed(self) -> bool:
+    def separate_network_per_seed(self) -> bool:
         """Whether runs of different seeds build on different part A's."""
         return self.model.pretrained and self.model.network_seed == "run"
 
@@ -436,7 +437,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def trains_the_same(changed: Iterable[str], observing: frozenset[str] = OBSERVING) -> bool:
+def trains_the_same(changed: Iterable[str], observing: frozenset[str] = RECORDING_FIELDS) -> bool:
     """Return whether runs that differ only in the fields `changed` (dotted keys) give the same model."""
     return all(field.removeprefix("network.") in observing for field in changed)
 

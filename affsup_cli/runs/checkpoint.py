@@ -17,7 +17,7 @@ from affsup_cli.runs.digest import DigestError, add_archive_digest, check_archiv
 from affsup_cli.runs.folder import RESUME, atomic_file
 from data_prep.errors import AffsupError, unreadable
 
-NEW_RUN = "move the run's folder away and call again, which begins a new run"
+NEW_RUN = "move the run's folder away and run the command again to start a new run"
 """What to do when the weights of a run are lost."""
 
 _ONE_KEY = re.compile(r'(?:Missing|Unexpected) key\(s\) in state_dict: "[^"]*"')

@@ -21,8 +21,8 @@ LIBRARIES = (
 )
 
 
-def environment(device: torch.device, data: Mapping[str, Any], begun_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the environment of a run; `data` and `begun_from` are attributes of its `Task`."""
+def environment(device: torch.device, data: Mapping[str, Any], initialised_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of a run; `data` and `initialised_from` are attributes of its `Task`."""
     return {
         "affsup": affsup_cli.__version__,
         **source_commit(),
@@ -34,7 +34,7 @@ def environment(device: torch.device, data: Mapping[str, Any], begun_from: Mappi
         "platform": platform.platform(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": dict(data),
-        **begun_from,
+        **initialised_from,
     }
 
 

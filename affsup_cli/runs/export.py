@@ -190,7 +190,7 @@ class _Data(BaseModel):
     classes: list[str]
 
 
-class _Environment(BaseModel):
+class _ExportedEnvironment(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     data: _Data
@@ -202,7 +202,7 @@ class _ExportRecord(BaseModel):
     format: int
     name: str
     recipe: str
-    environment: _Environment
+    environment: _ExportedEnvironment
     metrics: dict[str, float]
     weights_xxh3: str | None = None
 

@@ -59,12 +59,12 @@ class RunInUse(AffsupError):
     """Another process has locked the run folder."""
 
 
-RESUME = "call again (train --resume)"
+RESUME = "run the command again (train --resume)"
 """What to do after a full disk, for the files of a run."""
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, then: str = "call again", previous: Path | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, then: str = "run the command again", previous: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path; on success it atomically replaces `path`, on failure `path` stays as it was.
 
     Args:
@@ -216,7 +216,7 @@ class RunFolder:
     @property
     def new_run(self) -> str:
         """What to do when a file that cannot be made again is lost."""
-        return f"move {self.path} away and call again, which begins a new run"
+        return f"move {self.path} away and run the command again to start a new run"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -233,7 +233,9 @@ class RunFolder:
                         leftover.unlink()
                 yield
         except Timeout:
-            raise RunInUse(f"{self.path} is in use by another process; wait until it ends, then call again") from None
+            raise RunInUse(
+                f"{self.path} is in use by another process; wait until it ends, then run the command again"
+            ) from None
         except NotImplementedError:
             raise AffsupError(
                 f"the file system of {self.path} has no file locks (flock): choose a folder of another with --runs"
@@ -285,7 +287,7 @@ class RunFolder:
         if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in ("name", "digest")):
             raise AffsupError(
                 f"{self._environment} is damaged: expected the name and digest of a data set under 'data'. "
-                f"Cure: {self.new_run}"
+                f"To fix this: {self.new_run}"
             )
         return content
 
@@ -315,7 +317,7 @@ class RunFolder:
 
         Args:
             limit: number of lines that are read at most; None for all.
-            first: leave out the epochs after so many; None for none.
+            first: read only the first `first` epochs; None for all.
 
         Raises:
             AffsupError: one of these lines holds something else.
@@ -424,7 +426,7 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise AffsupError(f"{path} is not valid JSON ({error}): {cure}") from error
         if not isinstance(content, dict) or needed not in content:
-            raise AffsupError(f"{path} is damaged: expected an object with the key '{needed}'. Cure: {cure}")
+            raise AffsupError(f"{path} is damaged: expected an object with the key '{needed}'. To fix this: {cure}")
         return content
 
     def _write(self, path: Path, text: str) -> None:

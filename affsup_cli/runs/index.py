@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from affsup_cli.recipe import OBSERVING, Recipe, trains_the_same
+from affsup_cli.recipe import RECORDING_FIELDS, Recipe, trains_the_same
 from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.runs.results import CostResult, TrainResult, first_fault, read_result
 from data_prep.errors import AffsupError
@@ -151,9 +151,9 @@ class RunIndex:
             data: digest of the data set that it must have run on; None for any.
             network_data: digest of the data set that the run which it builds on must have run on; None for any.
         """
-        asked = {field for field in OBSERVING if recipe.flat().get(field)}
+        asked = {field for field in RECORDING_FIELDS if recipe.flat().get(field)}
         for run in self._of_recipe.get((kind, training_key(recipe)), []):
-            recorded = {field for field in OBSERVING if run.recipe.flat().get(field)}
+            recorded = {field for field in RECORDING_FIELDS if run.recipe.flat().get(field)}
             part_a = run.environment.network
             of_network = part_a.data.digest if part_a else None
             alike = data in (None, run.environment.data.digest) and network_data in (None, of_network)

@@ -21,7 +21,7 @@ class TrainResult(BaseModel):
 
 
 class Measurement(BaseModel):
-    """One variant of a cost comparison: seconds of an epoch in each round, and the peak memory over all rounds."""
+    """A variant of a cost comparison: seconds of an epoch in each round, and the peak memory in MiB over all rounds."""
 
     seconds_per_epoch: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
     peak_megabytes: float | None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import data_prep
-from affsup_cli.recipe import OBSERVING, Recipe
+from affsup_cli.recipe import RECORDING_FIELDS, Recipe
 from affsup_cli.reporting.select.experiments import Experiment, experiments
 from affsup_cli.reporting.select.spec import load_spec, short_name
 from affsup_cli.runs.folder import RunFolder
@@ -277,7 +277,7 @@ class _Planner:
 def _merged(first: Experiment, second: Experiment) -> Experiment:
     """Return one experiment for the cells of both; it records what either records."""
     recipe, asked = first.recipe, second.recipe.flat()
-    for field in OBSERVING:
+    for field in RECORDING_FIELDS:
         if asked.get(field):
             section, _, name = field.partition(".")
             changed = getattr(recipe, section).model_copy(update={name: True})

@@ -361,7 +361,9 @@ def _open_study(path: Path, name: str, definition: Mapping[str, Any]) -> Study:
             study.set_user_attr(_DEFINITION, dict(definition))
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise AffsupError(f"{path} cannot be used ({reason}): move it away, and call again for a new one") from error
+        raise AffsupError(
+            f"{path} cannot be used ({reason}): move it away and run the command again for a new one"
+        ) from error
     if stored is not None and (changed := differences(stored, definition)):
         raise UsageError(f"the study {name} in {path} is another search: {in_words(changed)}. Take another --study")
     return study

@@ -10,6 +10,7 @@ import torch
 
 from affsup_cli.recipe import Recipe
 from affsup_cli.runtime.devices import device_name, gpus, resolve_device
+from data_prep.decode.parallel import usable_cores
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -51,7 +52,7 @@ def find_slots(device: str, jobs: int = 1) -> list[Slot]:
         UsageError: there is no such device.
     """
     devices = _devices(device) * jobs
-    threads = max(1, _cores() // len(devices))
+    threads = max(1, usable_cores() // len(devices))
     shared = {_THREADS: str(threads)} if len(devices) > 1 else {}
     return [Slot(str(found), device_name(found), shared | _visible(found)) for found in devices]
 
@@ -70,7 +71,3 @@ def _visible(device: torch.device) -> dict[str, str]:
         return {}
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return {"CUDA_VISIBLE_DEVICES": listed.split(",")[device.index] if listed else str(device.index)}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -92,7 +92,7 @@ def slurm_parameters(settings: Iterable[tuple[str, str]], device: str) -> dict[s
     for name, value in settings:
         key = name.replace("-", "_")
         if key in _RESERVED:
-            what = "a job is one process, begun from this folder on this cluster"
+            what = "a job is one process, started from this folder on this cluster"
             raise UsageError(f"--slurm {key}=…: {what}; the sweep sets '{key}' itself")
         if key in _LIST_PARAMETERS:
             given.setdefault(key, []).append(value)

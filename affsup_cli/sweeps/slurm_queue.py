@@ -104,7 +104,7 @@ def _slurm(*command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
     except FileNotFoundError:
         raise AffsupError(
-            f"no Slurm here: `{command[0]}` was not found on the PATH. Call this on a login node of the cluster"
+            f"Slurm not found: `{command[0]}` is not on the PATH. Run this command on a login node of the cluster"
         ) from None
     except subprocess.CalledProcessError as error:
         raise AffsupError(f"Slurm's {command[0]} failed: {error.stderr.strip()}") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from affsup_cli.models.classifiers.build import build_classifier
 from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
-from affsup_cli.tasks.detection.network import SceneNetwork, build_network
+from affsup_cli.tasks.detection.network import DetectionModel, build_network
 from affsup_cli.tasks.launch import batch_shards
 from data_prep.store import read_image_manifest, read_scene_manifest
 
@@ -27,8 +27,8 @@ class DryRun:
         images: of an epoch, mirror images included.
         steps: of an epoch.
         images_each: images of a step for each process, by rank.
-        parameters: numbers of the network.
-        trained: numbers that are trained.
+        parameters: number of parameters.
+        trained: number of trained parameters.
         state_bytes: memory of a process for weights, gradients and momentum.
         activation_bytes: memory of a process for the tensors that the backward pass needs, in float32; of a detector
             those of the backbone on the largest image, so at least.
@@ -92,7 +92,7 @@ def dry_run(recipe: Recipe, data_dir: Path, processes: int) -> DryRun:
 class _Maps(nn.Module):
     """The backbone of a detector, on images of one size."""
 
-    def __init__(self, network: SceneNetwork, size: tuple[int, int]) -> None:
+    def __init__(self, network: DetectionModel, size: tuple[int, int]) -> None:
         super().__init__()
         self._network = network
         self._size = size

@@ -95,14 +95,14 @@ def train_run(
         if collectives.broadcast_from_rank0(lambda: _is_finished(recipe, run, resume)):
             return run
         device = next(task.model.parameters()).device
-        now = environment(device, task.data, task.begun_from)
+        now = environment(device, task.data, task.initialised_from)
         now |= {"processes": processes, "precision": resolve_precision(recipe.train.precision, device)}
         if not writes:
             pass
         elif resume:
             refuse_other_data(run, now["data"])
             if fresh:
-                _refuse_other_weights(run, task.begun_from)
+                _refuse_other_weights(run, task.initialised_from)
             elif pretrained:
                 _refuse_other_weights(run, {"network": {"digest": open_trained(pretrained).digest}})
             _note_processes(run, processes["count"])
@@ -212,21 +212,21 @@ def refuse_other_data(run: RunFolder, data: Mapping[str, Any]) -> None:
     stored = run.environment()["data"]
     if stored["digest"] != data["digest"]:
         raise UsageError(
-            f"{run.path} was begun on other data: {stored['name']} with digest {stored['digest'][:12]}, prepared now "
-            f"is {data['digest'][:12]}. Prepare the data set as it was, or {run.new_run}"
+            f"{run.path} was started on other data: {stored['name']} with digest {stored['digest'][:12]}; the data set "
+            f"prepared now has {data['digest'][:12]}. Prepare the original data again, or {run.new_run}"
         )
 
 
-def _refuse_other_weights(run: RunFolder, begun_from: Mapping[str, Any]) -> None:
+def _refuse_other_weights(run: RunFolder, initialised_from: Mapping[str, Any]) -> None:
     stored = run.environment()
-    for what, now in begun_from.items():
+    for what, now in initialised_from.items():
         was = stored.get(what)
         if isinstance(now, Mapping) and isinstance(was, Mapping):
             was, now = was["digest"], now["digest"]
         if was != now:
             raise UsageError(
-                f"{run.path} was begun from pretrained {what} with SHA-256 {was}, those given now have {now}: give the "
-                f"former, or {run.new_run}"
+                f"{run.path} was started from pretrained {what} with SHA-256 {was}, found {now}: give the original "
+                f"{what}, or {run.new_run}"
             )
 
 
@@ -250,7 +250,7 @@ def measure_run(
     builders = [partial(build_task, recipe, data_dir) for recipe in (baseline, treatment)]
     with run.lock():
         task = build_task(treatment, data_dir)
-        now = environment(next(task.model.parameters()).device, task.data, task.begun_from)
+        now = environment(next(task.model.parameters()).device, task.data, task.initialised_from)
         measured = time_alternating(builders[0], lambda: task, treatment, rounds, progress)
         for variant, builder in zip(("baseline", "treatment"), builders, strict=True):
             measured[variant]["peak_megabytes"] = peak_megabytes(builder, treatment)

@@ -65,7 +65,7 @@ class MinibatchTask:
                 "std": list(manifest.channel_std),
             }
         }
-        self.begun_from: dict[str, Any] = {"weights": None}
+        self.initialised_from: dict[str, Any] = {"weights": None}
         affinity = recipe.affinity
         self._affinity = BatchAffinityLoss(
             gamma=affinity.gamma,

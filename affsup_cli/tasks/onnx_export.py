@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe
 from affsup_cli.runs.export import TrainedModel
 from affsup_cli.tasks.classifier_prediction import ClassifierPredictor
-from affsup_cli.tasks.detection.network import SceneNetwork
-from affsup_cli.tasks.detection.prediction import Predictor
+from affsup_cli.tasks.detection.network import DetectionModel
+from affsup_cli.tasks.detection.prediction import DetectionPredictor
 from data_prep.errors import AffsupError, UsageError
 
 SUFFIX = ".onnx"
@@ -118,7 +118,7 @@ def _export_classifier(trained: TrainedModel, recipe: MinibatchRecipe) -> OnnxMo
 class _Detector(nn.Module):
     """A detector of one image that fills its input."""
 
-    def __init__(self, network: SceneNetwork, height: int, width: int) -> None:
+    def __init__(self, network: DetectionModel, height: int, width: int) -> None:
         super().__init__()
         self._detector = network.detector
         self._sizes = [(height, width)]
@@ -132,7 +132,7 @@ class _Detector(nn.Module):
 
 def _export_detector(trained: TrainedModel, recipe: DetectionRecipe, size: tuple[int, int] | None) -> OnnxModel:
     width, height = size or (recipe.data.long_side, recipe.data.short_side)
-    model = _Detector(Predictor(trained, "cpu").model, height, width).eval()
+    model = _Detector(DetectionPredictor(trained, "cpu").model, height, width).eval()
     images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 255
     content = _convert(trained, model, images, ["boxes", "probabilities", "present"], dynamic=False)
     matched, boxes, probabilities = _compare_proposals(_outputs(model, images), _run(content, images))

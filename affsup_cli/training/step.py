@@ -24,7 +24,7 @@ from affsup_cli.training.cuda_graph import Capture, CapturedCalls, CudaGraphCapt
 from affsup_cli.training.task import Losses, StaticTask, Task, all_reduce_losses
 from data_prep.errors import AffsupError
 
-CURE = "a new run with a smaller train.learning_rate or affinity.lambda is the usual cure"
+CURE = "start a new run with a smaller train.learning_rate or affinity.lambda"
 
 
 class Diverged(AffsupError):

@@ -119,7 +119,7 @@ class Task(Protocol):
     """Steps of an epoch."""
     data: dict[str, Any]
     """The data set, for the run's environment.json: name, digest, limit, complete, official, classes."""
-    begun_from: dict[str, Any]
+    initialised_from: dict[str, Any]
     """What the model was initialised from, for the run's environment.json: `weights`, the SHA-256 of a file of
     pretrained weights or None; for tasks that build on another run also `network`: its name, the digest of its weights,
     its data; or None."""

@@ -121,7 +121,7 @@ class Trainer:
         collectives.all_gather_object(None)  # a barrier: no process leaves before rank 0 has written the checkpoint
         raise Stopped(
             f"stopped in epoch {self._epoch + 1} after step {self._step} of {self._task.steps}, and saved: "
-            "the same call with --resume continues there"
+            "the same command with --resume continues there"
         )
 
     def _train_epoch(self, stop: StopRequest) -> None:

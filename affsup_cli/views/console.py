@@ -32,11 +32,6 @@ def metric_text(name: str, value: float) -> str:
     return f"{value:.2%}" if is_share(name) else f"{value:.4f}"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return "1 run", "2 runs"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def print_metrics(metrics: Mapping[str, float]) -> None:
     """Print metrics, one per line; those at several K, such as recall@100, on one line."""
     lines: dict[str, list[str]] = {}

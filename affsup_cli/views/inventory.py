@@ -16,10 +16,10 @@ from affsup_cli.reporting.select.spec import load_spec, report_names
 from affsup_cli.resolve import run_path
 from affsup_cli.runs.folder import RunFolder, run_folders
 from affsup_cli.runs.results import TrainResult, read_result
-from affsup_cli.views.console import counted, metric_text
+from affsup_cli.views.console import metric_text
 from affsup_cli.views.split_table import left_out_lines, split_table
 from affsup_cli.views.tables import FittingTable
-from data_prep.errors import AffsupError, UsageError, did_you_mean, quote, shorten
+from data_prep.errors import AffsupError, UsageError, counted, did_you_mean, quote, shorten
 from data_prep.store import AnyManifest, read_manifest
 
 
@@ -97,7 +97,7 @@ def _describe_table(name: str) -> Iterable[RenderableType]:
     rows = []
     for cell in cells:
         data = str(cell.recipe.flat()["data.name"])
-        shipped = cell.recipe.name in recipe_names()  # a recipe of one's own has no name to load it by
+        shipped = cell.recipe.name in recipe_names()  # a user's recipe has no name to load it by
         sets = _changes(load_recipe(cell.recipe.name, {"data.name": data}), cell.recipe) if shipped else []
         if cell.baseline:
             sets += ["timed in alternation with", *_changes(cell.recipe, cell.baseline)]

@@ -14,8 +14,8 @@ from affsup_cli.recipe import Recipe, RelnetRecipe, SceneSetRecipe, differences,
 from affsup_cli.reporting.render.markdown import markdown_text
 from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runs.results import TrainResult
-from affsup_cli.views.console import counted, metric_text
-from data_prep.errors import printable, shorten
+from affsup_cli.views.console import metric_text
+from data_prep.errors import counted, printable, shorten
 
 HEAD = "---\nlibrary_name: affsup\n"
 """Front matter of every card, which model hubs read."""

@@ -43,8 +43,8 @@ def parse_slurm(settings: Sequence[str], device: str) -> dict[str, Any]:
 def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) -> None:
     """Submit the runs that a plan has to do, and print their jobs."""
     from affsup_cli.sweeps.slurm import submit
-    from affsup_cli.views.console import console, counted
-    from data_prep.errors import AffsupError
+    from affsup_cli.views.console import console
+    from data_prep.errors import AffsupError, counted
 
     new = submit(plan, data, runs, asked)
     there = len(plan.to_do) - len(new) - len(plan.blocked)
@@ -62,7 +62,8 @@ def submit_plan(plan: Plan, data: Path, runs: Path, asked: Mapping[str, Any]) ->
 def cancel_jobs(plan: Plan, runs: Path) -> None:
     """Cancel the jobs of a sweep, and print them."""
     from affsup_cli.sweeps.slurm import cancel
-    from affsup_cli.views.console import console, counted
+    from affsup_cli.views.console import console
+    from data_prep.errors import counted
 
     cancelled = cancel(plan, runs)
     if not cancelled:
@@ -78,7 +79,8 @@ def print_status(plan: Plan, title: str, runs: Path) -> None:
     from rich.text import Text
 
     from affsup_cli.sweeps.slurm import statuses
-    from affsup_cli.views.console import console, counted
+    from affsup_cli.views.console import console
+    from data_prep.errors import counted
 
     found = statuses(plan, runs)
     counts = Counter(status.state for status in found.values())

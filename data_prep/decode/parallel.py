@@ -61,7 +61,7 @@ def decode_all(
     Raises:
         AffsupError: Raised by `decode`, or because a process died.
     """
-    cores = cores or _cores()
+    cores = cores or usable_cores()
     pictures = iter(encoded)
     sizes = [min(block, count - start) for start in range(0, count, block)]
     if cores == 1 or count < _MIN_PARALLEL:
@@ -156,5 +156,6 @@ def _map_pixels(folder: str, mode: Literal["r", "r+"], layout: tuple[int, ...]) 
     return np.asarray(np.memmap(Path(folder, _PIXELS), np.uint8, mode, shape=layout))
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Data sets of one's own: common layouts of files in one folder.
+"""User-defined data sets: common layouts of files in one folder.
 
 A layout is used as `affsup prepare LAYOUT --from DIR --name NAME`. Splits are recognised by the names of folders or
 files (`SPLIT_NAMES`). If only one split is found, a fifth of its images, always the same, becomes the test set. If a

@@ -1,4 +1,4 @@
-"""A prepared data set of one's own as a `DataSet`: what other commands ask about it."""
+"""A prepared user-defined data set as a `DataSet`, for the commands that describe it."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def open_scene_source(
 
 
 def open_layout(layout: Layout, folder: Path) -> RawSource[SceneFiles]:
-    """Open the files of a data set of one's own, and compute their checksums."""
+    """Open the files of a user-defined data set, and compute their checksums."""
     files = SceneFiles([folder], layout.file_pattern, layout.source_help, anchored=True)
     record = SourceRecord(kind="folder", files=files.records(), official=None, algorithm=None)
     return RawSource(record, str(folder), nullcontext(files))

@@ -67,7 +67,7 @@ class CommonManifest(Record):
         files: The data files of the folder.
         digest: SHA-256 of the content, which does not depend on the source.
         affsup: Version of affsup that prepared the data set.
-        definition: Its definition if it is one's own; None if it is part of affsup or of another installed package.
+        definition: Its definition if it is user-defined; None if it is part of affsup or of another installed package.
     """
 
     format: Literal[1]

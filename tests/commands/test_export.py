@@ -269,7 +269,10 @@ def test_weights_that_do_not_fit_are_named_with_the_cure(here: Path) -> None:
     name = list(state)[3]
     save_checkpoint(best, {"model": state | {name: torch.zeros(1, 2)}})
     assert invoke(export, "mine", "--out", "x.safetensors").exit_code == 0
-    for model, cure in (("x.safetensors", "export the run again"), ("mine", "move runs/mine away and call again")):
+    for model, cure in (
+        ("x.safetensors", "export the run again"),
+        ("mine", "move runs/mine away and run the command again"),
+    ):
         error = invoke(predict, model, "p.png", "--device", "cpu").exception
         assert isinstance(error, AffsupError)
         assert f"size mismatch for {name}: " in str(error)

@@ -21,7 +21,7 @@ from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks import onnx_export
 from affsup_cli.tasks.detection.network import build_network
-from affsup_cli.tasks.detection.prediction import Predictor
+from affsup_cli.tasks.detection.prediction import DetectionPredictor
 from data_prep.errors import AffsupError, UsageError
 from tests.commands.calling import invoke
 from tests.small_scenes import small, small_scene
@@ -102,7 +102,7 @@ def test_a_detector_gives_the_same_proposals(made: Path, name: str) -> None:
     boxes, probabilities, present = run_onnx(made / "exports" / f"{name}.onnx", images)
     trained = open_trained(made / "runs" / name)
     assert isinstance(trained.recipe, DetectionRecipe)
-    detector = Predictor(trained, "cpu").model.detector
+    detector = DetectionPredictor(trained, "cpu").model.detector
     with torch.no_grad():
         regions, _ = detector(images.clone(), [(64, 96)])
         (expected,) = detector.detections(regions, [(64, 96)])

@@ -335,7 +335,9 @@ def test_what_nccl_says_last_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.distributed, "all_reduce", fail)
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    with pytest.raises(AffsupError, match=r"cannot talk to each other: NCCL error .* Last error: no room in /dev/shm"):
+    with pytest.raises(
+        AffsupError, match=r"communication between the processes failed: NCCL error .* Last error: no room in /dev/shm"
+    ):
         collectives.all_reduce_sum(torch.ones(1))
 
 

@@ -264,7 +264,7 @@ def test_damaged_features_leave_their_run_out_of_the_figure(copy_run: Callable[[
 def test_a_run_without_its_recipe_is_refused_by_a_sweep(make: RunMaker, digits: Path) -> None:
     options = ["--only", "base", "--seeds", "1", "--device", "cpu", "--data", str(digits), "--runs", str(make.root)]
     wanted = wanted_experiments(["digits-table3"], 1, ["base"], {"run.device": "cpu"})
-    folder = plan_sweep(wanted, digits, make.root, set()).steps[0].folder
+    folder = plan_sweep(wanted, digits, make.root, set()).runs[0].folder
     folder.path.mkdir(parents=True)
     folder.write_result({"kind": "train", "epochs": 1, "best_epoch": 1, "metrics": {}})
     error = call("sweep", "digits-table3", *options)

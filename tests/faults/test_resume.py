@@ -94,7 +94,7 @@ def test_without_a_usable_checkpoint_the_message_says_to_begin_a_new_run(tmp_pat
     run = killed_run(tmp_path / "run", (1, 2))
     for path in (run.checkpoint, run.previous):
         path.write_bytes(b"damaged")
-    with pytest.raises(AffsupError, match=r"previous\.pt is damaged .*move .* away and call again"):
+    with pytest.raises(AffsupError, match=r"previous\.pt is damaged .*move .* away and run the command again"):
         resume(run)
 
 

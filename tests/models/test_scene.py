@@ -37,7 +37,7 @@ def outputs(part_a: nn.Module, layer: str) -> list[Tensor]:
 def test_f_s_is_the_global_average_of_a_1x1_convolution_of_the_last_map(images: Tensor) -> None:
     model = build("scene")
     maps = outputs(model.part_a, "backbone.late")
-    logits = model(model.describe(images.clone(), SIZE)[None])
+    logits = model(model.part_a_features(images.clone(), SIZE)[None])
     of_image = maps[0][:, :, : math.ceil(50 / 8), : math.ceil(70 / 8)]
     convolved = F.conv2d(of_image, model.scene.weight[:, :, None, None], model.scene.bias)
     torch.testing.assert_close(logits, model.classifier(convolved.mean(dim=(2, 3))))
@@ -47,18 +47,18 @@ def test_f_s_is_the_global_average_of_a_1x1_convolution_of_the_last_map(images: 
 def test_the_maximum_over_the_proposals_stands_beside_f_s(images: Tensor, features: str, layer: str) -> None:
     model = build(features)
     found = outputs(model.part_a, layer)
-    described = model.describe(images.clone(), SIZE)
+    features = model.part_a_features(images.clone(), SIZE)
     regions, _ = model.part_a(images.clone(), [SIZE])
     there = found[0][0][: int(regions.present.sum())]
-    assert described.shape == (96 + 32,)
-    torch.testing.assert_close(described[96:], there.max(dim=0).values)
+    assert features.shape == (96 + 32,)
+    torch.testing.assert_close(features[96:], there.max(dim=0).values)
 
 
 def test_f_c_is_what_the_last_module_gives_not_what_it_adds_to(images: Tensor) -> None:
     model = build("attention")
     nn.init.zeros_(model.part_a.head.relations[1].value.weight)
     nn.init.constant_(model.part_a.head.relations[1].value.bias, 3.0)
-    torch.testing.assert_close(model.describe(images, SIZE)[96:], torch.full((32,), 3.0))
+    torch.testing.assert_close(model.part_a_features(images, SIZE)[96:], torch.full((32,), 3.0))
 
 
 def test_what_lies_outside_the_image_does_not_count(images: Tensor) -> None:
@@ -66,22 +66,22 @@ def test_what_lies_outside_the_image_does_not_count(images: Tensor) -> None:
     other = images.clone()
     other[..., SIZE[0] :, :] = 0
     other[..., SIZE[1] :] = 200
-    torch.testing.assert_close(model.describe(images, SIZE), model.describe(other, SIZE))
+    torch.testing.assert_close(model.part_a_features(images, SIZE), model.part_a_features(other, SIZE))
 
 
 def test_an_image_without_proposals_has_a_context_of_zero(images: Tensor) -> None:
     model = build("attention")
     model.part_a.proposals.min_size = 1e6
-    described = model.describe(images, SIZE)
-    assert described[96:].abs().sum() == 0
-    assert described[:96].abs().sum() > 0
+    features = model.part_a_features(images, SIZE)
+    assert features[96:].abs().sum() == 0
+    assert features[:96].abs().sum() > 0
 
 
 def test_part_a_learns_nothing_and_stays_in_evaluation(images: Tensor) -> None:
     model = build("attention").train()
     assert model.training
     assert not any(module.training for module in model.part_a.modules())
-    model(model.describe(images, SIZE)[None]).sum().backward()
+    model(model.part_a_features(images, SIZE)[None]).sum().backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert with_gradient == {"scene.weight", "scene.bias", "classifier.weight", "classifier.bias"}
 

@@ -35,7 +35,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_full_disk_only_training_is_told_to_resume(
     tmp_path: Path, full: None, write: Callable[[Path], None], resumes: bool
 ) -> None:
-    with pytest.raises(AffsupError, match=r"no space to write .* Make room and call again") as error:
+    with pytest.raises(AffsupError, match=r"no space to write .* Make room and run the command again") as error:
         write(tmp_path)
     assert ("train --resume" in str(error.value)) == resumes
 

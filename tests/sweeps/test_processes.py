@@ -126,7 +126,7 @@ def test_a_sweep_that_is_told_to_stop_lets_its_run_save_and_says_what_is_left(
     code, out, error = sweep(tmp_path, few)
     assert code == 1
     assert "seed 0 stopped, its checkpoint is saved" in out
-    assert error == "affsup: interrupted: 2 of 2 runs are left to do; the same call goes on\n"
+    assert error == "affsup: interrupted: 2 of 2 runs are left to do; the same command continues\n"
     (run,) = run_folders(tmp_path / "runs")
     assert not run.finished
     assert load_checkpoint(run.checkpoint, torch.device("cpu"))["step"] > 0

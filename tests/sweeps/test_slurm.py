@@ -331,7 +331,7 @@ def test_a_job_is_warned_five_minutes_before_its_time_is_over_or_after_three_qua
     [
         (
             ["--slurm", "dependency=singleton"],
-            "--slurm dependency=…: a job is one process, begun from this folder on this cluster; the sweep sets 'dep",
+            "--slurm dependency=…: a job is one process, started from this folder on this cluster; the sweep sets 'dep",
         ),
         (["--slurm", "chdir=/tmp"], "--slurm chdir=…: a job is one process"),
         (["--slurm", "clusters=all"], "--slurm clusters=…: a job is one process"),
@@ -368,7 +368,7 @@ def test_without_submitit_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_slurm_it_is_named_after_the_plan(monkeypatch: pytest.MonkeyPatch, digits: Path, runs: Path) -> None:
     monkeypatch.setenv("PATH", "")
     result = invoke(command.sweep, "digits-table3", "--launcher", "slurm", "--data", str(digits), "--runs", str(runs))
-    assert str(result.exception).startswith("no Slurm here: `squeue` was not found on the PATH")
+    assert str(result.exception).startswith("Slurm not found: `squeue` is not on the PATH")
 
 
 def the_job(runs: Path, digits: Path, recipe: Recipe, notice: float = 300.0) -> tuple[str, RunFolder]:

@@ -56,7 +56,7 @@ def test_a_run_is_not_continued_on_other_data(digits: Path, tmp_path: Path) -> N
     (run.path / "result.json").unlink()
     data_prep.prepare("digits", data_dir=tmp_path / "other", limit=400)
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
-    with pytest.raises(UsageError, match="was begun on other data"):
+    with pytest.raises(UsageError, match="was started on other data"):
         train_run(recipe, tmp_path / "other", run, resume=True)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
     assert train_run(recipe, digits, run, resume=True).finished
@@ -65,7 +65,7 @@ def test_a_run_is_not_continued_on_other_data(digits: Path, tmp_path: Path) -> N
 def test_a_model_is_not_evaluated_on_other_data(digits: Path, tmp_path: Path) -> None:
     run = train_run(load_recipe("minibatch", SHORT), digits, RunFolder(tmp_path / "run"))
     data_prep.prepare("digits", data_dir=tmp_path / "other", limit=400)
-    with pytest.raises(UsageError, match="was begun on other data"):
+    with pytest.raises(UsageError, match="was started on other data"):
         evaluate_run(run, tmp_path / "other", "val", "cpu")
     assert evaluate_run(run, digits, "test", "cpu")["test_accuracy"] == run.result()["metrics"]["test_accuracy"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Pixels(NamedTuple):
+class PixelNormalisation(NamedTuple):
     """Input normalisation of a network: `(image - mean) / std` of RGB 0..255, then reordered if `bgr`."""
 
     mean: tuple[float, float, float]
@@ -19,11 +20,11 @@ class Pixels(NamedTuple):
 
 PIXELS = {
     # ImageNet's statistics, with which torchvision's weights were trained.
-    "torchvision": Pixels((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "torchvision": PixelNormalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     # network.PIXEL_MEANS of Relation Networks' release, for the weights of He et al.; no scaling.
-    "caffe": Pixels((123.15, 115.90, 103.06), (1.0, 1.0, 1.0), bgr=True),
+    "caffe": PixelNormalisation((123.15, 115.90, 103.06), (1.0, 1.0, 1.0), bgr=True),
     # MEAN_RGB and STDDEV_RGB of TensorFlow's efficientnet_lite_builder.py.
-    "signed": Pixels((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+    "signed": PixelNormalisation((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
 }
 
 
@@ -50,7 +51,7 @@ class Backbone(nn.Module):
         late: nn.Module,
         stride: int,
         channels: tuple[int, int],
-        pixels: Pixels,
+        pixels: PixelNormalisation,
     ) -> None:
         super().__init__()
         self.early = early
@@ -105,3 +106,8 @@ class FrozenBatchNorm(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Normalise maps `[B, channels, H, W]`."""
         return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.epsilon)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm (Wu and He, ECCV 2018) with groups of eight channels; of 4, 2 or 1 where 8 does not divide them."""
+    return nn.GroupNorm(channels // math.gcd(channels, 8), channels)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.ops import Conv2dNormActivation
 
-from affsup_cli.models.detection.backbone import PIXELS, Backbone, FrozenBatchNorm
+from affsup_cli.models.detection.backbone import PIXELS, Backbone, FrozenBatchNorm, group_norm
 from affsup_cli.models.detection.efficientnet_lite import EfficientNetLite0
 from affsup_cli.models.detection.timm_backbone import TimmBackbone
 from data_prep.errors import AffsupError, UsageError, did_you_mean
@@ -82,11 +82,6 @@ def build_backbone(arch: str, weights: str, pixels: str, load: bool = True) -> B
             _load(parts.network, arch, weights)
         parts.early.requires_grad_(False)
     return Backbone(parts.early, parts.middle, parts.late, parts.stride, parts.channels, PIXELS[pixels])
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm (Wu and He, ECCV 2018) with groups of eight channels; all widths are multiples of 8."""
-    return nn.GroupNorm(channels // 8, channels)
 
 
 def _resnet(depth: int, channels: tuple[int, int], norm: Norm) -> _Parts:

@@ -55,7 +55,7 @@ class Regions:
         present: bool `[B, N]`, false for padding, which comes last.
         pooled: RoI features of the queries (proposals, in training the annotated boxes after them),
             `[B, Q, channels * 7 * 7]`, the input of the head.
-        entered: output of the head's first layer, input of the first relation module (F_in), `[B, Q, width]`.
+        first_features: output of the head's first layer, input of the first relation module (F_in), `[B, Q, width]`.
         features: output of the head's last layer, `[B, Q, width]`.
         context: output of the last relation module (F_out, eq. 10), `[B, Q, width]`; None without modules.
         class_logits: `[B, Q, C + 1]`; class 0 is the background.
@@ -66,7 +66,7 @@ class Regions:
     boxes: Tensor
     present: Tensor
     pooled: Tensor
-    entered: Tensor
+    first_features: Tensor
     features: Tensor
     context: Tensor | None
     class_logits: Tensor
@@ -75,11 +75,11 @@ class Regions:
 
     @property
     def pairs(self) -> Tensor:
-        """Pairs of proposals that are both more than padding, bool `[B, N, N]`."""
+        """Whether both proposals of a pair are real, not padding: bool `[B, N, N]`."""
         return self.present.unsqueeze(1) & self.present.unsqueeze(2)
 
 
-class Proposals(RegionProposalNetwork):  # type: ignore[misc]
+class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     """torchvision's region proposal network on one map, with NMS that stops at the wanted number.
 
     The only synchronisations with a GPU are torchvision's: NMS, the sampler of anchors and the losses (results of
@@ -140,7 +140,7 @@ class Proposals(RegionProposalNetwork):  # type: ignore[misc]
 class HeadOutput(NamedTuple):
     """The features of a head, each `[B, Q, width]`, and its modules' graphs; see `Regions`."""
 
-    entered: Tensor
+    first_features: Tensor
     features: Tensor
     context: Tensor | None
     graphs: tuple[Graph, ...]
@@ -169,7 +169,7 @@ class DetectorHead(nn.Module):
         embedding = geometry_embedding(boxes, boxes[:, : present.shape[1]]) if len(self.relations) else None
         graphs = []
         context = None
-        features = entered = self.layers[0](pooled)
+        features = first_features = self.layers[0](pooled)
         for place, layer in enumerate(self.layers):
             if place:
                 features = layer(features)
@@ -179,7 +179,7 @@ class DetectorHead(nn.Module):
                 features = features + context
                 graphs.append(Graph(dots, geometry))
             features = features.relu()
-        return HeadOutput(entered, features, context, tuple(graphs))
+        return HeadOutput(first_features, features, context, tuple(graphs))
 
 
 class DetectorNetwork(nn.Module):
@@ -203,7 +203,7 @@ class DetectorNetwork(nn.Module):
         sides = tuple(scale * backbone.stride for scale in options.anchor_scales)
         anchors = AnchorGenerator((sides,), (options.anchor_ratios,))
         map_channels, head_channels = backbone.channels
-        self.proposals = Proposals(
+        self.proposals = ProposalNetwork(
             anchors,
             RPNHead(map_channels, anchors.num_anchors_per_location()[0]),
             *RPN_IOU,
@@ -277,7 +277,7 @@ class DetectorNetwork(nn.Module):
             padded,
             present,
             pooled,
-            output.entered,
+            output.first_features,
             output.features,
             output.context,
             logits,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from affsup_cli.models.detection.backbone import Backbone, FrozenBatchNorm, Pixels
+from affsup_cli.models.detection.backbone import Backbone, FrozenBatchNorm, PixelNormalisation, group_norm
 from affsup_cli.models.timm_networks import create_network
 from data_prep.errors import AffsupError, UsageError
 
@@ -33,7 +32,7 @@ class TimmBackbone(Backbone):
         AffsupError: the weights cannot be read or downloaded, or do not fit.
     """
 
-    def __init__(self, name: str, weights: str, pixels: Pixels, load: bool) -> None:
+    def __init__(self, name: str, weights: str, pixels: PixelNormalisation, load: bool) -> None:
         options: dict[str, Any] = {"features_only": True, "out_indices": (-2, -1), "output_stride": STRIDE}
         if weights != "none" and load:
             options["pretrained"] = True
@@ -61,14 +60,10 @@ class TimmBackbone(Backbone):
 def _replace_batch_norm(network: nn.Module, frozen: bool) -> None:
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
-            norm = _frozen(module) if frozen else nn.GroupNorm(_groups(module.num_features), module.num_features)
+            norm = _frozen(module) if frozen else group_norm(module.num_features)
             # timm's norms may contain the activation that follows.
             after = [part for part in (getattr(module, "drop", None), getattr(module, "act", None)) if part is not None]
             network.set_submodule(name, nn.Sequential(norm, *after) if after else norm)
-
-
-def _groups(channels: int) -> int:
-    return channels // math.gcd(channels, 8)
 
 
 def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm:

@@ -102,7 +102,7 @@ def _table(block: CostBlock, measurement: _BlockMeasurement | None, marks: str) 
             _paper_duration(row.paper_seconds),
             _ours_duration(measured) + (marks if measured else ""),
             f"{row.paper_megabytes:,.0f} MB",
-            f"{measured.peak_megabytes:,.0f} MB{marks}" if measured and measured.peak_megabytes else DASH,
+            f"{measured.peak_megabytes:,.0f} MiB{marks}" if measured and measured.peak_megabytes else DASH,
         )
         for row, measured in variants
     ]

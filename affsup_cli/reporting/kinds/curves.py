@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from affsup_cli.recipe import OBSERVING
+from affsup_cli.recipe import RECORDING_FIELDS
 from affsup_cli.reporting.footnotes import Footnotes
 from affsup_cli.reporting.render.document import DASH, Content, Source, Table, csv_bytes
 from affsup_cli.reporting.render.figure import Values, draw_mean, new_figure, png_bytes, style, typeset_texts
@@ -78,7 +78,7 @@ def build_curves(spec: CurvesSpec, runs: RunIndex) -> Content:
     """
     cells = {cell.key: cell for cell in spec_cells(spec)}
     # A run without the test curve shows another quantity, so this field counts as a departure.
-    selection = select_runs(cells, runs.trained, _curves_fault, OBSERVING - {"train.test_curve"})
+    selection = select_runs(cells, runs.trained, _curves_fault, RECORDING_FIELDS - {"train.test_curve"})
     group = selection.group
     footnotes = Footnotes()
     if group is None:

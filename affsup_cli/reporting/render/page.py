@@ -28,7 +28,7 @@ from affsup_cli.reporting.render.document import (
 from affsup_cli.reporting.render.sparklines import Sparkline, number, sparklines, value_ranges
 from affsup_cli.reporting.select.statistics import is_finite
 from affsup_cli.runs.index import MeasuredRun, Run, TrainedRun
-from data_prep.errors import AffsupError
+from data_prep.errors import AffsupError, counted
 
 _TITLE = "Affinity graph supervision: tables and figures"
 _FOLDER = Path(__file__).parent
@@ -166,11 +166,6 @@ def footnotes(report: Report) -> dict[str, str]:
 def run_count(report: Report) -> int:
     """Return the number of runs behind a report."""
     return len({run.folder.name for source in sources(report) for run in source.runs})
-
-
-def counted(count: int, noun: str) -> str:
-    """Return "1 run", "2 runs"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def run_facts(run: Run) -> dict[str, str]:

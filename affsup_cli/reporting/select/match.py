@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from affsup_cli.recipe import OBSERVING, SceneRecipe, differences, trains_the_same
+from affsup_cli.recipe import RECORDING_FIELDS, SceneRecipe, differences, trains_the_same
 from affsup_cli.reporting.footnotes import Footnotes
 from affsup_cli.reporting.select.experiments import Cell
 from affsup_cli.runs.index import Run, RunData, TrainedRun
@@ -96,7 +96,7 @@ def select_runs(
     cells: Mapping[str, Cell],
     trained: Iterable[TrainedRun],
     fault: Callable[[TrainedRun], str | None],
-    observing: frozenset[str] = OBSERVING,
+    observing: frozenset[str] = RECORDING_FIELDS,
 ) -> SelectedRuns:
     """Choose comparable runs that fill `cells`.
 
@@ -161,7 +161,7 @@ def _share_runs(groups: Mapping[_GroupKey, Group]) -> None:
 
 
 def _same_network(first: Run, second: Run) -> bool:
-    if isinstance(second.recipe, SceneRecipe) and second.recipe.one_network_a_seed:
+    if isinstance(second.recipe, SceneRecipe) and second.recipe.separate_network_per_seed:
         return True
     networks = first.environment.network, second.environment.network
     return len({network and network.digest for network in networks}) == 1
@@ -184,7 +184,9 @@ def departures(cell: Cell, run: Run, observing: frozenset[str]) -> tuple[str, ..
     return tuple(words)
 
 
-def changed_fields(cell: Cell, run: Run, observing: frozenset[str] = OBSERVING) -> dict[str, tuple[Any, Any]] | None:
+def changed_fields(
+    cell: Cell, run: Run, observing: frozenset[str] = RECORDING_FIELDS
+) -> dict[str, tuple[Any, Any]] | None:
     """Return the fields that differ from the cell's recipe with both values; None if `run` belongs to another cell."""
     changed = differences(cell.settings, run.settings)
     changed = {field: values for field, values in changed.items() if not trains_the_same([field], observing)}

@@ -11,7 +11,7 @@ from affsup_cli.runs.examples import Example
 from data_prep.store import Objects, Scenes
 
 COUNT = 12
-PARTNERS = 5
+MAX_PARTNERS = 5
 ALMOST_EVEN = 0.99  # times an even share, as equal weights may be rounded below it
 MERGED_IOU = 0.5  # of partners that overlap more, only the strongest is kept
 
@@ -40,8 +40,8 @@ class Examples:
             return
         objects = self._scenes.objects(index).without_ignored()
         references = box_iou(torch.from_numpy(objects.boxes).to(boxes), boxes).argmax(dim=1)
-        partners = np.full((len(references), PARTNERS, 4), np.nan, dtype=np.float32)
-        weights = np.full((len(references), PARTNERS), np.nan, dtype=np.float32)
+        partners = np.full((len(references), MAX_PARTNERS, 4), np.nan, dtype=np.float32)
+        weights = np.full((len(references), MAX_PARTNERS), np.nan, dtype=np.float32)
         for row, reference in enumerate(references.tolist()):
             kept, share = strongest_partners(boxes, affinity, reference)
             partners[row, : len(kept)], weights[row, : len(kept)] = boxes[kept].cpu().numpy(), share.cpu().numpy()
@@ -77,7 +77,7 @@ def strongest_partners(boxes: Tensor, affinity: Tensor, reference: int) -> tuple
     row[reference] = -torch.inf
     share = row.softmax(dim=0)
     kept = nms(boxes.float(), share, MERGED_IOU)
-    kept = kept[(kept != reference) & (share[kept] * (len(boxes) - 1) > ALMOST_EVEN)][:PARTNERS]
+    kept = kept[(kept != reference) & (share[kept] * (len(boxes) - 1) > ALMOST_EVEN)][:MAX_PARTNERS]
     return kept, share[kept]
 
 

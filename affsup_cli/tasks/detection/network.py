@@ -18,7 +18,7 @@ from data_prep.sources.open import checksums
 ABSENT = -1e4  # affinity of padded proposals: its softmax weight is 0
 
 
-class SceneNetwork(nn.Module):
+class DetectionModel(nn.Module):
     """A detector, and for `relpn` the scorer of its pairs."""
 
     def __init__(self, detector: DetectorNetwork, pairs: PairScorer | None) -> None:
@@ -27,7 +27,7 @@ class SceneNetwork(nn.Module):
         self.pairs = pairs
 
 
-def build_network(recipe: DetectionRecipe, classes: int, pretrained: bool = True) -> SceneNetwork:
+def build_network(recipe: DetectionRecipe, classes: int, pretrained: bool = True) -> DetectionModel:
     """Build the recipe's network; new weights are drawn from torch's global generator.
 
     Args:
@@ -45,7 +45,7 @@ def build_network(recipe: DetectionRecipe, classes: int, pretrained: bool = True
     pairs = None
     if isinstance(recipe, RelpnRecipe):
         pairs = PairScorer(model.width, recipe.pairs.hidden, recipe.pairs.sampled)
-    return SceneNetwork(DetectorNetwork(backbone, classes, model, relation), pairs)
+    return DetectionModel(DetectorNetwork(backbone, classes, model, relation), pairs)
 
 
 def checksum_of(weights: str) -> str | None:
@@ -54,7 +54,7 @@ def checksum_of(weights: str) -> str | None:
 
 
 def find_regions(
-    model: SceneNetwork, batch: SceneBatch, recipe: DetectionRecipe, gt_boxes: Tensor | None = None
+    model: DetectionModel, batch: SceneBatch, recipe: DetectionRecipe, gt_boxes: Tensor | None = None
 ) -> tuple[Regions, dict[str, Tensor]]:
     """Run the detector on a batch in the recipe's precision and memory format; see `DetectorNetwork.forward`."""
     pixels = batch.images.to(torch.float32, memory_format=memory_format(recipe.run.channels_last))
@@ -85,7 +85,7 @@ def pair_scores(regions: Regions, scorer: PairScorer) -> Tensor:
     return scores.masked_fill(~regions.pairs, ABSENT)
 
 
-def ranking_graph(recipe: DetectionRecipe, model: SceneNetwork, regions: Regions) -> Tensor | None:
+def ranking_graph(recipe: DetectionRecipe, model: DetectionModel, regions: Regions) -> Tensor | None:
     """Return the weights that rank pairs `[B, N, N]`: W's mean over heads, or scores; None if there are neither."""
     if model.pairs is not None:
         return pair_scores(regions, model.pairs)

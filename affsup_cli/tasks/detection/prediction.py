@@ -60,7 +60,7 @@ class Prediction:
     partners: Partners | None
 
 
-class Predictor:
+class DetectionPredictor:
     """A trained detector for pictures; needs no prepared data set.
 
     Args:

@@ -82,7 +82,7 @@ class DetectionTask:
         self._samplers = self._counted_samplers()
         self.steps = self._epochs.steps
         self.data = manifest.run_record()
-        self.begun_from = {"weights": checksum_of(recipe.model.weights) if pretrained else None}
+        self.initialised_from = {"weights": checksum_of(recipe.model.weights) if pretrained else None}
         affinity = self._affinity
         self._loss = None
         if affinity is not None and affinity.loss != "none":

@@ -1,6 +1,6 @@
 """Disk cache of the frozen relation network's features of a split, shared by all runs with the same key.
 
-A cache file is `<data>/.described/<hash>.safetensors`. It holds one float32 tensor, `described` `[n, D]`: the features
+A cache file is `<data>/.features/<hash>.safetensors`. It holds one float32 tensor, `features` `[n, D]`: the features
 of the images in the order of their split, then those of their mirror images where these are used. One metadata entry,
 `affsup`, holds JSON: `cache_key`, whose SHA-256 is the file's name, and `sha256`, the checksum of the features.
 Cache files may be deleted at any time.
@@ -32,10 +32,10 @@ from affsup_cli.runs.folder import atomic_file
 from affsup_cli.runtime.devices import autocast, device_name, memory_format, resolve_precision
 from data_prep.errors import AffsupError, AffsupWarning
 
-FOLDER = ".described"
-FORMAT = 2  # raise this when the computation or the file format changes
+FOLDER = ".features"
+FORMAT = 3  # raise this when the computation or the file format changes
 LIBRARIES = ("affsup", "pillow", "torch", "torchvision")
-_TENSOR = "described"
+_TENSOR = "features"
 _ENTRY = "affsup"
 
 Entry = tuple[int, bool]
@@ -43,7 +43,7 @@ Entry = tuple[int, bool]
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class CachedSplit:
     """The images of a split.
 
     Attributes:
@@ -78,7 +78,7 @@ class FeatureCache:
     """
 
     def __init__(
-        self, images: ImageSet, batches: SceneBatches, model: SceneClassifier, recipe: SceneRecipe, data_dir: Path
+        self, images: CachedSplit, batches: SceneBatches, model: SceneClassifier, recipe: SceneRecipe, data_dir: Path
     ) -> None:
         self._images = images
         self._entries = images.entries()
@@ -174,7 +174,7 @@ class CacheFile:
         return {"cache_key": self._cache_key, "sha256": hashlib.sha256(features.numpy().data).hexdigest()}
 
 
-def cache_key(images: ImageSet, model: SceneClassifier, recipe: SceneRecipe) -> dict[str, Any]:
+def cache_key(images: CachedSplit, model: SceneClassifier, recipe: SceneRecipe) -> dict[str, Any]:
     """Return everything that determines the features to the last bit, JSON-serialisable.
 
     Device and library versions are included: a run on one GPU never takes numbers of another.
@@ -203,7 +203,7 @@ def compute_features(model: SceneClassifier, batch: SceneBatch, recipe: SceneRec
     """Return the features of a batch of one image, float32 `[D]`, in the recipe's precision and memory format."""
     pixels = batch.images.to(torch.float32, memory_format=memory_format(recipe.run.channels_last))
     with autocast(pixels.device, recipe.train.precision):
-        return model.describe(pixels, batch.sizes[0])
+        return model.part_a_features(pixels, batch.sizes[0])
 
 
 def _device_of(model: SceneClassifier) -> torch.device:

@@ -20,7 +20,7 @@ from affsup_cli.runs.checkpoint import explain_mismatch
 from affsup_cli.runs.export import TrainedModel
 from affsup_cli.runtime.devices import configure_cuda, memory_format, resolve_device
 from affsup_cli.tasks.detection.network import build_network, checksum_of
-from affsup_cli.tasks.scene.feature_cache import Entry, FeatureCache, ImageSet
+from affsup_cli.tasks.scene.feature_cache import CachedSplit, Entry, FeatureCache
 from affsup_cli.training.task import Losses
 from data_prep.errors import UsageError
 from data_prep.store import read_scene_manifest, read_scenes
@@ -43,10 +43,12 @@ class SceneTask:
         self._manifest = read_scene_manifest(self._folder, "categories")
         self._train = read_scenes(self._folder, self._manifest, "train")
         configure_cuda(recipe.train.precision)
-        self.model, self.begun_from = build_scene_classifier(recipe, len(self._manifest.categories), fresh, network)
+        self.model, self.initialised_from = build_scene_classifier(
+            recipe, len(self._manifest.categories), fresh, network
+        )
         self.model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
         self.data = self._manifest.run_record()
-        images = ImageSet(self._manifest.digest, "train", len(self._train), recipe.data.mirror)
+        images = CachedSplit(self._manifest.digest, "train", len(self._train), recipe.data.mirror)
         self._entries = images.entries()
         self._categories = torch.from_numpy(self._train.categories).to(self._device)
         self._train_features = self._feature_cache(images)
@@ -84,7 +86,7 @@ class SceneTask:
         self.model.eval()
         scenes = read_scenes(self._folder, self._manifest, split)
         shard = self._shard.slice_of(len(scenes))
-        images = ImageSet(self._manifest.digest, split, len(scenes), mirror=False)
+        images = CachedSplit(self._manifest.digest, split, len(scenes), mirror=False)
         entries = images.entries()[shard]
         cache = self._train_features if split == "train" else self._feature_cache(images)
         size = self._recipe.train.batch_size
@@ -109,7 +111,7 @@ class SceneTask:
     def export(self, folder: Path, split: str) -> None:
         """Write nothing: reports need the metrics alone."""
 
-    def _feature_cache(self, images: ImageSet) -> FeatureCache:
+    def _feature_cache(self, images: CachedSplit) -> FeatureCache:
         data = self._recipe.data
         scenes = read_scenes(self._folder, self._manifest, images.split)
         batches = SceneBatches(scenes, data.short_side, data.long_side, self._device)
@@ -119,7 +121,7 @@ class SceneTask:
 def build_scene_classifier(
     recipe: SceneRecipe, categories: int, fresh: bool = True, network: TrainedModel | None = None
 ) -> tuple[SceneClassifier, dict[str, Any]]:
-    """Build the network on the CPU, and return its initial weights' sources (see `Task.begun_from`).
+    """Build the network on the CPU, and return its initial weights' sources (see `Task.initialised_from`).
 
     Args:
         recipe: of the network.
@@ -140,17 +142,17 @@ def build_scene_classifier(
     classes = len(network.classes) if from_run and network else 1
     torch.manual_seed(recipe.seed)
     part_a = build_network(recipe.network, classes, pretrained=fresh and not from_run)
-    begun_from: dict[str, Any] = {"weights": None, "network": None}
+    initialised_from: dict[str, Any] = {"weights": None, "network": None}
     if from_run and network:
         with explain_mismatch(network.path, network.cure):
             part_a.load_state_dict(network.state(torch.device("cpu")))
         ran_on = network.environment
-        begun_from["weights"] = ran_on.get("weights")
-        begun_from["network"] = {"run": network.name, "digest": network.digest, "data": ran_on["data"]}
+        initialised_from["weights"] = ran_on.get("weights")
+        initialised_from["network"] = {"run": network.name, "digest": network.digest, "data": ran_on["data"]}
     elif fresh:
-        begun_from["weights"] = checksum_of(recipe.network.model.weights)
+        initialised_from["weights"] = checksum_of(recipe.network.model.weights)
     torch.manual_seed(recipe.seed)  # the branch's initial weights must not depend on part A
-    return SceneClassifier(part_a.detector, recipe.model, categories), begun_from
+    return SceneClassifier(part_a.detector, recipe.model, categories), initialised_from
 
 
 def _refuse_other_network(wanted: Recipe, network: TrainedModel) -> None:

@@ -57,8 +57,8 @@ def test_without_a_measurement_the_papers_numbers_stand_beside_dashes(make: RunM
 def test_the_ratio_is_the_median_over_rounds_not_the_ratio_of_means(make: RunMaker) -> None:
     make.measure(MEASURED, baseline=[10.0, 20.0, 40.0], treatment=[11.0, 20.0, 80.0])
     assert cifar10(table4(make)) == (
-        ("Baseline", "34.7 seconds", "23.33 ± 15.28 seconds (3)", "2,117 MB", "2,000 MB"),
-        ("Baseline + L_G", "35.9 seconds", "37.00 ± 37.51 seconds (3)", "2,139 MB", "2,100 MB"),
+        ("Baseline", "34.7 seconds", "23.33 ± 15.28 seconds (3)", "2,117 MB", "2,000 MiB"),
+        ("Baseline + L_G", "35.9 seconds", "37.00 ± 37.51 seconds (3)", "2,139 MB", "2,100 MiB"),
         ("ratio", "1.035", "1.100 [1.000, 2.000] (3)", "1.010", "1.050"),
     )
 

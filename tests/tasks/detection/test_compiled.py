@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from affsup_cli.runtime.devices import autocast, compile_modules
 from affsup_cli.tasks import build_task
-from affsup_cli.tasks.detection.network import SceneNetwork, build_network
+from affsup_cli.tasks.detection.network import DetectionModel, build_network
 from affsup_cli.tasks.detection.task import DetectionTask
 from tests.small_scenes import small
 
@@ -54,7 +54,7 @@ def test_a_compiled_step_is_the_plain_one(shapes: Path) -> None:
     assert (fast[2] - plain[2]).norm() < 2e-3 * plain[2].norm()
 
 
-def twins(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[SceneNetwork, SceneNetwork]:
+def twins(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[DetectionModel, DetectionModel]:
     """A network, and the same compiled as a task's is, but into plain operations, which is quicker."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def twins(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[SceneNetwork, Sce
     return plain, fast
 
 
-def look(model: SceneNetwork, size: tuple[int, int], objects: int, precision: str = "float32") -> Tensor:
+def look(model: DetectionModel, size: tuple[int, int], objects: int, precision: str = "float32") -> Tensor:
     """The losses of a step on two images of noise; in evaluation what is said of their regions."""
     torch.manual_seed(sum(size))
     pixels = torch.rand(2, 3, *size).mul(255).contiguous(memory_format=torch.channels_last)

@@ -371,7 +371,7 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_as_one_left_alone(shapes: P
         task.losses = counted  # type: ignore[method-assign]
         with run.lock():
             if not resume:
-                run.write_environment({"data": task.data, **task.begun_from})
+                run.write_environment({"data": task.data, **task.initialised_from})
                 run.write_recipe(recipe)
             Trainer(task, recipe, run).run()
 
@@ -392,10 +392,10 @@ def test_a_file_of_weights_is_recorded_and_needed_for_a_fresh_start_alone(shapes
     torch.save(torchvision.models.resnet18().state_dict(), weights)
     recipe = small(model__arch="resnet18", model__weights=str(weights), model__proposals=8)
     task = build_task(recipe, shapes)
-    assert task.begun_from["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert task.initialised_from["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     run = RunFolder(tmp_path / "run")
     with run.lock():
-        run.write_environment({"data": task.data, **task.begun_from})
+        run.write_environment({"data": task.data, **task.initialised_from})
         run.write_recipe(recipe)
         save_checkpoint(run.best, {"model": task.model.state_dict()})
     before = evaluate_run(run, shapes, "train", "cpu")
@@ -414,10 +414,10 @@ def test_a_run_stopped_before_its_first_checkpoint_goes_on_from_the_same_weights
     run = RunFolder(tmp_path / "run")
     task = build_task(recipe, shapes)
     with run.lock():
-        run.write_environment({"data": task.data, **task.begun_from})
+        run.write_environment({"data": task.data, **task.initialised_from})
         run.write_recipe(recipe)
     torch.save(torchvision.models.resnet18().state_dict(), weights)
-    with pytest.raises(UsageError, match="was begun from pretrained weights with SHA-256"):
+    with pytest.raises(UsageError, match="was started from pretrained weights with SHA-256"):
         train_run(recipe, shapes, run, resume=True)
 
 

@@ -24,13 +24,13 @@ from affsup_cli.runs.export import open_trained
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.launch import evaluate_run, train_run
-from affsup_cli.tasks.scene.feature_cache import CacheFile, ImageSet, cache_key
+from affsup_cli.tasks.scene.feature_cache import CachedSplit, CacheFile, cache_key
 from affsup_cli.tasks.scene.task import SceneTask
 from data_prep.store import read_scene_manifest, read_scenes
 from tests.commands.calling import invoke
 from tests.small_scenes import small_scene
 
-IMAGES = ImageSet("d" * 64, "train", 28, True)
+IMAGES = CachedSplit("d" * 64, "train", 28, True)
 BASIS = {"weights": "w", "size": 64}
 Spoil = Callable[[Path], object]
 
@@ -50,10 +50,10 @@ def pass_epoch(task: SceneTask) -> torch.Tensor:
 
 
 def kept_files(data: Path) -> list[Path]:
-    return sorted((data / ".described").iterdir())
+    return sorted((data / ".features").iterdir())
 
 
-def name_of(images: ImageSet, task: SceneTask, recipe: Any = None) -> str:
+def name_of(images: CachedSplit, task: SceneTask, recipe: Any = None) -> str:
     return CacheFile(Path(), cache_key(images, task.model, recipe or task._recipe)).path.name
 
 
@@ -74,7 +74,7 @@ def test_a_run_that_reads_what_is_kept_ends_as_one_that_finds_it(
     undescribed: Path, part_a: Path, tmp_path: Path, silent: Callable[[], None]
 ) -> None:
     found = train_run(small_scene(), undescribed, RunFolder(tmp_path / "found"), pretrained=part_a)
-    shutil.rmtree(undescribed / ".described")
+    shutil.rmtree(undescribed / ".features")
     train_run(small_scene(seed=1), undescribed, RunFolder(tmp_path / "other"), pretrained=part_a)
     silent()
     read = train_run(small_scene(), undescribed, RunFolder(tmp_path / "read"), pretrained=part_a)
@@ -96,8 +96,8 @@ def test_a_kept_file_says_what_part_a_says_and_on_what_that_rests(undescribed: P
         pictures.append(torch.from_numpy(scaled).permute(2, 0, 1).contiguous()[None])
     pictures += [picture.flip(3) for picture in pictures]
     pictures = [picture.to(torch.float32, memory_format=torch.channels_last) for picture in pictures]
-    described = load_file(path)["described"]
-    assert torch.equal(described, torch.stack([task.model.describe(each, (64, 64)) for each in pictures]))
+    described = load_file(path)["features"]
+    assert torch.equal(described, torch.stack([task.model.part_a_features(each, (64, 64)) for each in pictures]))
     with safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["affsup"])
     assert said["sha256"] == hashlib.sha256(described.numpy().tobytes()).hexdigest()
@@ -111,9 +111,9 @@ def test_a_kept_file_says_what_part_a_says_and_on_what_that_rests(undescribed: P
 def test_other_images_are_kept_apart(shape_scenes: Path, part_a: Path) -> None:
     task = build(shape_scenes, part_a)
     others = [
-        ImageSet("e" * 64, "train", 28, True),
-        ImageSet("d" * 64, "test", 28, True),
-        ImageSet("d" * 64, "train", 28, False),
+        CachedSplit("e" * 64, "train", 28, True),
+        CachedSplit("d" * 64, "test", 28, True),
+        CachedSplit("d" * 64, "train", 28, False),
     ]
     assert len({name_of(images, task) for images in (IMAGES, *others)}) == 4
 
@@ -243,10 +243,10 @@ def test_a_full_disk_ends_no_run(undescribed: Path, part_a: Path, monkeypatch: p
 
 
 def test_a_place_that_cannot_be_written_to_ends_no_run(undescribed: Path, part_a: Path) -> None:
-    (undescribed / ".described").write_text("mine")
+    (undescribed / ".features").write_text("mine")
     with pytest.warns(UserWarning, match="the features are not cached for other runs: .*File exists"):
         pass_epoch(build(undescribed, part_a))
-    assert (undescribed / ".described").read_text() == "mine"
+    assert (undescribed / ".features").read_text() == "mine"
 
 
 def test_a_part_of_the_images_is_not_kept(undescribed: Path, part_a: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_part_of_the_images_is_not_kept(undescribed: Path, part_a: Path) -> No
     task.begin_epoch(0)
     for step in range(task.steps - 1):
         task.losses(step)
-    assert not (undescribed / ".described").exists()
+    assert not (undescribed / ".features").exists()
     task.losses(task.steps - 1)
     assert len(kept_files(undescribed)) == 1
 
@@ -266,7 +266,7 @@ def test_several_processes_read_and_do_not_write(
         patched.setattr(collectives, "world_size", lambda: 2)
         task = build(undescribed, part_a)
         task._train_features.features(task._entries, task._entries)
-        assert not (undescribed / ".described").exists()
+        assert not (undescribed / ".features").exists()
     found = pass_epoch(build(undescribed, part_a))
     silent()
     monkeypatch.setattr(collectives, "world_size", lambda: 2)

@@ -55,7 +55,7 @@ def test_a_step_classifies_the_categories_of_its_images(shape_scenes: Path, part
         picture = torch.from_numpy(scaled).permute(2, 0, 1)[None].float()
         pictures.append(picture.flip(3) if mirrored else picture)
     wanted = torch.tensor([scenes.categories[index] for index, _ in entries])
-    described = torch.stack([task.model.describe(picture, (64, 64)) for picture in pictures])
+    described = torch.stack([task.model.part_a_features(picture, (64, 64)) for picture in pictures])
     found = task.losses(0)
     torch.testing.assert_close(found.main["class_loss"], F.cross_entropy(task.model(described), wanted))
 
@@ -93,7 +93,7 @@ def test_what_part_a_says_does_not_depend_on_the_order(undescribed: Path, part_a
         each.begin_epoch(0)
         for step in range(each.steps):
             each.losses(step)
-        shutil.rmtree(undescribed / ".described")
+        shutil.rmtree(undescribed / ".features")
     found, again = task._train_features._features, other._train_features._features
     assert found.keys() == again.keys()
     assert all(torch.equal(found[key], again[key]) for key in found)
@@ -139,7 +139,7 @@ def test_part_a_may_have_recorded_more_than_its_recipe_asks_for(shape_scenes: Pa
     affinity = trained.recipe.affinity.model_copy(update={"measure": False})  # type: ignore[attr-defined]
     recorded = dataclasses.replace(trained, recipe=trained.recipe.model_copy(update={"affinity": affinity}))
     task = build_task(small_scene(), shape_scenes, network=recorded)
-    assert task.begun_from["network"]["digest"] == trained.digest
+    assert task.initialised_from["network"]["digest"] == trained.digest
 
 
 def test_an_untrained_part_a_is_drawn_from_the_seed(shape_scenes: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_run_is_not_resumed_from_another_part_a(
     shutil.copytree(part_a, other.path)
     state = open_trained(part_a).state(torch.device("cpu"))
     save_checkpoint(other.best, {"model": {name: value + 1 for name, value in state.items()}})
-    with pytest.raises(UsageError, match="was begun from pretrained network with SHA-256"):
+    with pytest.raises(UsageError, match="was started from pretrained network with SHA-256"):
         train_run(recipe, shape_scenes, run, resume=True, pretrained=other.path)
     assert not run.finished
     export_trained(open_trained(part_a), tmp_path / "same.safetensors")
