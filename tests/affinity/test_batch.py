@@ -162,7 +162,7 @@ def test_the_average_of_a_batch_counts_graphs_without_a_target() -> None:
         ({"ref_features": features(3)}, "must be given together"),
         ({"mask": torch.ones(4, 3, dtype=torch.bool)}, r"mask must have the shape \[4, 4\]"),
         ({"mask": torch.ones(4, 4)}, "mask must be a bool tensor"),
-        ({"ref_features": torch.ones(2, 3), "ref_labels": torch.ones(2, dtype=torch.int64)}, r"\[..., M, 4\]"),
+        ({"ref_features": torch.ones(2, 3), "ref_labels": torch.ones(2, dtype=torch.int64)}, r"\[..., K, 4\]"),
         ({"ref_features": features(2), "ref_labels": torch.ones(2, 3)}, "both be class ids or both be multi-label"),
     ],
 )

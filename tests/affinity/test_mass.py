@@ -182,7 +182,7 @@ def test_target_mass_refuses_shapes_that_differ() -> None:
 
 
 def test_target_mass_refuses_a_vector() -> None:
-    with pytest.raises(ValueError, match=r"\[\.\.\., N, M\]"):
+    with pytest.raises(ValueError, match=r"\[\.\.\., N, K\]"):
         target_mass(torch.zeros(3), torch.ones(3, dtype=torch.bool))
 
 

@@ -65,7 +65,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         def asked(*_: object) -> torch.Tensor:
             raise AssertionError("part A was asked")
 
-        monkeypatch.setattr(SceneClassifier, "describe", asked)
+        monkeypatch.setattr(SceneClassifier, "part_a_features", asked)
 
     return forbid
 

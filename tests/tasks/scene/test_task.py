@@ -72,13 +72,13 @@ def test_an_epoch_passes_every_image_and_its_mirror_image_once(shape_scenes: Pat
 
 def test_part_a_sees_each_image_once_in_a_run(undescribed: Path, part_a: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
-    whole = SceneClassifier.describe
+    whole = SceneClassifier.part_a_features
 
     def counted(self: SceneClassifier, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         seen.append(images.numpy().tobytes())
         return whole(self, images, size)
 
-    monkeypatch.setattr(SceneClassifier, "describe", counted)
+    monkeypatch.setattr(SceneClassifier, "part_a_features", counted)
     task = build(undescribed, part_a)
     for epoch in range(3):
         task.begin_epoch(epoch)
@@ -124,7 +124,7 @@ def test_evaluation_looks_at_images_as_they_are(
         seen.append(images.to(torch.uint8).contiguous().numpy().tobytes())
         return torch.zeros(96 + 32)
 
-    monkeypatch.setattr(SceneClassifier, "describe", look)
+    monkeypatch.setattr(SceneClassifier, "part_a_features", look)
     task.evaluate("test")
     manifest = read_scene_manifest(shape_scenes / "shape-scenes")
     scenes = read_scenes(shape_scenes / "shape-scenes", manifest, "test")
