@@ -243,7 +243,7 @@ def test_a_recipe_that_scenes_cannot_serve_is_refused_by_name(call: Call) -> Non
             "'voc07' holds scenes without categories, for frcnn, relnet, relpn: scene takes",
         ),
         (["scene", "--set", "network.data.name=digits"], "'digits' holds labelled images, for minibatch: relnet takes"),
-        (["relnet", "--set", "train.select=best"], "sets of scenes have no validation split"),
+        (["relnet", "--set", "train.select=best"], "all others test the last epoch"),
         (["relnet", "--target", "neighbours"], "affinity.target"),
         (["relnet", "--arch", "vgg16"], "vgg16"),
         (["relnet", "--set", "affinity.module=3"], "affinity.module = 3"),

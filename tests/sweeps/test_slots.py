@@ -17,7 +17,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    monkeypatch.setattr(slots, "_cores", lambda: 8)
+    monkeypatch.setattr(slots, "usable_cores", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -27,12 +27,12 @@ def test_one_job_on_a_cpu_has_all_of_it() -> None:
 
 
 def test_jobs_on_a_cpu_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "_cores", lambda: 7)
+    monkeypatch.setattr(slots, "usable_cores", lambda: 7)
     found = find_slots("cpu", 3)
     assert [slot.environment for slot in found] == [{"OMP_NUM_THREADS": "2"}] * 3
     assert found[0] != found[1]
     assert found[0].alone().environment == {}
-    monkeypatch.setattr(slots, "_cores", lambda: 1)
+    monkeypatch.setattr(slots, "usable_cores", lambda: 1)
     assert find_slots("cpu", 2)[0].environment == {"OMP_NUM_THREADS": "1"}
 
 
