@@ -19,7 +19,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from data_prep.decode.parallel import decode_all
+from data_prep.decode.parallel import decode_all, usable_cores
 from data_prep.sets.tiny_imagenet import decode
 
 IMAGES = 110_000
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     taken: dict[int, list[tuple[float, float]]] = {1: [], cores: []}
     with zipfile.ZipFile(Path(os.environ["AFFSUP_REAL_DATA"]) / "tiny_imagenet" / "tiny-imagenet-20.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".JPEG")]

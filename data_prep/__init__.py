@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data_prep.build import PrepareResult
     from data_prep.store import AnyManifest
 
-__all__ = ["AnyDataSet", "ProgressCallback", "check", "datasets", "get", "load_file", "prepare"]
+__all__ = ["AnyDataSet", "ProgressCallback", "check", "dataset_names", "datasets", "get", "load_file", "prepare"]
 
 ENTRY_POINTS = "affsup.datasets"
 """The group of entry points through which other installed packages define data sets."""
@@ -50,6 +50,12 @@ def datasets() -> dict[str, AnyDataSet]:
     return found
 
 
+def dataset_names(data_dir: Path) -> list[str]:
+    """Return the names of the installed data sets, then of the user-defined ones that are prepared in `data_dir`."""
+    prepared = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
+    return list(dict.fromkeys((*datasets(), *prepared)))
+
+
 def get(name: str, data_dir: Path | None = None) -> AnyDataSet:
     """Return the installed data set of that name, or a user-defined one that is prepared in `data_dir`.
 
@@ -61,7 +67,7 @@ def get(name: str, data_dir: Path | None = None) -> AnyDataSet:
     """
     if name in datasets():
         return datasets()[name]
-    if data_dir and (data_dir / name / "manifest.json").is_file():
+    if data_dir and name in dataset_names(data_dir):
         from data_prep.layouts.prepared import prepared_data_set
 
         return prepared_data_set(data_dir / name)

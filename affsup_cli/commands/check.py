@@ -59,15 +59,15 @@ def _check(names: list[str] | None, data: Path, runs: Path) -> Iterator[tuple[st
     from affsup_cli.runs.export import SUFFIX
     from affsup_cli.runs.folder import RunFolder
     from data_prep.errors import UsageError
-    from data_prep.store.records import MANIFEST_FILE
 
     if names is None:
         candidates = [RunFolder(path) for path in sorted(runs.iterdir()) if path.is_dir()] if runs.is_dir() else []
         for run in candidates:
             if run.exists or run.remains:
                 yield run.name, check_run(run)
-        for manifest in sorted(data.glob(f"*/{MANIFEST_FILE}")):
-            yield manifest.parent.name, _check_dataset(manifest.parent.name, data)
+        for dataset in data_prep.dataset_names(data):
+            if (data / dataset).is_dir():
+                yield dataset, _check_dataset(dataset, data)
         return
     for name in names:
         path = run_path(name, runs)
@@ -76,7 +76,7 @@ def _check(names: list[str] | None, data: Path, runs: Path) -> Iterator[tuple[st
             yield name, check_export(Path(name))
         elif path.is_dir() and (run.exists or run.remains):
             yield name, check_run(run)
-        elif name in data_prep.datasets() or (data / name / MANIFEST_FILE).is_file():
+        elif name in data_prep.dataset_names(data):
             yield name, _check_dataset(name, data)
         else:
             raise UsageError(f"'{name}' is neither a run folder, nor an exported model, nor the name of a data set")

@@ -72,8 +72,8 @@ def train(
     `affsup show relnet` lists all fields of a recipe for --set.
 
     With --gpus, or under torchrun for several machines, each process takes its shard of every batch. Batch size
-    and learning rate stay those of the recipe. Batch norm, dropout and the
-    detectors' samplers work on a shard: they depend on the number of processes.
+    and learning rate stay those of the recipe. Batch norm, dropout and the detectors' samplers work on a shard: they
+    depend on the number of processes.
 
     \b
     affsup train minibatch

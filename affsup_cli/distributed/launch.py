@@ -29,8 +29,7 @@ def run_processes(count: int, device: str, arguments: Sequence[str]) -> int:
     """Run `python -m affsup_cli ARGUMENTS` as `count` processes of one process group (`init_distributed`).
 
     If one process fails, the others lose the connection and exit. Processes that do not exit receive SIGTERM, then
-    SIGKILL.
-    Ctrl-C and SIGTERM reach all of them. If this process is killed, they save and exit (`stop_with_parent`).
+    SIGKILL. Ctrl-C and SIGTERM reach all of them. If this process is killed, they save and exit (`stop_with_parent`).
 
     Args:
         count: how many, at least 2.

@@ -28,8 +28,8 @@ def check_export(path: Path) -> list[str]:
 
 def check_run(run: RunFolder) -> list[str]:
     """Return what is damaged in a run folder, and what to do about it; an empty list if nothing is."""
-    if run.remains:
-        return list(_faults([run.refuse_remains]))
+    if faults := list(_faults([run.refuse_remains])):
+        return faults
     checks: list[Callable[[], object]] = [run.recipe, run.environment, run.metrics]
     if run.finished:
         checks.append(partial(read_result, run))

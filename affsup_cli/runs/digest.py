@@ -48,7 +48,7 @@ def without_digest(content: dict[str, object]) -> dict[str, object]:
     if KEY in content and content[KEY] != _json_digest(rest):
         raise DigestError
     if KEY not in content and content:
-        last, value = list(content.items())[-1]
+        last, value = next(reversed(content.items()))
         if len(last) == len(KEY) and isinstance(value, str) and _DIGEST.fullmatch(value):
             raise DigestError(f"its last entry is {last!r} where a digest has {KEY!r}")
     return rest

@@ -44,8 +44,7 @@ def tables() -> FittingTable:
 def datasets(data_dir: Path) -> FittingTable:
     """Return the table of data sets, with those that are prepared."""
     rows = []
-    own = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
-    for name in dict.fromkeys((*data_prep.datasets(), *own)):
+    for name in data_prep.dataset_names(data_dir):
         folder = data_dir / name
         installed = data_prep.datasets().get(name)
         try:
@@ -71,7 +70,7 @@ def describe(name: str, data_dir: Path, runs_dir: Path) -> Iterable[RenderableTy
         return _describe_recipe(load_recipe(name))
     if name in report_names():
         return _describe_table(name)
-    if name in data_prep.datasets() or (data_dir / name / "manifest.json").is_file():
+    if name in data_prep.dataset_names(data_dir):
         return _describe_dataset(read_manifest(data_dir / name))
     run = RunFolder(run_path(name, runs_dir))
     if run.exists:

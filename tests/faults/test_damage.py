@@ -39,12 +39,18 @@ READERS: dict[str, Read] = {
 }
 
 
+def file_of(run: RunFolder, name: str) -> Path:
+    """Return a file of a run, which for an export is written first."""
+    path = run.path / name
+    if name == "export.safetensors":
+        export_trained(open_trained(run.path), path)
+    return path
+
+
 @pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "environment.json", "export.safetensors"])
 def test_every_flipped_bit_in_the_name_of_a_digest_is_noticed(copy_run: Callable[[], RunFolder], name: str) -> None:
     run = copy_run()
-    if name == "export.safetensors":
-        export_trained(open_trained(run.path), run.path / name)
-    path = run.path / name
+    path = file_of(run, name)
     good = path.read_bytes()
     quote = b'\\"' if name == "export.safetensors" else b'"'
     start = good.index(quote + KEY.encode() + quote) + len(quote)
@@ -90,9 +96,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(
     copy_run: Callable[[], RunFolder], name: str, rng: random.Random, times: int
 ) -> None:
     run = copy_run()
-    if name == "export.safetensors":
-        export_trained(open_trained(run.path), run.path / name)
-    path = run.path / name
+    path = file_of(run, name)
     good = path.read_bytes()
     expected = copy.deepcopy(READERS[name](run))  # not mapped from the file that is damaged next
     assert good

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import resource
 import shlex
@@ -20,6 +21,7 @@ import filelock
 import h5py
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import data_prep
@@ -291,6 +293,25 @@ def test_check_lists_what_is_damaged_and_fails(make: RunMaker, digits: Path) -> 
     assert "damaged: spoilt" in done.output
     assert "without its recipe.toml" in done.output
     assert isinstance(call("check", "nothing", *places), UsageError)
+
+
+def test_check_sees_data_sets_of_the_user_and_those_that_lost_their_manifest(tmp_path: Path) -> None:
+    for number in range(12):
+        picture = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.frombytes("RGB", (8, 8), random.Random(number).randbytes(192)).save(picture)
+    data = ["--data", str(tmp_path / "data")]
+    pictures = str(tmp_path / "pictures")
+    assert CliRunner().invoke(app, ["prepare", "folder", "--from", pictures, "--name", "mine", *data]).exit_code == 0
+    places = [*data, "--runs", str(tmp_path / "runs")]
+    for names in ([], ["mine"]):
+        done = CliRunner().invoke(app, ["check", *names, *places])
+        assert done.exit_code == 0
+        assert "intact: mine" in done.output
+    (tmp_path / "data" / "digits").mkdir()
+    done = CliRunner().invoke(app, ["check", *places])
+    assert str(done.exception) == "1 of 2 damaged"
+    assert "damaged: digits" in done.output
 
 
 HOSTILE = {

@@ -47,6 +47,10 @@ class Worker:
         requests = cast(IO[bytes], self.process.stdin)
         requests.write(line)
         requests.flush()
+        return self.next_event()
+
+    def next_event(self) -> Event:
+        """Return the next event that it reports."""
         return event_from_line(cast(IO[bytes], self.process.stdout).readline())
 
 
@@ -83,7 +87,7 @@ def test_a_run_reports_its_progress_each_epoch_and_its_end(tmp_path: Path, digit
     with hired() as worker:
         events = [worker.report(requested.to_line())]
         while not isinstance(events[-1], RunEnded):
-            events.append(event_from_line(cast(IO[bytes], worker.process.stdout).readline()))
+            events.append(worker.next_event())
     assert [event.record for event in events if isinstance(event, EpochEnded)] == run.metrics()
     assert any(isinstance(event, Progress) for event in events)
     assert events[-1] == RunEnded("finished")
