@@ -19,7 +19,7 @@ from torch import Tensor
 
 from affsup_cli.affinity.options import LossOptions
 
-BLOCK_ROWS = 16
+BLOCK_ROWS = 4
 
 
 def loss_mass_gradient(
@@ -46,7 +46,7 @@ def loss_mass_gradient(
         "KEEPS_DIAGONAL": options.diagonal == "keep",
         "ROWS": BLOCK_ROWS,
         "COLUMNS": max(16, triton.next_power_of_2(nodes)),
-        "CHANNELS": 16 if dimensions <= 16 else 32,
+        "CHANNELS": block_channels(nodes, dimensions),
     }
     _row_statistics[(blocks,)](*graph, statistics, **constants)
     _combine[(blocks if needs_gradient else 1,)](
@@ -63,6 +63,11 @@ def loss_mass_gradient(
         **constants,
     )
     return loss, mass, gradient
+
+
+def block_channels(nodes: int, dimensions: int) -> int:
+    """Return how many channels of all nodes a program reads at a time: what fits in the shared memory of any GPU."""
+    return min(64 if nodes <= 128 else 32, max(16, triton.next_power_of_2(dimensions)))
 
 
 @triton.jit
