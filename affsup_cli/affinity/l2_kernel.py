@@ -46,7 +46,7 @@ def loss_mass_gradient(
         "KEEPS_DIAGONAL": options.diagonal == "keep",
         "ROWS": BLOCK_ROWS,
         "COLUMNS": max(16, triton.next_power_of_2(nodes)),
-        "CHANNELS": block_channels(nodes, dimensions),
+        "CHANNELS": 16 if dimensions <= 16 else 32,
     }
     _row_statistics[(blocks,)](*graph, statistics, **constants)
     _combine[(blocks if needs_gradient else 1,)](
@@ -63,11 +63,6 @@ def loss_mass_gradient(
         **constants,
     )
     return loss, mass, gradient
-
-
-def block_channels(nodes: int, dimensions: int) -> int:
-    """Return how many channels of all nodes a program reads at a time: what fits in the shared memory of any GPU."""
-    return min(64 if nodes <= 128 else 32, max(16, triton.next_power_of_2(dimensions)))
 
 
 @triton.jit

@@ -68,4 +68,4 @@ class Averages:
 
 def float64_row(values: Sequence[Tensor]) -> Tensor:
     """Stack scalars as a float64 vector without gradient."""
-    return torch.stack([value.detach().double() for value in values])
+    return torch.stack([value.detach() for value in values]).double()

@@ -90,7 +90,7 @@ class MinibatchTask:
         whole = self._epochs.size(step)
         nodes = features if affinity.features == "pooled" else logits
         node_labels = labels
-        metrics = {"accuracy": (logits.argmax(1) == labels).double().mean()}
+        metrics = {"accuracy": (logits.argmax(1) == labels).float().mean()}
         loss = None
         if affinity.loss != "none" or affinity.measure:
             with torch.set_grad_enabled(affinity.loss != "none"):

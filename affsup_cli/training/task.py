@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,10 +51,11 @@ class Losses:
 
     def total(self) -> Tensor:
         """Return L."""
-        return self._main_total() if self.affinity is None else self._main_total() + self.weight * self.affinity
+        main = self._main_total()
+        return main if self.affinity is None else torch.add(main, self.affinity, alpha=self.weight)
 
     def _main_total(self) -> Tensor:
-        return torch.stack(tuple(self.main.values())).sum()
+        return reduce(torch.add, self.main.values())
 
     def gradient_share(self) -> Tensor:
         """Return |d weight*L_G| / (|d main| + |d weight*L_G|) at `shared_features`, in 0..1.
