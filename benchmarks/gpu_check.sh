@@ -4,8 +4,8 @@
 #   benchmarks/gpu_check.sh [OUT] [SECTION...]     all sections if none is named; about eight minutes on an H100
 #
 # Sections: setup tests minibatch detectors sweeps speeds. The first must have run before the others. A log of each
-# step is written to OUT; the summary at the end says which steps failed. Needs nothing but Python with affsup's packages
-# (PYTHON names another one); generated data stands for data sets that would have to be downloaded.
+# step is written to OUT; the summary at the end says which steps failed. Needs nothing but Python with affsup's packages,
+# pytest and pytest-xdist (PYTHON names another one); generated data stands for data sets that would have to be downloaded.
 set -um # with job control each step has a process group of its own, which ends with it
 cd "$(dirname "$0")/.."
 OUT=$(realpath -m "${1:-gpu_check}")
@@ -93,7 +93,7 @@ PYTHON_END
 }
 
 tests() {
-  "$PYTHON" -m pytest -v -m gpu -p no:cacheprovider -p no:benchmark $(grep -rlE 'mark\.gpu|device: torch\.device|device\b.*fixture' tests --include='test_*.py')
+  "$PYTHON" -m pytest -v -n 8 -m gpu -p no:cacheprovider -p no:benchmark $(grep -rlE 'mark\.gpu|device: torch\.device|device\b.*fixture' tests --include='test_*.py')
 }
 
 minibatch() {
