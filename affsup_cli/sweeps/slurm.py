@@ -65,7 +65,7 @@ class RunStatus:
     """The state of a run of a sweep.
 
     Attributes:
-        state: "to do" if no job was submitted for it.
+        state: "to do" if no job was submitted for it and no process of this machine trains it.
         job: the id of the job that was last submitted, if any.
         detail: the reason why a run is pending, failed or cancelled.
         log: for a failed run its log file, if there is one.
@@ -302,7 +302,7 @@ def _status(
         case "damaged":
             return RunStatus("failed", job, planned.damage)
     if record is None or job is None:
-        return RunStatus("to do")
+        return RunStatus("running" if planned.folder.in_use else "to do")
     queued = queue.get(job)
     if queued is not None and _is_active(queue, record):
         if queued.state == "PENDING":

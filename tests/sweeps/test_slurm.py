@@ -271,6 +271,9 @@ def test_without_a_job_a_run_stands_as_its_folder_says_and_slurm_is_not_asked(
     write_job(runs / "finished", "7")
     found = statuses(plan(*planned_runs), runs)
     assert [each.state for each in found.values()] == ["finished", "to do", "to do", "failed"]
+    with planned_runs[1].folder.lock():
+        found = statuses(plan(*planned_runs), runs)
+    assert [each.state for each in found.values()] == ["finished", "running", "to do", "failed"]
 
 
 def test_what_needs_a_failed_run_says_so_and_a_failed_run_has_its_log(slurm: Slurm, runs: Path) -> None:
