@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # What to run first on a GPU that affsup has not seen: does it work, do CUDA and CPU agree, how fast is it.
 #
-#   benchmarks/gpu_check.sh [OUT] [SECTION...]     all sections if none is named; about eight minutes on an H100
+#   benchmarks/gpu_check.sh [OUT] [SECTION...]     all sections if none is named
 #
-# Sections: setup tests minibatch detectors sweeps speeds. The first must have run before the others. A log of each
-# step is written to OUT; the summary at the end says which steps failed. Needs nothing but Python with affsup's packages,
-# pytest and pytest-xdist (PYTHON names another one); generated data stands for data sets that would have to be downloaded.
+# Sections: setup tests minibatch detectors sweeps several speeds. The first must have run before the others. `several` needs
+# more than one GPU; the others use one, DEVICE. A log of each step is written to OUT; the summary at the end says which steps
+# failed. A step that reaches its time limit is stopped and has failed. The speeds are also in benchmarks/results/gpu-*.
+# Needs nothing but Python with affsup's packages, pytest, pytest-xdist, pytest-timeout and hypothesis (PYTHON names another
+# one); generated data stands for data sets that would have to be downloaded.
 set -um # with job control each step has a process group of its own, which ends with it
 cd "$(dirname "$0")/.."
 OUT=$(realpath -m "${1:-gpu_check}")
 shift || true
-SECTIONS="${*:-setup tests minibatch detectors sweeps speeds}"
+SECTIONS="${*:-setup tests minibatch detectors sweeps several speeds}"
 PYTHON=${PYTHON:-python3}
-DEVICE=${DEVICE:-cuda}
+DEVICE=${DEVICE:-cuda:0}
 IMAGES=${IMAGES:-cifar10} # the data set of the mini-batch runs
 EPOCHS=${EPOCHS:-60} # of the run that is stopped and resumed
 export AFFSUP_DATA="${AFFSUP_DATA:-$OUT/work/data}" AFFSUP_RUNS="$OUT/work/runs" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" COLUMNS=160
@@ -125,13 +127,24 @@ sweeps() {
   done
 }
 
+several() {
+  local count
+  count=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+  [ "$count" -gt 1 ] || { echo "several: skipped, one GPU" >> "$OUT/summary.txt"; return; }
+  step several-last-gpu 60 affsup train minibatch --dataset "$IMAGES" --device "cuda:$((count - 1))" --epochs 2 --name last-gpu --set run.graph=off
+  local run="minibatch --dataset $IMAGES --gpus $count"
+  step several-stop 90 stopped_after_an_epoch several train $run --epochs "$EPOCHS" --name several
+  step several-resume 120 affsup train $run --epochs "$EPOCHS" --name several --resume
+  step several-relnet 120 affsup train relnet --dataset shapes $SMALL --gpus 2 --epochs 2 --name several-relnet
+}
+
 speeds() {
   local data="--data $AFFSUP_DATA --device $DEVICE"
   step speed-minibatch 120 "$PYTHON" benchmarks/minibatch_training.py $data --rounds 3 --steps 60 --variants float32 'float32 without graph' bf16
   step speed-affinity 90 "$PYTHON" benchmarks/affinity_cost.py $data --rounds 12
   step speed-detectors 120 "$PYTHON" benchmarks/detection_training.py $data --arch resnet101 --rounds 5 --variants frcnn relnet
   step speed-shared 120 "$PYTHON" benchmarks/shared_gpu.py $data
-  step speed-graphs 120 "$PYTHON" benchmarks/large_graphs.py --device "$DEVICE" --rounds 1
+  step speed-graphs 120 "$PYTHON" benchmarks/large_graphs.py --device "$DEVICE" --sizes 8192 --rounds 1
 }
 
 for section in $SECTIONS; do

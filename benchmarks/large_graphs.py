@@ -5,7 +5,7 @@ variants of a size take turns. SupCon, NCA and NT-Xent are pytorch-metric-learni
 installed. A variant stops at the largest size that 23 GB of memory hold.
 
     pip install pytorch-metric-learning
-    python benchmarks/large_graphs.py [--rounds N] [--device cuda]
+    python benchmarks/large_graphs.py [--sizes N ...] [--rounds N] [--device cuda]
 
 About a quarter of an hour on two cores.
 """
@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,13 @@ def memory_mb(device: Any, peak: bool) -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def compare(rounds: int, device: str) -> list[dict[str, Any]]:
+def compare(sizes: Sequence[int], rounds: int, device: str) -> list[dict[str, Any]]:
     """Run the variants of each size in turn. This process stays small: a child begins with its peak memory."""
     installed = importlib.util.find_spec("pytorch_metric_learning") is not None
     if not installed:
         print("pytorch-metric-learning is not installed: SupCon, NCA and NT-Xent are left out")
     rows = []
-    for size in SIZES:
+    for size in sizes:
         variants = [
             name for name, reach in VARIANTS.items() if size <= reach and (installed or name not in METRIC_LEARNING)
         ]
@@ -147,6 +147,7 @@ def compare(rounds: int, device: str) -> list[dict[str, Any]]:
 def main() -> None:
     """Compare, or take one measurement of that."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -155,7 +156,7 @@ def main() -> None:
     if arguments.variant:
         measure(arguments.variant, arguments.size, arguments.device)
         return
-    rows = compare(arguments.rounds, arguments.device)
+    rows = compare(arguments.sizes, arguments.rounds, arguments.device)
     import torch  # as late as this so that children begin small
     from record import record
 

@@ -1,4 +1,7 @@
-"""How every benchmark keeps its result: a CSV under `results/`, with machine, date and commit in each row."""
+"""How every benchmark keeps its result: a CSV under `results/`, with machine, date and commit in each row.
+
+The results of a GPU have a folder of their own, such as `results/gpu-h200/`; README.md shows those of the CPU alone.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def record(name: str, rows: Sequence[dict[str, Any]], device: torch.device) -> Path:
-    """Print `rows` and write them to `results/NAME-DEVICE.csv`, replacing an earlier result of that kind of device."""
+    """Print `rows` and write them to `results/NAME-cpu.csv` or `results/gpu-.../NAME-cuda.csv`, over older ones."""
     where = machine(device)
-    path = RESULTS / f"{name}-{device.type}.csv"
+    folder = RESULTS
+    if device.type == "cuda":
+        folder = RESULTS / f"gpu-{where['device'].lower().removeprefix('nvidia ').replace(' ', '-')}"
+        folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{device.type}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], *where])
         writer.writeheader()

@@ -12,6 +12,8 @@ about 25 operators of some microseconds each; here the graph never leaves the re
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -41,28 +43,39 @@ def loss_mass_gradient(
     gradient = torch.empty_like(features) if needs_gradient else None
     blocks = triton.cdiv(nodes, BLOCK_ROWS)
     graph = (features, labels, nodes, dimensions, 0 if ignore_index is None else ignore_index)
-    constants = {
-        "IGNORES": ignore_index is not None,
-        "KEEPS_DIAGONAL": options.diagonal == "keep",
-        "ROWS": BLOCK_ROWS,
-        "COLUMNS": max(16, triton.next_power_of_2(nodes)),
-        "CHANNELS": 16 if dimensions <= 16 else 32,
-    }
-    _row_statistics[(blocks,)](*graph, statistics, **constants)
-    _combine[(blocks if needs_gradient else 1,)](
-        *graph,
-        statistics,
-        loss,
-        mass,
-        gradient,
-        float(options.gamma),
-        FORM="log" if options.form == "focal" and options.gamma == 0 else options.form,
-        ROW_SOFTMAX=options.softmax == "row",
-        ROW_AVERAGE=options.row_average,
-        NEEDS_GRADIENT=needs_gradient,
-        **constants,
-    )
+    constants = {"IGNORES": ignore_index is not None, "KEEPS_DIAGONAL": options.diagonal == "keep"}
+    constants |= block_sizes(nodes, dimensions) | compiler_options(nodes)
+    with torch.cuda.device_of(features):  # Triton launches on the current GPU, which may be another one
+        _row_statistics[(blocks,)](*graph, statistics, **constants)
+        _combine[(blocks if needs_gradient else 1,)](
+            *graph,
+            statistics,
+            loss,
+            mass,
+            gradient,
+            float(options.gamma),
+            FORM="log" if options.form == "focal" and options.gamma == 0 else options.form,
+            ROW_SOFTMAX=options.softmax == "row",
+            ROW_AVERAGE=options.row_average,
+            NEEDS_GRADIENT=needs_gradient,
+            **constants,
+        )
     return loss, mass, gradient
+
+
+def block_sizes(nodes: int, dimensions: int) -> dict[str, int]:
+    """Return the rows, columns and channels that a program holds at a time, of a graph of `nodes` nodes."""
+    columns = max(16, triton.next_power_of_2(nodes))
+    return {"ROWS": BLOCK_ROWS, "COLUMNS": columns, "CHANNELS": 16 if dimensions <= 16 else 32}
+
+
+def compiler_options(nodes: int) -> dict[str, Any]:
+    """Return the options of Triton's compiler for a graph of `nodes` nodes.
+
+    A stage holds the channels of all nodes in shared memory: above 128 nodes, three stages do not fit in the 99 KB of
+    GPUs of compute capability 8.6, 8.9 and 12.0.
+    """
+    return {"num_stages": 3 if nodes <= 128 else 1, "enable_fp_fusion": True}  # Triton 3.9 asks that fusion be chosen
 
 
 @triton.jit

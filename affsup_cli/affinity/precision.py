@@ -30,13 +30,28 @@ def without_tf32(tensor: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def _ieee_products() -> Iterator[None]:
+    """Turn TF32 off by the interface that the caller has used: PyTorch raises where the two are mixed."""
     matmul = torch.backends.cuda.matmul
-    allowed = matmul.allow_tf32
+    try:
+        overall = torch.get_float32_matmul_precision()
+    except RuntimeError:  # TF32 was allowed by `fp32_precision`
+        allowed = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = allowed
+        return
+    if overall == "highest":
+        yield
+        return
     matmul.allow_tf32 = False
     try:
         yield
     finally:
-        matmul.allow_tf32 = allowed
+        matmul.allow_tf32 = True
+        if overall == "medium":  # which allow_tf32 leaves half set
+            torch.set_float32_matmul_precision("medium")
 
 
 def at_least_float32(name: str, tensor: Tensor) -> Tensor:

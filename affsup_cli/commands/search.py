@@ -60,7 +60,7 @@ def search(
     affsup search relnet --set data.name=vg --field affinity.gamma=1..5 --trials 9
     """
     from affsup_cli.recipe import load_recipe, parse_override
-    from affsup_cli.runtime.devices import resolve_device
+    from affsup_cli.runtime.devices import resolve_device, slow_bf16
     from affsup_cli.runtime.stop import Stopped, imports_uninterrupted
     from data_prep.errors import AffsupError
 
@@ -74,7 +74,8 @@ def search(
     if device is not None:
         extra["run.device"] = device
     base = load_recipe(recipe, extra)
-    resolve_device(base.run.device)
+    if warning := slow_bf16(base.train.precision, resolve_device(base.run.device)):
+        console.print(f"warning: {warning}", style="yellow", markup=False)
     prepare_embedded([base], data)
     made = Search(recipe, space, extra, metric, data, runs, study)
     console.print(f"study {made.name} in {runs}", markup=False)

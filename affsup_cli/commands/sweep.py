@@ -198,8 +198,19 @@ def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
     console.print(_plan_table(plan), soft_wrap=False)
     if any(shared for _, _, shared in _lines(plan)):
         console.print("+: runs that these cells share with lines above, and that are counted there")
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *_slow_precisions(plan, slots)):
         console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _slow_precisions(plan: Plan, slots: Sequence[Slot]) -> list[str]:
+    import torch
+
+    from affsup_cli.runtime.devices import slow_bf16
+
+    devices = dict.fromkeys(slot.device for slot in slots)
+    precisions = dict.fromkeys(planned.recipe.train.precision for planned in plan.to_do)
+    found = (slow_bf16(precision, torch.device(device)) for device in devices for precision in precisions)
+    return [warning for warning in dict.fromkeys(found) if warning]
 
 
 def _total(plan: Plan, parallel: int) -> str:

@@ -189,7 +189,7 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     run = RunFolder(runs / (name or run_name(resolved, *digests)))
     finished_before = run.finished
     if warning := slow_bf16(resolved.train.precision, resolve_device(resolved.run.device)):
-        console.print(warning, style="yellow", markup=False)
+        console.print(f"warning: {warning}", style="yellow", markup=False)
 
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)

@@ -66,7 +66,7 @@ def init_distributed(device: str) -> Iterator[None]:
             f"RANK = {this} and WORLD_SIZE = {size} in the environment: expected a RANK below WORLD_SIZE, as "
             "torchrun sets them"
         )
-    with _rendezvous_errors():
+    with _start_errors("the processes cannot find each other at {address}"):
         try:
             store, *_ = next(iter(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT)))
         except ValueError as error:
@@ -76,7 +76,7 @@ def init_distributed(device: str) -> Iterator[None]:
     store.set_timeout(COLLECTIVE_TIMEOUT)
     try:
         gpu = _set_gpu(device)
-        with _rendezvous_errors():
+        with _start_errors("the processes found each other at {address}, and cannot communicate"):
             dist.init_process_group(
                 "gloo" if gpu is None else "cpu:gloo,cuda:nccl",
                 store=store,
@@ -131,15 +131,15 @@ def _environment_number(variable: str, default: int) -> int:
 
 
 @contextlib.contextmanager
-def _rendezvous_errors() -> Iterator[None]:
-    """Turn a failed rendezvous into a message with its address; Ctrl-C and SIGTERM end this process at once."""
+def _start_errors(problem: str) -> Iterator[None]:
+    """Turn a failed start into a message, `problem` with its address; Ctrl-C and SIGTERM end this process at once."""
     # Python's signal handlers do not run while torch waits in C++.
     previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except RuntimeError as error:
         address = ":".join(os.environ[variable] for variable in ("MASTER_ADDR", "MASTER_PORT"))
-        raise AffsupError(f"the processes cannot find each other at {address}: {_first_line(error)}") from error
+        raise AffsupError(f"{problem.format(address=address)}: {_first_line(error)}") from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -82,13 +82,22 @@ class BackgroundSaver:
         def write() -> None:
             if before:
                 before.result()
-            with torch.cuda.stream(self._stream):  # the kernels of training do not wait for these
+            with self._own_stream():
                 if self._stream and copy_made:
                     self._stream.wait_event(copy_made)
                 check(copied)
                 save_checkpoint(path, copied, previous)
 
         self._writes.append(self._thread.submit(write))
+
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Issue the kernels of this thread on a stream that those of training do not wait for."""
+        if not self._stream:
+            yield
+            return
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):  # a thread begins on the first GPU
+            yield
 
     def wait(self) -> None:
         """Wait until everything is on the disk.

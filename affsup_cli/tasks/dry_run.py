@@ -14,6 +14,7 @@ from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import DetectionRecipe, MinibatchRecipe, Recipe, SceneRecipe
 from affsup_cli.tasks.detection.network import DetectionModel, build_network
 from affsup_cli.tasks.launch import batch_shards
+from affsup_cli.tasks.recipe_checks import check_detection, check_minibatch
 from data_prep.store import read_image_manifest, read_scene_manifest
 
 _BYTES = 4  # of a float32
@@ -49,13 +50,14 @@ def dry_run(recipe: Recipe, data_dir: Path, processes: int) -> DryRun:
     """Return the sizes of a run of `recipe` by `processes` processes.
 
     Raises:
-        UsageError: a process would have no image, or the network is unknown.
+        UsageError: the run itself would refuse the recipe, or a process would have no image.
         AffsupError: the data set is not prepared.
     """
     images_each = batch_shards(recipe, processes)["images_each"]
     folder = data_dir / str(recipe.flat()["data.name"])
     if isinstance(recipe, MinibatchRecipe):
         manifest = read_image_manifest(folder)
+        check_minibatch(recipe, manifest, processes)
         images = recipe.data.train_images or manifest.image_counts()["train"]
         with torch.device("meta"):
             model: nn.Module = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
@@ -64,10 +66,11 @@ def dry_run(recipe: Recipe, data_dir: Path, processes: int) -> DryRun:
     elif isinstance(recipe, DetectionRecipe | SceneRecipe):
         of_network = recipe.network if isinstance(recipe, SceneRecipe) else recipe
         scenes = read_scene_manifest(folder, "categories" if isinstance(recipe, SceneRecipe) else "objects")
-        classes = len(read_scene_manifest(data_dir / of_network.data.name).classes)
+        objects = read_scene_manifest(data_dir / of_network.data.name)
+        check_detection(of_network, objects)
         images = scenes.image_counts()["train"] * (1 + recipe.data.mirror)
         with torch.device("meta"):
-            network = build_network(of_network, classes, pretrained=False)
+            network = build_network(of_network, len(objects.classes), pretrained=False)
             model = network
             if isinstance(recipe, SceneRecipe):
                 model = SceneClassifier(network.detector, recipe.model, len(scenes.categories))

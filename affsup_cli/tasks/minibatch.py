@@ -23,10 +23,10 @@ from affsup_cli.recipe import MinibatchRecipe
 from affsup_cli.runs.features import write_features
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
+from affsup_cli.tasks.recipe_checks import check_minibatch
 from affsup_cli.training.cuda_graph import CapturedCalls
 from affsup_cli.training.task import Losses
-from data_prep.errors import UsageError
-from data_prep.store import ImageManifest, read_image_manifest
+from data_prep.store import read_image_manifest
 
 EXPORTED_IMAGES = 2000
 
@@ -39,10 +39,10 @@ class MinibatchTask:
         self._device = resolve_device(recipe.run.device)
         folder = data_dir / recipe.data.name
         manifest = read_image_manifest(folder)
-        _check_recipe(recipe, manifest)
+        check_minibatch(recipe, manifest, collectives.world_size())
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
-        configure_cuda(recipe.train.precision, fixed_shapes=True)
+        configure_cuda(self._device, recipe.train.precision, fixed_shapes=True)
         layout = memory_format(recipe.run.channels_last)
         self.model = model.to(memory_format=layout).to(self._device)
         if recipe.train.compile:
@@ -212,36 +212,3 @@ class _Evaluation:
         """Return the indices of the `size` images of the next batch."""
         first = self.position * self.sizes[0]
         return self.order[first + torch.arange(size, device=self.order.device)]
-
-
-def _check_recipe(recipe: MinibatchRecipe, manifest: ImageManifest) -> None:
-    side, available, batch = min(manifest.image_shape[1:]), manifest.splits["train"].count, recipe.train.batch_size
-    count = recipe.data.train_images or available
-    if count > available:
-        raise UsageError(f"data.train_images = {count}: {recipe.data.name} has {available:,} training images")
-    if recipe.data.pad >= side:
-        raise UsageError(f"data.pad = {recipe.data.pad}: expected less than the {side} pixels of a side")
-    if count % batch == 1:
-        raise UsageError(
-            f"train.batch_size = {batch}: the last batch of {count} training images would be a single one, without a "
-            f"pair or batch statistics; take {batch + 1}"
-        )
-    processes = collectives.world_size()
-    smallest = min(size for size in (batch, count % batch) if size)
-    if processes > 1 and smallest < 2 * processes and not _takes_one_image(recipe, manifest):
-        raise UsageError(
-            f"train.batch_size = {batch} for {processes} processes: of a batch of {smallest} images some would have a "
-            f"single one, without batch statistics in {recipe.model.arch}, whose last map is one pixel; take another "
-            "size, or fewer processes"
-        )
-
-
-def _takes_one_image(recipe: MinibatchRecipe, manifest: ImageManifest) -> bool:
-    """Return whether the network can train on a single image: batch norm refuses one value a channel."""
-    with torch.device("meta"):  # shapes alone
-        model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
-        try:
-            model(torch.empty(1, *manifest.image_shape))
-        except ValueError:
-            return False
-    return True

@@ -67,6 +67,17 @@ def test_loss_mass_and_gradient_are_the_same_on_any_device(device: torch.device,
     assert difference <= 1e-4 * exact_gradient.abs().max()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has no second CUDA device")
+def test_the_kernels_run_on_the_gpu_of_their_features() -> None:
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).to(device)
+        found.append(BatchAffinityLoss()(features, torch.arange(20, device=device) % 3).cpu())
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(*found)
+
+
 def test_without_grad_mode_no_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a gradient that nothing reads")

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from affsup_cli.commands import sweep as command
+from affsup_cli.runtime import devices
 from tests.commands.calling import invoke
 
 
@@ -29,3 +32,12 @@ def test_the_plan_of_a_table_that_shares_nothing_has_no_column_for_it(tmp_path: 
     _, heads, *lines = plan_lines(tmp_path, "table3", "--seeds", "1")
     assert "+" not in heads
     assert not any(line[0] == "+:" for line in lines)
+
+
+@pytest.mark.parametrize(("precision", "warnings"), [("bf16", 1), ("float32", 0), ("auto", 0)])
+def test_a_precision_that_is_slow_on_this_processor_is_named_before_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, warnings: int
+) -> None:
+    monkeypatch.setattr(devices, "has_bf16_instructions", lambda device: False)
+    lines = plan_lines(tmp_path, "table3", "--seeds", "1", "--jobs", "2", "--set", f"train.precision={precision}")
+    assert sum(line[:3] == ["warning:", "train.precision", "="] for line in lines) == warnings

@@ -36,6 +36,15 @@ def test_sums_and_rows_keep_type_and_values(device: torch.device, kind: torch.dt
     assert collectives.all_reduce_max(3.0, -1.0) == [3.0, -1.0]
 
 
+@pytest.mark.usefixtures("rank_zero")
+def test_objects_arrive_while_the_device_has_a_backend_of_its_own(device: torch.device) -> None:
+    sent = {"rows": torch.arange(3), "name": str(device)}
+    assert collectives.broadcast_from_rank0(lambda: sent) is sent
+    for received in (collectives.all_gather_object(sent)[0], collectives.gather_object(sent)[0]):
+        assert received["name"] == str(device)
+        assert torch.equal(received["rows"], sent["rows"])
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.usefixtures("rank_zero")
 def test_a_model_of_any_layout_is_shared_and_its_gradients_summed(

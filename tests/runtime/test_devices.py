@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from affsup_cli.distributed.launch import run_processes
-from affsup_cli.runtime.devices import compile_modules, describe_gpus, gpus, resolve_device
+from affsup_cli.runtime.devices import compile_modules, configure_cuda, describe_gpus, gpus, resolve_device
 from data_prep.errors import UsageError
 
 
@@ -42,3 +42,11 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, device: str
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UsageError, match=f"such as {compiler}, and none is on the PATH"):
         compile_modules(nn.Linear(1, 1), device=torch.device(device))
+
+
+def test_only_the_gpu_of_a_run_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    selected: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        configure_cuda(device, "float32")
+    assert selected == [torch.device("cuda", 1)]

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from affsup_cli.app import app
+from affsup_cli.distributed import collectives
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.checkpoint import save_checkpoint
 from affsup_cli.tasks import build_task
@@ -60,3 +61,31 @@ def test_what_cannot_be_run_is_refused(digits: Path, tmp_path: Path) -> None:
         dry_run(load_recipe("minibatch", {**CPU, "train.batch_size": 4}), digits, 5)
     with pytest.raises(AffsupError, match="not prepared"):
         dry_run(load_recipe("minibatch", CPU), tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "processes"),
+    [
+        ("minibatch", {"data.train_images": 99_999}, 1),
+        ("minibatch", {"data.pad": 8}, 1),
+        ("minibatch", {"data.train_images": 101, "train.batch_size": 50}, 1),
+        ("minibatch", {"model.arch": "resnet18", "data.train_images": 103, "train.batch_size": 100}, 2),
+        ("relnet", {"affinity.target": "category-pair", "affinity.first": "circel"}, 1),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(
+    digits: Path,
+    shape_scenes: Path,
+    name: str,
+    fields: dict[str, object],
+    processes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = load_recipe(name, CPU | fields)
+    data = digits if name == "minibatch" else shape_scenes
+    with pytest.raises(UsageError) as planned:
+        dry_run(recipe, data, processes)
+    monkeypatch.setattr(collectives, "world_size", lambda: processes)
+    with pytest.raises(UsageError) as refused:
+        build_task(recipe, data)
+    assert str(planned.value) == str(refused.value)

@@ -29,7 +29,7 @@ from affsup_cli.metrics.detection import DetectionPrecision
 from affsup_cli.metrics.relationship import RelationshipRecall, top_pairs
 from affsup_cli.models.detection.detector import Regions
 from affsup_cli.models.detection.nms import soft_nms
-from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe, RelpnRecipe
+from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe
 from affsup_cli.runs.examples import Example, write_examples
 from affsup_cli.runs.folder import RunFolder
 from affsup_cli.runtime.devices import compile_modules, configure_cuda, memory_format, resolve_device
@@ -44,8 +44,8 @@ from affsup_cli.tasks.detection.network import (
     pair_scores,
     ranking_graph,
 )
+from affsup_cli.tasks.recipe_checks import check_detection
 from affsup_cli.training.task import Losses
-from data_prep.errors import UsageError, did_you_mean
 from data_prep.store import Scenes, read_scene_manifest, read_scenes
 
 SCENE_GRAPH_KS = (20, 50, 100)
@@ -63,8 +63,8 @@ class DetectionTask:
         self._manifest = manifest
         self._train = read_scenes(self._folder, manifest, "train")
         self._affinity = recipe.affinity if isinstance(recipe, RelnetRecipe) else None
-        self._check_recipe()
-        configure_cuda(recipe.train.precision)
+        check_detection(recipe, manifest)
+        configure_cuda(self._device, recipe.train.precision)
         torch.manual_seed(recipe.seed)
         model = build_network(recipe, len(manifest.classes), pretrained)
         self.model = model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)
@@ -274,22 +274,6 @@ class DetectionTask:
         if pairs is not None:
             pairs.sampler = samplers["pair_loss"] = _CountingSampler(pairs.sampler)
         return samplers
-
-    def _check_recipe(self) -> None:
-        needs_annotated = isinstance(self._recipe, RelpnRecipe) or (
-            self._affinity is not None and self._affinity.target == "relationship"
-        )
-        name = self._manifest.dataset
-        if needs_annotated and self._manifest.relations != "annotated":
-            raise UsageError(
-                f"{self._recipe.name}{' with affinity.target = relationship' if self._affinity else ''} learns from "
-                f"annotated relations, and {name} has none: take vg or shapes"
-            )
-        for field in ("first", "second"):
-            wanted = getattr(self._affinity, field, "")
-            if wanted and wanted not in self._manifest.classes:
-                hint = did_you_mean(wanted, self._manifest.classes)
-                raise UsageError(f"affinity.{field} = '{wanted}' is no class of {name}{hint}")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class SceneTask:
         self._folder = data_dir / recipe.data.name
         self._manifest = read_scene_manifest(self._folder, "categories")
         self._train = read_scenes(self._folder, self._manifest, "train")
-        configure_cuda(recipe.train.precision)
+        configure_cuda(self._device, recipe.train.precision)
         self.model, self.initialised_from = build_scene_classifier(
             recipe, len(self._manifest.categories), fresh, network
         )
