@@ -61,7 +61,7 @@ def build_report(name: str, runs: RunIndex, out: Path, formats: Iterable[str] = 
     wanted = len(experiments(spec))
     notes = [*content.notes, *_unfinished(spec, runs)]
     if missing:
-        lacking = f"{missing} of {wanted} runs of this recipe are missing"
+        lacking = f"{missing} of {wanted} runs exactly as in this recipe are missing"
         notes.append(f"{lacking}: `affsup sweep {name}` trains them")
     report = Report(short_name(name), spec.title, content, tuple(_provenance(content.used)), tuple(notes), missing)
     paths = []

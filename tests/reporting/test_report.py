@@ -32,7 +32,7 @@ Classification accuracy on the test split in percent, of the epoch that is best 
 - Machine: Test GPU (cuda:0, 2 threads), Python 3.11.7, torch 2.15.0
 - Code: affsup 0.1.0, commit 0123456789ab
 - Runs started: 2026-11-01
-- 6 of 6 runs of this recipe are missing: `affsup sweep digits-table3` trains them
+- 6 of 6 runs exactly as in this recipe are missing: `affsup sweep digits-table3` trains them
 """
 
 
@@ -92,7 +92,7 @@ def test_a_missing_seed_is_counted(make: RunMaker, tmp_path: Path) -> None:
     make.train(DIGITS, 0.9, seed=0)
     make.start(DIGITS, seed=1)
     notes = build_report("digits-table3", RunIndex(make.root), tmp_path).notes
-    assert notes[-1] == "5 of 6 runs of this recipe are missing: `affsup sweep digits-table3` trains them"
+    assert notes[-1] == "5 of 6 runs exactly as in this recipe are missing: `affsup sweep digits-table3` trains them"
 
 
 def test_an_unfinished_run_is_named_with_how_to_go_on(make: RunMaker, tmp_path: Path) -> None:
