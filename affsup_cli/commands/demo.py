@@ -30,6 +30,7 @@ def demo(
     """
     from affsup_cli.commands.report import print_reports
     from affsup_cli.commands.sweep import print_plan, run_plan
+    from affsup_cli.runtime.devices import gpus
     from affsup_cli.sweeps.plan import needed_recipes, plan_sweep, wanted_experiments
     from affsup_cli.sweeps.slots import find_slots
     from affsup_cli.views.console import console
@@ -38,7 +39,7 @@ def demo(
     data, runs, reports = out / "data", out / "runs", out / "reports"
     wanted = wanted_experiments(TABLES)
     prepare_embedded(needed_recipes(wanted), data)
-    slots = find_slots("auto")
+    slots = find_slots("auto", 1 if gpus() else 2)  # on a CPU networks this small gain little from a second thread
     plan = plan_sweep(wanted, data, runs, {place.name for place in slots})
     print_plan(plan, "demo", slots)
     run_plan(plan, data, slots)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,8 @@ TIMEOUT_SECONDS = 60.0
 def mps_on_shared_gpus(slots: Sequence[Slot], report: Callable[[str], None]) -> Iterator[list[Slot]]:
     """Run an MPS daemon while slots share a GPU, and stop it at the end, also after an exception.
 
-    Without `nvidia-cuda-mps-control` on the PATH, or if the daemon does not start, the processes are time-sliced.
+    The processes are time-sliced without `nvidia-cuda-mps-control` on the PATH, if the daemon does not start, and if a
+    process cannot use a GPU through it, as in some containers.
 
     Args:
         slots: where the processes of a sweep will run.
@@ -54,9 +56,15 @@ def mps_on_shared_gpus(slots: Sequence[Slot], report: Callable[[str], None]) -> 
             report(f"the processes on a GPU take turns: NVIDIA's MPS did not start ({failure})")
             yield list(slots)
             return
+        connected = [replace(slot, environment={**slot.environment, **variables, **_client(slot)}) for slot in slots]
         try:
-            report("the processes on a GPU share it through NVIDIA's MPS")
-            yield [replace(slot, environment={**slot.environment, **variables, **_client(slot)}) for slot in slots]
+            failure = why_no_gpu(next(slot for slot in connected if slot.device.startswith("cuda")))
+            if failure:
+                report(f"the processes on a GPU take turns: through NVIDIA's MPS none can use it ({failure})")
+                yield list(slots)
+            else:
+                report("the processes on a GPU share it through NVIDIA's MPS")
+                yield connected
         finally:
             failure = _control(variables, commands="quit\n")
             if failure:
@@ -69,6 +77,23 @@ def _client(slot: Slot) -> dict[str, str]:
     The daemon applies the CUDA_VISIBLE_DEVICES of this process, and numbers what remains from 0 for its clients.
     """
     return {"CUDA_VISIBLE_DEVICES": slot.device.removeprefix("cuda:")} if slot.device.startswith("cuda:") else {}
+
+
+def why_no_gpu(slot: Slot) -> str:
+    """Return why a process in `slot` cannot use its GPU, empty if it can."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "import torch; torch.ones(1, device='cuda').item()"],
+            env={**os.environ, **slot.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
 
 
 def _control(variables: dict[str, str], *arguments: str, commands: str = "") -> str:

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from affsup_cli.recipe import load_recipe
 from affsup_cli.runs.folder import RunFolder
-from affsup_cli.sweeps import local
+from affsup_cli.sweeps import local, mps
 from affsup_cli.sweeps.local import run_locally
 from affsup_cli.sweeps.mps import CONTROL, mps_on_shared_gpus
 from affsup_cli.sweeps.plan import Plan, PlannedRun
@@ -17,6 +18,8 @@ from affsup_cli.sweeps.schedule import SweepObserver
 from affsup_cli.sweeps.slots import Slot
 from affsup_cli.sweeps.speeds import Speeds
 from affsup_cli.sweeps.workers import LocalWorkers
+
+probe = mps.why_no_gpu
 
 TURNS = "the processes on a GPU take turns: "
 
@@ -48,6 +51,7 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Control:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
+    monkeypatch.setattr(mps, "why_no_gpu", lambda _: "")
     return Control(folder)
 
 
@@ -104,6 +108,21 @@ def test_a_daemon_that_does_not_start_is_said_and_done_without(control: Control,
     (line,) = lines
     assert line.startswith(f"{TURNS}NVIDIA's MPS did not start ({reason}")
     assert len(control.told()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine whose processes cannot use a GPU")
+def test_a_daemon_through_which_no_process_can_use_a_gpu_is_stopped_at_the_end_and_done_without(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mps, "why_no_gpu", probe)
+    given = slots("cuda:0", "cuda:0")
+    lines: list[str] = []
+    with mps_on_shared_gpus(given, lines.append) as found:
+        assert found == given
+    (line,) = lines
+    assert line.startswith(f"{TURNS}through NVIDIA's MPS none can use it (")
+    assert "Error" in line
+    assert [call[0] for call in control.told()] == ["-d  all", " quit all"]
 
 
 def test_without_the_program_the_sweep_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
