@@ -130,8 +130,10 @@ sweeps() {
 several() {
   local count
   count=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-  [ "$count" -gt 1 ] || { echo "several: skipped, one GPU" >> "$OUT/summary.txt"; return; }
-  step several-last-gpu 60 affsup train minibatch --dataset "$IMAGES" --device "cuda:$((count - 1))" --epochs 2 --name last-gpu --set run.graph=off
+  [ "$count" -gt 1 ] || { echo "several: skipped, GPUs: $count" >> "$OUT/summary.txt"; return; }
+  local last="minibatch --dataset $IMAGES --device cuda:$((count - 1)) --epochs 2"
+  step several-last-gpu 60 affsup train $last --name last-gpu
+  step several-last-gpu-eager 60 affsup train $last --name last-gpu-eager --set run.graph=off
   local run="minibatch --dataset $IMAGES --gpus $count"
   step several-stop 90 stopped_after_an_epoch several train $run --epochs "$EPOCHS" --name several
   step several-resume 120 affsup train $run --epochs "$EPOCHS" --name several --resume

@@ -1,6 +1,6 @@
 """How every benchmark keeps its result: a CSV under `results/`, with machine, date and commit in each row.
 
-The results of a GPU have a folder of their own, such as `results/gpu-h200/`; README.md shows those of the CPU alone.
+The results of a GPU have a folder for each day, such as `results/gpu-h200-2026-11-28/`. README.md shows those of CPUs alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def record(name: str, rows: Sequence[dict[str, Any]], device: torch.device) -> P
     where = machine(device)
     folder = RESULTS
     if device.type == "cuda":
-        folder = RESULTS / f"gpu-{where['device'].lower().removeprefix('nvidia ').replace(' ', '-')}"
+        folder = RESULTS / f"gpu-{where['device'].lower().removeprefix('nvidia ').replace(' ', '-')}-{where['date']}"
         folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{device.type}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -32,18 +32,19 @@ def without_tf32(tensor: Tensor) -> AbstractContextManager[object]:
 def _ieee_products() -> Iterator[None]:
     """Turn TF32 off by the interface that the caller has used: PyTorch raises where the two are mixed."""
     matmul = torch.backends.cuda.matmul
+    if matmul.fp32_precision != "tf32":
+        yield
+        return
     try:
         overall = torch.get_float32_matmul_precision()
     except RuntimeError:  # TF32 was allowed by `fp32_precision`
-        allowed = matmul.fp32_precision
         matmul.fp32_precision = "ieee"
         try:
             yield
         finally:
-            matmul.fp32_precision = allowed
-        return
-    if overall == "highest":
-        yield
+            matmul.fp32_precision = "none"  # as that of torch.backends
+            if matmul.fp32_precision != "tf32":
+                matmul.fp32_precision = "tf32"
         return
     matmul.allow_tf32 = False
     try:

@@ -85,7 +85,7 @@ def sweep(
     Runs with --set depart from the recipe: the table marks them.
 
     With --jobs 2 or more, that many processes share each GPU: through NVIDIA's MPS, where nvidia-cuda-mps-control is
-    installed, otherwise time-sliced.
+    installed and works, otherwise time-sliced.
 
     On a cluster each run is a job that asks for one GPU and 240 minutes, if --slurm says nothing else; one that needs
     longer, or is pre-empted, is requeued and continues from its checkpoint. --status and --cancel work from anywhere,

@@ -76,7 +76,7 @@ def init_distributed(device: str) -> Iterator[None]:
     store.set_timeout(COLLECTIVE_TIMEOUT)
     try:
         gpu = _set_gpu(device)
-        with _start_errors("the processes found each other at {address}, and cannot communicate"):
+        with _start_errors("the processes at {address} cannot form a group"):
             dist.init_process_group(
                 "gloo" if gpu is None else "cpu:gloo,cuda:nccl",
                 store=store,

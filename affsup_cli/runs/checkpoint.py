@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,10 +54,11 @@ class BackgroundSaver:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        on_gpu = device.type == "cuda"
+        selected = partial(torch.cuda.set_device, device) if on_gpu else None  # a thread begins on the first GPU
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=selected)
         self._writes: list[Future[None]] = []
         # PyTorch reuses streams from one pool per priority: of another priority, this is not a stream that trains.
-        on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device, priority=-1) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> BackgroundSaver:
@@ -82,22 +84,13 @@ class BackgroundSaver:
         def write() -> None:
             if before:
                 before.result()
-            with self._own_stream():
+            with torch.cuda.stream(self._stream):  # the kernels of training do not wait for these
                 if self._stream and copy_made:
                     self._stream.wait_event(copy_made)
                 check(copied)
                 save_checkpoint(path, copied, previous)
 
         self._writes.append(self._thread.submit(write))
-
-    @contextlib.contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        """Issue the kernels of this thread on a stream that those of training do not wait for."""
-        if not self._stream:
-            yield
-            return
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):  # a thread begins on the first GPU
-            yield
 
     def wait(self) -> None:
         """Wait until everything is on the disk.

@@ -50,6 +50,18 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
+def select_device(name: str) -> torch.device:
+    """Return the device as `resolve_device` does; a GPU becomes the current one, so that no other is used.
+
+    Raises:
+        UsageError: no such device, or this machine does not have it.
+    """
+    device = resolve_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def configure_determinism(deterministic: bool) -> None:
     """Allow deterministic kernels only (`run.deterministic`), or all; call it before `configure_cuda`.
 
@@ -60,21 +72,16 @@ def configure_determinism(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def configure_cuda(device: torch.device, precision: str, fixed_shapes: bool = False) -> None:
-    """Make `device` the current GPU, and set TF32 and cuDNN's benchmark mode.
-
-    TF32 is enabled for "tf32" alone; torch's default enables it in part.
+def configure_cuda(precision: str, fixed_shapes: bool = False) -> None:
+    """Enable TF32 for "tf32" alone (torch's default enables it in part), and cuDNN's benchmark mode.
 
     The benchmark mode chooses kernels by their time, so it stays off where kernels must be deterministic.
 
     Args:
-        device: the only GPU that this process then takes memory of; nothing is selected for a CPU.
         precision: the recipe's `train.precision`.
         fixed_shapes: all batches have the same shape. cuDNN's benchmark mode searches once for each shape, so that it
             would be slow on scenes of many sizes.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = fixed_shapes and not torch.are_deterministic_algorithms_enabled()
     allowed = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allowed

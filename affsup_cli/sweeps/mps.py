@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,18 +58,22 @@ def mps_on_shared_gpus(slots: Sequence[Slot], report: Callable[[str], None]) -> 
             yield list(slots)
             return
         connected = [replace(slot, environment={**slot.environment, **variables, **_client(slot)}) for slot in slots]
-        try:
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(_quit, variables, report)
             failure = why_no_gpu(next(slot for slot in connected if slot.device.startswith("cuda")))
             if failure:
                 report(f"the processes on a GPU take turns: through NVIDIA's MPS none can use it ({failure})")
+                at_end.close()  # its server may hold the GPU
                 yield list(slots)
             else:
                 report("the processes on a GPU share it through NVIDIA's MPS")
                 yield connected
-        finally:
-            failure = _control(variables, commands="quit\n")
-            if failure:
-                report(f"NVIDIA's MPS did not stop ({failure})")
+
+
+def _quit(variables: dict[str, str], report: Callable[[str], None]) -> None:
+    failure = _control(variables, commands="quit\n")
+    if failure:
+        report(f"NVIDIA's MPS did not stop ({failure})")
 
 
 def _client(slot: Slot) -> dict[str, str]:
@@ -93,7 +98,12 @@ def why_no_gpu(slot: Slot) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return "" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+    return "" if done.returncode == 0 else _error_line(done.stderr) or f"exit code {done.returncode}"
+
+
+def _error_line(traceback: str) -> str:
+    """Return the line that names the exception; errors of CUDA have advice below it."""
+    return next((line for line in reversed(traceback.splitlines()) if re.match(r"\S*(Error|Exception)\b", line)), "")
 
 
 def _control(variables: dict[str, str], *arguments: str, commands: str = "") -> str:

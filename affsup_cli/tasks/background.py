@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,10 @@ MAX_PENDING = 2  # items in the queue of the thread
 
 def map_in_background(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """As `map`, in the same order, but in a background thread while the next items are produced."""
-    with ThreadPoolExecutor(1, thread_name_prefix="background") as thread:
+    selected = None  # a thread begins on the first GPU
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        selected = partial(torch.cuda.set_device, torch.cuda.current_device())
+    with ThreadPoolExecutor(1, thread_name_prefix="background", initializer=selected) as thread:
         pending: deque[Future[B]] = deque()
         for item in items:
             pending.append(thread.submit(function, item))

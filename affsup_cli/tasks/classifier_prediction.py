@@ -33,7 +33,7 @@ class ClassifierPredictor:
     def __init__(self, trained: TrainedModel, recipe: MinibatchRecipe, device: str) -> None:
         self._device = resolve_device(device)
         self._precision = recipe.train.precision
-        configure_cuda(self._device, self._precision)
+        configure_cuda(self._precision)
         self.classes = trained.classes
         record: Any = trained.environment["data"].get("preprocessing")
         if not isinstance(record, dict):

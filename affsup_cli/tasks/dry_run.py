@@ -50,7 +50,8 @@ def dry_run(recipe: Recipe, data_dir: Path, processes: int) -> DryRun:
     """Return the sizes of a run of `recipe` by `processes` processes.
 
     Raises:
-        UsageError: the run itself would refuse the recipe, or a process would have no image.
+        UsageError: the data set has not the images, relations or classes that the recipe asks for, or a process would
+            have no image.
         AffsupError: the data set is not prepared.
     """
     images_each = batch_shards(recipe, processes)["images_each"]
@@ -67,7 +68,8 @@ def dry_run(recipe: Recipe, data_dir: Path, processes: int) -> DryRun:
         of_network = recipe.network if isinstance(recipe, SceneRecipe) else recipe
         scenes = read_scene_manifest(folder, "categories" if isinstance(recipe, SceneRecipe) else "objects")
         objects = read_scene_manifest(data_dir / of_network.data.name)
-        check_detection(of_network, objects)
+        if not isinstance(recipe, SceneRecipe) or recipe.prerequisite():
+            check_detection(of_network, objects)
         images = scenes.image_counts()["train"] * (1 + recipe.data.mirror)
         with torch.device("meta"):
             network = build_network(of_network, len(objects.classes), pretrained=False)

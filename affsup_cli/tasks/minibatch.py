@@ -22,7 +22,7 @@ from affsup_cli.models.classifiers.build import build_classifier
 from affsup_cli.recipe import MinibatchRecipe
 from affsup_cli.runs.features import write_features
 from affsup_cli.runs.folder import RunFolder
-from affsup_cli.runtime.devices import autocast, compile_modules, configure_cuda, memory_format, resolve_device
+from affsup_cli.runtime.devices import autocast, compile_modules, configure_cuda, memory_format, select_device
 from affsup_cli.tasks.recipe_checks import check_minibatch
 from affsup_cli.training.cuda_graph import CapturedCalls
 from affsup_cli.training.task import Losses
@@ -36,13 +36,13 @@ class MinibatchTask:
 
     def __init__(self, recipe: MinibatchRecipe, data_dir: Path) -> None:
         self._recipe = recipe
-        self._device = resolve_device(recipe.run.device)
+        self._device = select_device(recipe.run.device)
         folder = data_dir / recipe.data.name
         manifest = read_image_manifest(folder)
         check_minibatch(recipe, manifest, collectives.world_size())
         torch.manual_seed(recipe.seed)
         model = build_classifier(recipe.model.arch, manifest.image_shape[0], len(manifest.classes))
-        configure_cuda(self._device, recipe.train.precision, fixed_shapes=True)
+        configure_cuda(recipe.train.precision, fixed_shapes=True)
         layout = memory_format(recipe.run.channels_last)
         self.model = model.to(memory_format=layout).to(self._device)
         if recipe.train.compile:

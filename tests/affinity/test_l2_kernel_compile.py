@@ -8,7 +8,7 @@ from affsup_cli.affinity.batch import LARGEST_KERNEL
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-SHARED_BYTES = 99 * 1024  # of a block on GPUs of compute capability 8.6, 8.9 and 12.0, which have the least
+SHARED_BYTES = 99 * 1024  # of a block on GPUs of compute capability 8.6, 8.9 and 12.0: the least from 8.0 on
 
 POINTERS = {"features": "*fp32", "labels": "*i64"} | dict.fromkeys(("statistics", "loss", "mass", "gradient"), "*fp32")
 NUMBERS = dict.fromkeys(("nodes", "dimensions", "ignored"), "i32") | {"gamma": "fp32"}

@@ -19,12 +19,17 @@ SETTINGS: dict[str, Callable[[], object]] = {
 }
 
 
-@pytest.fixture
-def _defaults_afterwards() -> Iterator[None]:
-    yield
+def reset() -> None:
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
     MATMUL.fp32_precision = "none"
+
+
+@pytest.fixture
+def _defaults() -> Iterator[None]:
+    reset()
+    yield
+    reset()
 
 
 def state() -> list[Any]:
@@ -40,7 +45,7 @@ def state() -> list[Any]:
     return [MATMUL.fp32_precision, *(read(name) for name in names)]
 
 
-@pytest.mark.usefixtures("_defaults_afterwards")
+@pytest.mark.usefixtures("_defaults")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_tf32_is_off_inside_and_afterwards_as_the_caller_has_set_it(setting: str) -> None:
     SETTINGS[setting]()
@@ -51,3 +56,21 @@ def test_tf32_is_off_inside_and_afterwards_as_the_caller_has_set_it(setting: str
             assert not MATMUL.allow_tf32  # raises where old and new settings are mixed
         assert state() == before
     assert (before[0] == "tf32") == (setting != "default")
+
+
+@pytest.mark.usefixtures("_defaults")
+def test_a_caller_who_has_turned_tf32_off_again_keeps_it_off() -> None:
+    torch.set_float32_matmul_precision("high")
+    MATMUL.fp32_precision = "ieee"
+    with precision._ieee_products():
+        assert MATMUL.fp32_precision == "ieee"
+    assert MATMUL.fp32_precision == "ieee"
+
+
+@pytest.mark.usefixtures("_defaults")
+def test_a_setting_for_all_products_can_be_changed_afterwards() -> None:
+    torch.backends.fp32_precision = "tf32"
+    with precision._ieee_products():
+        pass
+    torch.backends.fp32_precision = "ieee"
+    assert MATMUL.fp32_precision == "ieee"

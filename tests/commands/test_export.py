@@ -206,8 +206,7 @@ def test_predict_names_a_file_that_is_no_model(here: Path) -> None:
 
 def test_predict_computes_as_the_run_was_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    configure = "affsup_cli.tasks.detection.prediction.configure_cuda"
-    monkeypatch.setattr(configure, lambda _, precision: asked.append(precision))
+    monkeypatch.setattr("affsup_cli.tasks.detection.prediction.configure_cuda", asked.append)
     (here / "p.png").write_bytes(b"no picture")
     invoke(predict, "mine", "p.png", "--device", "cpu")
     assert asked == [RunFolder(here / "runs" / "mine").recipe().train.precision]

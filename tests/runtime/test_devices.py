@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from affsup_cli.distributed.launch import run_processes
-from affsup_cli.runtime.devices import compile_modules, configure_cuda, describe_gpus, gpus, resolve_device
+from affsup_cli.runtime.devices import compile_modules, describe_gpus, gpus, resolve_device, select_device
 from data_prep.errors import UsageError
 
 
@@ -47,6 +47,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, device: str
 def test_only_the_gpu_of_a_run_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     selected: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", selected.append)
-    for device in (torch.device("cpu"), torch.device("cuda", 1)):
-        configure_cuda(device, "float32")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [select_device(name) for name in ("cpu", "cuda:1")] == [torch.device("cpu"), torch.device("cuda", 1)]
     assert selected == [torch.device("cuda", 1)]

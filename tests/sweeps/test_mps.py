@@ -111,7 +111,7 @@ def test_a_daemon_that_does_not_start_is_said_and_done_without(control: Control,
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine whose processes cannot use a GPU")
-def test_a_daemon_through_which_no_process_can_use_a_gpu_is_stopped_at_the_end_and_done_without(
+def test_a_daemon_through_which_no_process_can_use_a_gpu_is_stopped_at_once_and_done_without(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mps, "why_no_gpu", probe)
@@ -119,10 +119,16 @@ def test_a_daemon_through_which_no_process_can_use_a_gpu_is_stopped_at_the_end_a
     lines: list[str] = []
     with mps_on_shared_gpus(given, lines.append) as found:
         assert found == given
+        assert [call[0] for call in control.told()] == ["-d  all", " quit all"]
     (line,) = lines
     assert line.startswith(f"{TURNS}through NVIDIA's MPS none can use it (")
-    assert "Error" in line
-    assert [call[0] for call in control.told()] == ["-d  all", " quit all"]
+    assert len(control.told()) == 2
+
+
+def test_the_error_of_a_process_is_told_without_the_advice_below_it() -> None:
+    error = "torch.AcceleratorError: CUDA error: MPS client failed to connect"
+    assert mps._error_line(f"Traceback:\n  File x\n{error}\nCUDA kernel errors might\n") == error
+    assert mps._error_line("Killed") == ""
 
 
 def test_without_the_program_the_sweep_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

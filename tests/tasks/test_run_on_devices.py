@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Mapping
 from functools import partial
@@ -17,6 +18,7 @@ from affsup_cli.commands.predict import predict
 from affsup_cli.recipe import Recipe, load_recipe
 from affsup_cli.runs.checkpoint import load_checkpoint
 from affsup_cli.runs.folder import RunFolder
+from affsup_cli.runs.results import read_train_result
 from affsup_cli.runtime.stop import Stopped
 from affsup_cli.tasks import build_task
 from affsup_cli.tasks.launch import evaluate_run, train_run
@@ -75,10 +77,14 @@ def test_a_trained_model_gives_the_same_numbers_on_the_cpu_and_predicts(
     device: torch.device, trained: tuple[Recipe, Path, Path | None, RunFolder], tmp_path: Path
 ) -> None:
     _, data, _, run = trained
-    found, wanted = (evaluate_run(run, data, "test", name) for name in (str(device), "cpu"))
-    numbers = {name: value for name, value in wanted.items() if isinstance(value, float)}
-    assert numbers
-    assert {name: found[name] for name in numbers} == pytest.approx(numbers, abs=0.02)
+    on_cpu = evaluate_run(run, data, "test", "cpu")
+    # Recall and attention depend on thresholds, which another device's rounding may cross.
+    compared = {name: value for name, value in on_cpu.items() if re.search("accuracy|mass|map", name)}
+    found = read_train_result(run).metrics
+    assert compared
+    assert {name: found[name] for name in compared} == pytest.approx(
+        compared, rel=0, abs=1e-6 if device.type == "cpu" else 0.02
+    )
     picture = tmp_path / "grey.png"
     Image.new("RGB", (90, 70), (128, 128, 128)).save(picture)
     done = invoke(predict, str(run.path), str(picture), "--device", str(device), "--out", str(tmp_path / "out"))

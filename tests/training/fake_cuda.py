@@ -64,7 +64,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise HostTouchedError("the learning rate")
 
     with monkeypatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(minibatch, "resolve_device", lambda _: CUDA)
+        patch.setattr(minibatch, "select_device", lambda _: CUDA)
         patch.setattr(minibatch, "configure_cuda", lambda *_, **__: None)
         patch.setattr(minibatch, "build_classifier", build_there)
         patch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)  # it is there already

@@ -80,7 +80,7 @@ class DetectionPredictor:
             )
         self._recipe = recipe
         self._device = resolve_device(device)
-        configure_cuda(self._device, recipe.train.precision)
+        configure_cuda(recipe.train.precision)
         self.classes: Sequence[str] = trained.classes
         self.model = build_network(recipe, len(self.classes), pretrained=False).to(self._device).eval()
         with explain_mismatch(trained.path, trained.cure):

@@ -32,7 +32,7 @@ from affsup_cli.models.detection.nms import soft_nms
 from affsup_cli.recipe import DetectionRecipe, RelationAffinity, RelnetRecipe
 from affsup_cli.runs.examples import Example, write_examples
 from affsup_cli.runs.folder import RunFolder
-from affsup_cli.runtime.devices import compile_modules, configure_cuda, memory_format, resolve_device
+from affsup_cli.runtime.devices import compile_modules, configure_cuda, memory_format, select_device
 from affsup_cli.tasks.background import HostCopy, map_in_background
 from affsup_cli.tasks.detection.examples import Examples
 from affsup_cli.tasks.detection.findings import PAIRS_KEPT, RelationshipProposals, write_detections
@@ -57,14 +57,14 @@ class DetectionTask:
 
     def __init__(self, recipe: DetectionRecipe, data_dir: Path, pretrained: bool = True) -> None:
         self._recipe = recipe
-        self._device = resolve_device(recipe.run.device)
+        self._device = select_device(recipe.run.device)
         self._folder = data_dir / recipe.data.name
         manifest = read_scene_manifest(self._folder)
         self._manifest = manifest
         self._train = read_scenes(self._folder, manifest, "train")
         self._affinity = recipe.affinity if isinstance(recipe, RelnetRecipe) else None
         check_detection(recipe, manifest)
-        configure_cuda(self._device, recipe.train.precision)
+        configure_cuda(recipe.train.precision)
         torch.manual_seed(recipe.seed)
         model = build_network(recipe, len(manifest.classes), pretrained)
         self.model = model.to(memory_format=memory_format(recipe.run.channels_last)).to(self._device)

@@ -33,7 +33,7 @@ class ScenePredictor:
     def __init__(self, trained: TrainedModel, recipe: SceneRecipe, device: str) -> None:
         self._recipe = recipe
         self._device = resolve_device(device)
-        configure_cuda(self._device, recipe.train.precision)
+        configure_cuda(recipe.train.precision)
         self.categories = trained.environment["data"].get("categories")
         if not isinstance(self.categories, list):
             raise AffsupError(f"the run of {trained.path} names no categories (data.categories in its environment)")

@@ -18,7 +18,7 @@ from affsup_cli.models.scene import SceneClassifier
 from affsup_cli.recipe import Recipe, SceneRecipe, differences, in_words, trains_the_same
 from affsup_cli.runs.checkpoint import explain_mismatch
 from affsup_cli.runs.export import TrainedModel
-from affsup_cli.runtime.devices import configure_cuda, memory_format, resolve_device
+from affsup_cli.runtime.devices import configure_cuda, memory_format, select_device
 from affsup_cli.tasks.detection.network import build_network, checksum_of
 from affsup_cli.tasks.scene.feature_cache import CachedSplit, Entry, FeatureCache
 from affsup_cli.training.task import Losses
@@ -38,11 +38,11 @@ class SceneTask:
         self, recipe: SceneRecipe, data_dir: Path, *, fresh: bool = True, network: TrainedModel | None = None
     ) -> None:
         self._recipe = recipe
-        self._device = resolve_device(recipe.run.device)
+        self._device = select_device(recipe.run.device)
         self._folder = data_dir / recipe.data.name
         self._manifest = read_scene_manifest(self._folder, "categories")
         self._train = read_scenes(self._folder, self._manifest, "train")
-        configure_cuda(self._device, recipe.train.precision)
+        configure_cuda(recipe.train.precision)
         self.model, self.initialised_from = build_scene_classifier(
             recipe, len(self._manifest.categories), fresh, network
         )
