@@ -1,6 +1,6 @@
 """How every benchmark keeps its result: a CSV under `results/`, with machine, date and commit in each row.
 
-The results of a GPU have a folder for each day, such as `results/gpu-h200-2026-11-28/`. README.md shows those of CPUs alone.
+The results of a GPU have a folder for each day, such as `gpu-h200-2026-11-28`. README.md shows those of CPUs alone.
 """
 
 from __future__ import annotations

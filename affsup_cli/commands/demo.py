@@ -70,7 +70,8 @@ def findings(runs: Path) -> str:
 
     return (
         "Generated scenes. Mean attention of the test objects that hold at least an even share of the graph's weight, "
-        f"on objects of other classes: {change('attention_other_class')}. On others of its own class: {change('attention_same_class')}. "
+        f"on objects of other classes: {change('attention_other_class')}. "
+        f"On others of its own class: {change('attention_same_class')}. "
         f"Recall of the annotated relations at 50 pairs: {change('recall@50')}. "
         f"mAP@0.5: {change('map_50')}.\n"
         f"Digits. M of a mini-batch: {metrics['digits/resnet20/base']['test_mass']:.3f} without L_G, "
