@@ -17,8 +17,8 @@ PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda:0}
 IMAGES=${IMAGES:-cifar10} # the data set of the mini-batch runs
 EPOCHS=${EPOCHS:-60} # of the run that is stopped and resumed
-export AFFSUP_DATA="${AFFSUP_DATA:-$OUT/work/data}" AFFSUP_RUNS="$OUT/work/runs" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" COLUMNS=160
-mkdir -p "$OUT" "$OUT/work"
+export AFFSUP_DATA="${AFFSUP_DATA:-$OUT/scratch/data}" AFFSUP_RUNS="$OUT/scratch/runs" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" COLUMNS=160
+mkdir -p "$OUT" "$OUT/scratch"
 : > "$OUT/summary.txt"
 
 affsup() { "$PYTHON" -m affsup_cli "$@"; }
@@ -117,13 +117,13 @@ detectors() {
   step relpn 90 affsup train relpn $small --epochs 2 --name relpn
   step frcnn-compile 150 affsup train frcnn $small --epochs 1 --name frcnn --set train.compile=true
   step scene 120 affsup sweep table2-shapes --seeds 1 --device "$DEVICE" --set train.epochs=2
-  step predict 60 affsup predict relnet reports/demo-attention.png --device "$DEVICE" --out "$OUT/work/predictions"
+  step predict 60 affsup predict relnet reports/demo-attention.png --device "$DEVICE" --out "$OUT/scratch/predictions"
 }
 
 sweeps() {
   local what="sweep small-strong --seeds 4 --device $DEVICE"
   for jobs in 1 4 8; do
-    AFFSUP_RUNS="$OUT/work/runs-$jobs" step "sweep-jobs-$jobs" 150 affsup $what --jobs "$jobs"
+    AFFSUP_RUNS="$OUT/scratch/runs-$jobs" step "sweep-jobs-$jobs" 150 affsup $what --jobs "$jobs"
   done
 }
 

@@ -82,7 +82,7 @@ def prepare(
     affsup prepare letters.py --from DIR
     """
     import data_prep
-    from affsup_cli.views.console import console
+    from affsup_cli.views.console import console, print_warning
     from affsup_cli.views.split_table import empty_category_lines, left_out_lines, split_table
     from data_prep.errors import UsageError
 
@@ -98,7 +98,7 @@ def prepare(
     for line in left_out_lines(manifest):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in empty_category_lines(manifest):
-        console.print(f"warning: {line}", style="yellow", markup=False)
+        print_warning(line)
     console.print(f"source: {', '.join(manifest.source.files) or manifest.source.kind}", markup=False, highlight=False)
     console.print(_checksum_line(manifest))
     if not manifest.complete:

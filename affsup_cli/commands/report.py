@@ -61,7 +61,7 @@ def print_reports(names: list[str], runs: Path, out: Path, formats: tuple[str, .
     """Build reports of the runs in `runs`, print them and the paths of their files in `out`."""
     from affsup_cli.reporting.report import build_report, write_index
     from affsup_cli.runs.index import RunIndex
-    from affsup_cli.views.console import console
+    from affsup_cli.views.console import console, print_warning
 
     index = RunIndex(runs)
     made = []
@@ -73,7 +73,7 @@ def print_reports(names: list[str], runs: Path, out: Path, formats: tuple[str, .
         page = write_index(made, index, out)
     console.print()
     for warning in index.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        print_warning(warning)
     console.print(f"all reports with their runs and curves: {page}", style="green", markup=False)
 
 

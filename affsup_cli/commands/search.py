@@ -66,7 +66,7 @@ def search(
 
     with imports_uninterrupted():
         from affsup_cli.sweeps.search import Search, parse_dimension
-        from affsup_cli.views.console import console
+        from affsup_cli.views.console import console, print_warning
         from affsup_cli.views.embedded import prepare_embedded
         from data_prep.errors import counted
     space = [parse_dimension(text) for text in fields]
@@ -75,7 +75,7 @@ def search(
         extra["run.device"] = device
     base = load_recipe(recipe, extra)
     if warning := slow_bf16(base.train.precision, resolve_device(base.run.device)):
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        print_warning(warning)
     prepare_embedded([base], data)
     made = Search(recipe, space, extra, metric, data, runs, study)
     console.print(f"study {made.name} in {runs}", markup=False)

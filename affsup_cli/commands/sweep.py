@@ -188,7 +188,7 @@ def _refuse_contradictions(
 
 def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
     """Print a plan: its total, then a line a cell, and warnings; without slots, for a cluster."""
-    from affsup_cli.views.console import console
+    from affsup_cli.views.console import console, print_warning
     from data_prep.errors import counted
 
     where = ", ".join(dict.fromkeys(slot.device for slot in slots)) or "slurm"
@@ -199,7 +199,7 @@ def print_plan(plan: Plan, title: str, slots: Sequence[Slot]) -> None:
     if any(shared for _, _, shared in _lines(plan)):
         console.print("+: runs that these cells share with lines above, and that are counted there")
     for warning in (*plan.warnings, *_slow_precisions(plan, slots)):
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        print_warning(warning)
 
 
 def _slow_precisions(plan: Plan, slots: Sequence[Slot]) -> list[str]:

@@ -177,19 +177,19 @@ def _train(resolved: Recipe, data: Path, runs: Path, name: str | None, resume: b
     from affsup_cli.runtime.devices import resolve_device, slow_bf16
     from affsup_cli.tasks.launch import batch_shards, data_digest, run_name, train_run
     from affsup_cli.tasks.prerequisite import find_network
-    from affsup_cli.views.console import console, print_result
+    from affsup_cli.views.console import console, print_result, print_warning
     from affsup_cli.views.embedded import prepare_embedded
     from affsup_cli.views.live_training import LiveLine
 
     console.quiet = collectives.rank() > 0
-    resolve_device(resolved.run.device)
+    device = resolve_device(resolved.run.device)
     collectives.broadcast_from_rank0(lambda: prepare_embedded([resolved], data))
     network = find_network(resolved, named, data, runs)
     digests = data_digest(resolved, data), network.data if network else None
     run = RunFolder(runs / (name or run_name(resolved, *digests)))
     finished_before = run.finished
-    if warning := slow_bf16(resolved.train.precision, resolve_device(resolved.run.device)):
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+    if warning := slow_bf16(resolved.train.precision, device):
+        print_warning(warning)
 
     def observers() -> list[LiveLine]:
         console.print(f"run folder {run.path}", markup=False)

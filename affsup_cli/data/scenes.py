@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from affsup_cli.data.epochs import epoch_generator
 from affsup_cli.distributed.shard import WHOLE, Shard
+from affsup_cli.runtime.threads import thread_pool
 from data_prep.store import Objects
 
 SIZE_MULTIPLE = 32  # padded sizes are multiples of it, the largest stride of the backbones
@@ -133,7 +134,7 @@ class SceneBatches:
         self._cache_left = cache_bytes
         self._cache: dict[int, Tensor] = {}
         self._cache_lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="scenes")
+        self._threads = thread_pool(THREADS, "scenes")
 
     def __len__(self) -> int:
         return len(self._source)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from affsup_cli.runs.digest import DigestError, add_archive_digest, check_archive
 from affsup_cli.runs.folder import RESUME, atomic_file
+from affsup_cli.runtime.threads import thread_pool
 from data_prep.errors import AffsupError, unreadable
 
 NEW_RUN = "move the run's folder away and run the command again to start a new run"
@@ -54,11 +54,10 @@ class BackgroundSaver:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        on_gpu = device.type == "cuda"
-        selected = partial(torch.cuda.set_device, device) if on_gpu else None  # a thread begins on the first GPU
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=selected)
+        self._thread = thread_pool(1, "checkpoint")
         self._writes: list[Future[None]] = []
         # PyTorch reuses streams from one pool per priority: of another priority, this is not a stream that trains.
+        on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device, priority=-1) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> BackgroundSaver:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from affsup_cli.runtime.threads import thread_pool
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -19,10 +20,7 @@ MAX_PENDING = 2  # items in the queue of the thread
 
 def map_in_background(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """As `map`, in the same order, but in a background thread while the next items are produced."""
-    selected = None  # a thread begins on the first GPU
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        selected = partial(torch.cuda.set_device, torch.cuda.current_device())
-    with ThreadPoolExecutor(1, thread_name_prefix="background", initializer=selected) as thread:
+    with thread_pool(1, "background") as thread:
         pending: deque[Future[B]] = deque()
         for item in items:
             pending.append(thread.submit(function, item))

@@ -32,6 +32,11 @@ def metric_text(name: str, value: float) -> str:
     return f"{value:.2%}" if is_share(name) else f"{value:.4f}"
 
 
+def print_warning(text: str) -> None:
+    """Print a warning, in yellow."""
+    console.print(f"warning: {text}", style="yellow", markup=False)
+
+
 def print_metrics(metrics: Mapping[str, float]) -> None:
     """Print metrics, one per line; those at several K, such as recall@100, on one line."""
     lines: dict[str, list[str]] = {}

@@ -32,13 +32,12 @@ KINDS = ("minibatch", "relnet", "scene")
 
 def recipe_of(kind: str, device: torch.device) -> Recipe:
     """Two epochs with so small a learning rate that other rounding changes little."""
-    fields: dict[str, Any] = {"run__device": str(device), "train__epochs": 2, "train__learning_rate": 1e-3}
+    fields: dict[str, Any] = {"run.device": str(device), "train.epochs": 2, "train.learning_rate": 1e-3}
     if kind == "relnet":
         return small(**fields)
     if kind == "scene":
         return small_scene(**fields)
-    given = {key.replace("__", "."): value for key, value in fields.items()}
-    return load_recipe("minibatch", given | {"train.batch_size": 32, "data.train_images": 200, "train.milestones": []})
+    return load_recipe("minibatch", fields | {"train.batch_size": 32, "data.train_images": 200, "train.milestones": []})
 
 
 @pytest.fixture(params=KINDS)
